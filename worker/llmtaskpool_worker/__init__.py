@@ -1,0 +1,1 @@
+"""The torch worker of llmtaskpool: prioritized queues, lanes and engines behind HTTP."""

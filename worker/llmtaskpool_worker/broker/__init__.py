@@ -1,0 +1,1 @@
+"""Brokers: what holds accepted tasks until a lane takes them."""

@@ -1,0 +1,160 @@
+"""What others may rely on: ports, routes, metric names and the state a worker reports.
+
+Pure: the operator imports this module, so it imports nothing but pydantic.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DATA_PORT = 8000
+CONTROL_PORT = 8001
+
+LIVEZ = "/livez"
+READYZ = "/readyz"
+METRICS = "/metrics"
+OPEN_ROUTES = frozenset({LIVEZ, READYZ, METRICS})
+"""The only routes that answer without a key when a key is set."""
+
+CONTROL_STATE = "/control/v1/state"
+CONTROL_THREADS = "/control/v1/threads"
+CONTROL_DRAIN = "/control/v1/drain"
+
+METRIC_WORK_ARRIVED = "llmtaskpool_work_arrived_seconds_total"
+METRIC_WORK_DONE = "llmtaskpool_work_done_seconds_total"
+METRIC_WORK_WAITING = "llmtaskpool_work_waiting_seconds"
+METRIC_TASKS_ACTIVE = "llmtaskpool_tasks_active"
+METRIC_TASKS_QUEUED = "llmtaskpool_tasks_queued"
+METRIC_THREADS = "llmtaskpool_threads"
+METRIC_VLLM_WAITING = "vllm:num_requests_waiting"
+METRIC_VLLM_RUNNING = "vllm:num_requests_running"
+METRIC_VLLM_KV_USAGE = "vllm:kv_cache_usage_perc"
+
+
+class LaneName(StrEnum):
+    """The lanes of a worker; each has its own threads, its own queue and its own limits."""
+
+    COMPUTE = "compute"
+    IO = "io"
+
+
+class Phase(StrEnum):
+    """Where a worker is in its life; only READY takes new tasks."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    DRAINED = "drained"
+    FAILED = "failed"
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class LaneState(_Message):
+    """One lane as it is now.
+
+    ``threads`` is N in force; ``threads_cap`` the most the worker finds useful (the knee of its
+    step-time curve, lowered by its latency guard, and what its memory holds).
+    """
+
+    threads: Count
+    threads_cap: Count
+    active: Count
+    queued: Count
+    queue_limit: Count
+    oldest_wait_seconds: Seconds = 0.0
+
+
+class GpuReading(_Message):
+    """One device as NVML tells it; a field NVML doesn't give is None and never 0."""
+
+    index: Count
+    name: str
+    utilization: Annotated[float, Field(ge=0, le=1)] | None = None
+    memory_used_bytes: Count | None = None
+    memory_total_bytes: Count | None = None
+    sharing: Literal["exclusive", "mig", "time-slicing"] | None = None
+
+
+class Work(_Message):
+    """Offered work in pod-seconds: seconds of one worker at its efficient batch size.
+
+    Counters start at 0 with the process. ``arrived`` counts at arrival, rejected tasks included.
+    """
+
+    arrived_seconds_total: Seconds = 0.0
+    done_seconds_total: Seconds = 0.0
+    waiting_seconds: Seconds = 0.0
+
+
+class Totals(_Message):
+    """Tasks since the process started, by how they ended."""
+
+    accepted: Count = 0
+    rejected: Count = 0
+    succeeded: Count = 0
+    failed: Count = 0
+    cancelled: Count = 0
+    expired: Count = 0
+
+
+class WorkerState(_Message):
+    """The answer of ``GET /control/v1/state``: all that the operator reads from a worker."""
+
+    schema_version: Literal[1] = 1
+    worker_id: str
+    started_at: float
+    observed_at: float
+    phase: Phase
+    threads_generation: Count = 0
+    lanes: dict[LaneName, LaneState]
+    work: Work = Work()
+    totals: Totals = Totals()
+    gpus: tuple[GpuReading, ...] = ()
+    models: tuple[str, ...] = ()
+    steps_total: Count = 0
+    rss_bytes: Count | None = None
+
+
+class ThreadsRequest(_Message):
+    """The body of ``PUT /control/v1/threads``: absolute N per lane, with the generation it is of.
+
+    A generation lower than the one observed is answered 409 and changes nothing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    generation: Count
+    threads: dict[LaneName, Annotated[int, Field(ge=1, le=4096)]]
+
+
+class ThreadsAnswer(_Message):
+    """What the worker has in force after a ThreadsRequest."""
+
+    generation: Count
+    threads: dict[LaneName, Count]
+
+
+class DrainRequest(_Message):
+    """The body of ``POST /control/v1/drain``: stop taking tasks, finish within the budget."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    budget_seconds: Annotated[float, Field(ge=0, le=86_400)] = 60.0
+
+
+class DrainAnswer(_Message):
+    """How far a drain is: what still runs and what still waits."""
+
+    phase: Phase
+    active: Count
+    queued: Count

@@ -1,0 +1,1 @@
+"""Engines: what runs tasks of one model in a child process."""

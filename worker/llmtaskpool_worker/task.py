@@ -1,0 +1,183 @@
+"""What a task is: its states, its request, its events and its result.
+
+Pure: no torch, no asyncio, no clock. Times are seconds of the caller's monotonic clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+from llmtaskpool_worker.contract import LaneName
+
+
+class TaskState(StrEnum):
+    """The states of a task. A task ends in exactly one of TERMINAL."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    """It waited in the queue beyond its deadline and was never started."""
+
+
+WAITING = frozenset({TaskState.QUEUED})
+IN_FLIGHT = frozenset({TaskState.RUNNING})
+TERMINAL = frozenset(
+    {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn; temperature 0 is greedy."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logprobs: int | None = None
+    """How many alternatives to report beside each drawn token; None reports no logprobs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Payload: continue ``prompt`` (token ids) by at most ``max_tokens`` tokens."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """Payload: embed one text, given as token ids."""
+
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Payload: call the registered handler of the task's kind with JSON arguments."""
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+Payload = Generate | Embed | Call
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRequest:
+    """What a client asks for.
+
+    ``weight`` is W of P = W / T (> 0, 1 is ordinary). ``timeout_seconds`` bounds the run,
+    ``queue_timeout_seconds`` the wait; None leaves the worker's own limit in force.
+    """
+
+    kind: str
+    payload: Payload
+    model: str | None = None
+    weight: float = 1.0
+    queue_timeout_seconds: float | None = None
+    timeout_seconds: float | None = None
+    idempotency_key: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One drawn token with its log-probability and the alternatives asked for."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """Event: text that became certain, with the tokens it came from."""
+
+    text: str
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """Event: the task is in a new state."""
+
+    state: TaskState
+    reason: str = ""
+
+
+TaskEvent = TextDelta | StateChanged
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Result of Generate."""
+
+    text: str
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Result of Embed: the vector as little-endian float32 bytes."""
+
+    vector: bytes
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """Result of Call: what the handler returned, JSON-able."""
+
+    value: Any
+
+
+Result = Generated | Embedded | Returned
+
+
+@dataclass(frozen=True, slots=True)
+class TaskError:
+    """Why a task failed: a code for programs, a sentence for people, nothing of our insides."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskView:
+    """A task as others may see it, at one moment."""
+
+    id: str
+    kind: str
+    lane: LaneName
+    model: str | None
+    state: TaskState
+    weight: float
+    load_seconds: float
+    """T of P = W / T: estimated thread-seconds."""
+    priority: float
+    submitted_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    attempts: int = 0
+    result: Result | None = None
+    error: TaskError | None = None
+    labels: dict[str, str] = field(default_factory=dict)
