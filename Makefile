@@ -1,0 +1,54 @@
+# What a newcomer types: `make demo`, then `make test`. Everything else is for developers.
+# uv is used from PATH when it is there, else installed into .tools (a private virtual environment).
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+
+PYTHON ?= python3
+UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
+RUN := $(UV) run --no-sync
+SYNC := $(UV) sync --locked --all-extras
+
+.PHONY: help install demo test check lint types contracts unit crd bench clean
+
+help: ## This list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.tools/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "llmtaskpool needs Python >= 3.11; '$(PYTHON)' is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv .tools
+	.tools/bin/python -m pip install --quiet 'uv>=0.9,<1'
+
+install: $(filter .tools/bin/uv,$(UV)) ## Install what is needed into .venv, from the lock file
+	$(SYNC)
+
+demo: install ## A pool on this machine does a burst of real, mixed work and says what it did
+	$(RUN) llmtaskpool local --demo
+
+test: install check unit ## Every check and every test (what CI runs)
+
+check: lint types contracts ## Static checks
+
+lint: ## ruff: rules and format
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+types: ## mypy, strict
+	$(RUN) mypy
+
+contracts: ## Who may import whom
+	$(RUN) lint-imports
+
+unit: ## All tests
+	$(RUN) pytest
+
+crd: ## Write crds/llmtaskpool.yaml anew from the model
+	$(RUN) llmtaskpool crd > crds/llmtaskpool.yaml
+
+bench: ## The benchmarks behind the README's tables
+	$(RUN) python benchmarks/engine.py
+	$(RUN) python benchmarks/scheduler.py
+	$(RUN) python benchmarks/control.py
+
+clean: ## Remove what the targets above installed here
+	rm -rf .venv .tools
