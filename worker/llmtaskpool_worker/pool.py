@@ -12,7 +12,9 @@ from llmtaskpool_worker.task import TaskEvent, TaskRequest, TaskView
 class Rejected(Exception):
     """A task was not accepted: nothing of it is kept.
 
-    ``code`` is one of queue_full, draining, starting, unknown_kind, unknown_model, invalid;
+    ``code`` is one of queue_full, draining, starting, unknown_kind, unknown_model, invalid,
+    model_failed (the model can't be loaded), idempotency_conflict (the key belongs to a task
+    with another body);
     ``retry_after_seconds`` is set where trying again later can help; ``field`` names the part
     of the request at fault, where one is.
     """

@@ -181,5 +181,8 @@ class Engine(Protocol):
     def events(self) -> AsyncIterator[EngineEvent]:
         """All events, in order; one consumer."""
 
+    def kill(self) -> None:
+        """End the engine process now, because it stalls: yields EngineDied and restarts."""
+
     async def stop(self, grace_seconds: float) -> None:
         """Ask it to stop, kill after ``grace_seconds``; returns when nothing is left running."""
