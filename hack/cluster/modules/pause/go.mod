@@ -1,0 +1,3 @@
+module llmtaskpool.io/hack/cluster/pause
+
+go 1.26.0

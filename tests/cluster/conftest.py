@@ -1,0 +1,139 @@
+"""Which Kubernetes the tests talk to, chosen in this order:
+
+1. `LLMTASKPOOL_TEST_KUBECONFIG`: a cluster that somebody else brought up;
+2. kind, when Docker runs and `kind` is on PATH;
+3. `KUBEBUILDER_ASSETS`, for tests that need only an API server;
+4. the rig (docs/rig.md), built by `make rig`.
+
+Tests that break the cluster (kill etcd, freeze the API server) always bring up a rig of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import rig
+import yaml
+from kubernetes import client, config
+from rig.commands import kubebuilder_programs
+
+ROOT = Path(__file__).parents[2]
+CRD_FILE = ROOT / "crds" / "llmtaskpool.yaml"
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A cluster to test on: `api` is the official client's, for CustomObjectsApi(api) and such."""
+
+    kubeconfig: Path
+    api: client.ApiClient
+
+
+def connected(kubeconfig: Path) -> Cluster:
+    return Cluster(kubeconfig, config.new_client_from_config(str(kubeconfig)))
+
+
+def wait_for(what: str, look: Callable[[], Found], within: float = 20.0) -> Found:
+    """What `look` returns once it is truthy; fails with `what` after `within` seconds."""
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        if found := look():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"not within {within:.0f} s: {what}")
+
+
+def docker_runs() -> bool:
+    if shutil.which("docker") is None or shutil.which("kind") is None:
+        return False
+    asked = subprocess.run(["docker", "info"], capture_output=True, timeout=30, check=False)
+    return asked.returncode == 0
+
+
+def kind_cluster(folder: Path) -> Iterator[Path]:
+    name = f"llmtaskpool-{uuid.uuid4().hex[:8]}"
+    kubeconfig = folder / "kind.kubeconfig"
+    create = ["kind", "create", "cluster", "--name", name, "--kubeconfig", str(kubeconfig)]
+    layout = ROOT / "tests" / "e2e" / "kind.yaml"
+    create += ["--config", str(layout)] if layout.exists() else []
+    try:
+        subprocess.run([*create, "--wait", "120s"], check=True)
+        yield kubeconfig
+    finally:
+        subprocess.run(["kind", "delete", "cluster", "--name", name], check=True)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster with controllers: Deployments get their ReplicaSets and Pods."""
+    if named := os.environ.get("LLMTASKPOOL_TEST_KUBECONFIG"):
+        yield connected(Path(named))
+    elif docker_runs():
+        for kubeconfig in kind_cluster(tmp_path_factory.mktemp("kind")):
+            yield connected(kubeconfig)
+    else:
+        with rig.control_plane(tmp_path_factory.mktemp("rig") / "state") as plane:
+            yield connected(plane.kubeconfig)
+
+
+@pytest.fixture(scope="session")
+def api_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    """An API server, perhaps without controllers: enough for CRDs and RBAC."""
+    chosen = os.environ.get("LLMTASKPOOL_TEST_KUBECONFIG") or docker_runs()
+    programs = None if chosen else kubebuilder_programs()
+    if programs is None:
+        yield request.getfixturevalue("cluster")
+        return
+    options = rig.Options(controllers=False)
+    folder = tmp_path_factory.mktemp("kubebuilder") / "state"
+    with rig.control_plane(folder, options, programs=programs) as plane:
+        yield connected(plane.kubeconfig)
+
+
+@pytest.fixture
+def own_control_plane(tmp_path: Path) -> Iterator[rig.ControlPlane]:
+    """A control plane of this test alone, to kill, freeze and start again."""
+    with rig.control_plane(tmp_path / "state") as plane:
+        yield plane
+
+
+@pytest.fixture
+def namespace(cluster: Cluster) -> Iterator[str]:
+    """A namespace of this test alone."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    core = client.CoreV1Api(cluster.api)
+    core.create_namespace({"metadata": {"name": name}})
+    yield name
+    core.delete_namespace(name)
+
+
+@pytest.fixture(scope="session")
+def crd(api_server: Cluster) -> dict[str, Any]:
+    """The committed CRD, established on the API server."""
+    body: dict[str, Any] = yaml.safe_load(CRD_FILE.read_text())
+    api = client.ApiextensionsV1Api(api_server.api)
+    name = body["metadata"]["name"]
+    present = [item.metadata.name for item in api.list_custom_resource_definition().items]
+    if name not in present:
+        api.create_custom_resource_definition(body)
+    else:
+        api.patch_custom_resource_definition(name, body)
+
+    def established() -> bool:
+        conditions = api.read_custom_resource_definition(name).status.conditions or []
+        return any(c.type == "Established" and c.status == "True" for c in conditions)
+
+    wait_for(f"{name} established", established)
+    return body
