@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rig import processes, state
+from rig import cgroups, network, processes, state
 
 
 def take_down(folder: Path) -> list[str]:
@@ -17,7 +17,12 @@ def take_down(folder: Path) -> list[str]:
     if found := processes.members(folder):
         processes.end(folder)
         removed.append(f"{len(found)} processes")
+    if (count := cgroups.remove(folder)) > 0:
+        removed.append(f"the cgroup in {count} hierarchies")
     record = state.read(folder)
+    if record is not None and record.slot is not None:
+        network.wait_gone(record.slot)
+        removed.append(f"the network {network.Network(record.slot).whole}")
     if record is not None:
         state.discard(folder)
         removed.append(str(folder))
