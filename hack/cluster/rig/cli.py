@@ -140,19 +140,25 @@ def status(state_dir: StateOption, output: OutputOption = Output.TEXT) -> None:
     """What runs, in one table. Exit code 1 when nothing does."""
     folder = state_dir.expanduser().resolve()
     record = state.read(folder)
-    found = processes.members(folder)
+    found = [m for m in processes.members(folder) if m.program not in processes.WRAPPERS]
     if output is Output.JSON:
         rows = [
-            {"role": m.role, "pid": m.pid, "state": m.state, "residentBytes": m.resident}
+            {
+                "role": m.role,
+                "program": m.program,
+                "pid": m.pid,
+                "state": m.state,
+                "residentBytes": m.resident,
+            }
             for m in found
         ]
         server = record.server if record else None
         _out.print_json(json.dumps({"state": str(folder), "server": server, "processes": rows}))
     else:
-        table = Table("role", "pid", "state", "memory", title=_title(folder, record))
+        table = Table("role", "program", "pid", "state", "memory", title=_title(folder, record))
         for member in found:
             memory = f"{member.resident / 2**20:.0f} MiB"
-            table.add_row(member.role, str(member.pid), member.state, memory)
+            table.add_row(member.role, member.program, str(member.pid), member.state, memory)
         _out.print(table)
     if not found:
         raise typer.Exit(1)

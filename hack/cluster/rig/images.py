@@ -49,7 +49,7 @@ def sandbox_archive(pause: Path, target: Path) -> Path:
 
 
 def load(archive: Path, ctr: Path, enter: Sequence[str]) -> list[str]:
-    """Import a docker or OCI archive into the node; returns what ctr says was unpacked."""
+    """Import a docker or OCI archive into the node; returns the images' names."""
     command = [*enter, str(ctr), "--address", str(SOCKET), "--namespace", "k8s.io"]
     try:
         source = archive.open("rb")
@@ -68,4 +68,4 @@ def load(archive: Path, ctr: Path, enter: Sequence[str]) -> list[str]:
             f"{archive} could not be loaded: {done.stderr.strip()[-300:]}",
             "it must be a docker or OCI archive (`docker save`, `buildah push X oci-archive:F`)",
         )
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    return [line.split()[0] for line in done.stdout.splitlines() if line.rstrip().endswith("saved")]

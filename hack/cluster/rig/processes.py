@@ -18,6 +18,7 @@ from rig.errors import RigError
 
 CLUSTER = "LLMTASKPOOL_RIG_MEMBER"
 ROLE = "LLMTASKPOOL_RIG_ROLE"
+WRAPPERS = frozenset({"unshare", "nsenter", "setpriv"})  # they only wait for what they started
 END_WITHIN = 10.0
 
 
@@ -27,6 +28,7 @@ class Member:
 
     pid: int
     role: str
+    program: str
     state: str
     resident: int
 
@@ -56,6 +58,7 @@ def _member(entry: Path, state: Path) -> Member | None:
     return Member(
         pid=int(entry.name),
         role=role.removeprefix(prefix).decode(),
+        program=fields["Name"].strip(),
         state=fields["State"].split()[0],
         resident=int(fields.get("VmRSS", "0 kB").split()[0]) * 1024,
     )
@@ -84,13 +87,30 @@ def end(state: Path) -> None:
     Raises RigError when one outlives SIGKILL.
     """
     deadline = time.monotonic() + END_WITHIN
+    killed: set[int] = set()
     while left := members(state):
         for member in left:
             _signal(member.pid, signal.SIGKILL)
-        if time.monotonic() > deadline:
-            names = ", ".join(f"{member.role} ({member.pid})" for member in left)
-            raise RigError(f"still alive after SIGKILL: {names}", "look at their /proc/PID/stack")
-        time.sleep(0.02)
+            killed.add(member.pid)
+        _wait_or_raise(deadline, [f"{member.role} ({member.pid})" for member in left])
+    # One that is on its way out has no environment any more, and yet holds its namespaces.
+    while leaving := [str(pid) for pid in killed if _is_leaving(pid)]:
+        _wait_or_raise(deadline, leaving)
+
+
+def _is_leaving(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def _wait_or_raise(deadline: float, names: Sequence[str]) -> None:
+    if time.monotonic() > deadline:
+        raise RigError(
+            f"still alive after SIGKILL: {', '.join(names)}", "look at their /proc/PID/stack"
+        )
+    time.sleep(0.02)
 
 
 class Processes:
