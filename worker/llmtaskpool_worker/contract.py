@@ -123,6 +123,8 @@ class WorkerState(_Message):
     models: tuple[str, ...] = ()
     steps_total: Count = 0
     rss_bytes: Count | None = None
+    kv_cache_usage: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The fullest engine's share of KV cache tokens in use; None where no engine has one."""
 
 
 class ThreadsRequest(_Message):

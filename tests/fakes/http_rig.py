@@ -1,0 +1,191 @@
+"""A worker's HTTP servers on free ports, in a thread of their own, over any TaskPool."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fakes.fake_pool import FakePool
+from llmtaskpool_worker.catalog import Catalog, Model
+from llmtaskpool_worker.metrics import Metrics
+from llmtaskpool_worker.server import Clocks, HttpServer, control_app, data_app, keys_of
+from llmtaskpool_worker.settings import Settings
+
+DEADLINE_SECONDS = 20.0
+KEY = "data-key"
+TOKEN = "control-token"  # noqa: S105  a test's
+
+
+class LetterCodec:
+    """One token per letter: its code point."""
+
+    def encode(self, text):
+        return [ord(letter) for letter in text]
+
+    def encode_chat(self, messages):
+        return self.encode("".join(f"{m['role'][0]}:{m['content']}\n" for m in messages))
+
+    def token_bytes(self, token):
+        return chr(token).encode("utf-8", "replace")
+
+
+def models() -> list[Model]:
+    codec = LetterCodec()
+    return [
+        Model("echo", "generate", 1, codec, 256, 0x110000, longest_token=16),
+        Model("vectors", "embed", 1, codec, 256, 0x110000, dimensions=3, longest_token=16),
+    ]
+
+
+def wait_until(true: Callable[[], bool], what: str, seconds: float = DEADLINE_SECONDS) -> None:
+    """Return once ``true()``; fail when that takes longer than ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.005)
+
+
+class Rig:
+    """Two listening servers and the pool behind them."""
+
+    def __init__(self, loop, pool, data_port, control_port, metrics, catalog):
+        self.loop = loop
+        self.pool = pool
+        self.port = data_port
+        self.control_port = control_port
+        self.metrics = metrics
+        self.catalog = catalog
+        self.url = f"http://127.0.0.1:{data_port}"
+        self.control_url = f"http://127.0.0.1:{control_port}"
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function in the servers' loop and return what it returns."""
+
+        async def run():
+            return function(*arguments)
+
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(DEADLINE_SECONDS)
+
+    def client(self, **options) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=DEADLINE_SECONDS, **options)
+
+    def post(self, path: str, body: Any = None, **options) -> httpx.Response:
+        with self.client() as client:
+            return client.post(path, json=body, **options)
+
+    def get(self, path: str, **options) -> httpx.Response:
+        with self.client() as client:
+            return client.get(path, **options)
+
+    def control(self, method: str, path: str, **options) -> httpx.Response:
+        with httpx.Client(base_url=self.control_url, timeout=DEADLINE_SECONDS) as client:
+            return client.request(method, path, **options)
+
+    def connect(self) -> socket.socket:
+        made = socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_SECONDS)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return made
+
+    def raw(self, request: bytes) -> tuple[int, dict[str, str], Any]:
+        """Send bytes as they are; status, headers and the JSON body of the answer."""
+        with closing(self.connect()) as made:
+            made.sendall(request)
+            return read_answer(made)
+
+    def held(self) -> int:
+        return self.call(self.pool.held)
+
+
+def read_answer(made: socket.socket) -> tuple[int, dict[str, str], Any]:
+    """One answer with a content-length from a socket."""
+    stream = made.makefile("rb")
+    status = int(stream.readline().split()[1])
+    headers = {}
+    while line := stream.readline().strip():
+        name, _, value = line.decode().partition(":")
+        headers[name.lower()] = value.strip()
+    body = stream.read(int(headers["content-length"]))
+    return status, headers, json.loads(body)
+
+
+def request_bytes(path: str, body: Any, *, headers: str = "") -> bytes:
+    """A POST with a JSON body, as bytes."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        f"{headers}content-length: {len(data)}\r\n\r\n"
+    )
+    return head.encode() + data
+
+
+@contextmanager
+def serving(make_pool=FakePool, *, keys=(), tokens=(), key_file: Path | None = None, **chosen):
+    """A Rig over ``make_pool(clock)``; ``chosen`` are settings."""
+    settings = Settings(
+        port=0,
+        control_port=0,
+        api_keys=keys,
+        control_tokens=tokens,
+        api_keys_file=key_file,
+        **chosen,
+    )
+    clocks = Clocks(time.monotonic, time.time)
+    started: list[Rig | BaseException] = []
+    ready = threading.Event()
+    holder: dict[str, Any] = {}
+
+    async def main():
+        holder["loop"] = asyncio.get_running_loop()
+        holder["stop"] = asyncio.Event()
+        pool = make_pool(clocks.monotonic)
+        catalog = Catalog(models())
+        metrics = Metrics(pool.state)
+        data_keys, control_keys = keys_of(settings, clocks.monotonic)
+        limits = settings.http_limits()
+        data = HttpServer(
+            data_app(pool, catalog, metrics, data_keys, settings, clocks),
+            settings.host,
+            0,
+            limits,
+            settings.keep_alive_seconds,
+        )
+        control = HttpServer(
+            control_app(pool, control_keys, settings),
+            settings.control_host,
+            0,
+            limits,
+            settings.keep_alive_seconds,
+        )
+        ports = await data.start(), await control.start()
+        started.append(Rig(holder["loop"], pool, *ports, metrics, catalog))
+        ready.set()
+        await holder["stop"].wait()
+        await asyncio.gather(data.stop(), control.stop())
+
+    def run():
+        try:
+            asyncio.run(main())
+        except BaseException as error:
+            started.append(error)
+            ready.set()
+            raise
+
+    thread = threading.Thread(target=run, name="http-rig", daemon=True)
+    thread.start()
+    assert ready.wait(DEADLINE_SECONDS), "the servers did not start"
+    if isinstance(started[0], BaseException):
+        raise started[0]
+    try:
+        yield started[0]
+    finally:
+        holder["loop"].call_soon_threadsafe(holder["stop"].set)
+        thread.join(DEADLINE_SECONDS)
+        assert not thread.is_alive(), "the servers did not stop"

@@ -1,0 +1,123 @@
+"""How answers are sent: JSON, server-sent events, and work given up when its client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+T = TypeVar("T")
+
+COMMENT = b": still here\n\n"
+
+
+class ClientLeft(Exception):
+    """The client disconnected before its answer was complete: there is nobody to answer."""
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``; when the client leaves first, ``work`` is cancelled.
+
+    Raises:
+        ClientLeft: the client disconnected.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_until_disconnect(receive))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientLeft
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def encode(value: Any) -> bytes:
+    """JSON in UTF-8, in one line."""
+    return msgspec.json.encode(value)
+
+
+def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A JSON answer."""
+    return Response(encode(value), status, headers, media_type="application/json")
+
+
+def event(data: bytes, *, name: str | None = None, number: int | None = None) -> bytes:
+    """One server-sent event; ``data`` is one line."""
+    head = b""
+    if number is not None:
+        head += b"id: %d\n" % number
+    if name is not None:
+        head += b"event: %s\n" % name.encode("ascii")
+    return head + b"data: " + data + b"\n\n"
+
+
+class EventStream(Response):
+    """Sends frames as they come, a comment when none came for ``heartbeat_seconds``.
+
+    ``on_close`` is called once in the end, however it ends; when the client leaves, at once.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        frames: AsyncIterator[bytes],
+        *,
+        heartbeat_seconds: float,
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
+        # No buffering in proxies: nginx honours x-accel-buffering.
+        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._frames = frames
+        self._heartbeat_seconds = heartbeat_seconds
+        self._on_close = on_close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Send it all."""
+        try:
+            await while_connected(receive, self._send_all(send))
+        finally:
+            self._on_close()
+
+    async def _send_all(self, send: Send) -> None:
+        await send(
+            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        )
+        loop = asyncio.get_running_loop()
+        sent_at = loop.time()
+
+        async def beat() -> None:
+            while True:
+                await asyncio.sleep(max(0.01, sent_at + self._heartbeat_seconds - loop.time()))
+                if loop.time() - sent_at >= self._heartbeat_seconds:
+                    await send({"type": "http.response.body", "body": COMMENT, "more_body": True})
+                    note()
+
+        def note() -> None:
+            nonlocal sent_at
+            sent_at = loop.time()
+
+        beating = asyncio.ensure_future(beat())
+        try:
+            async for frame in self._frames:
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
+                note()
+        finally:
+            beating.cancel()
+            aclose = getattr(self._frames, "aclose", None)
+            if aclose is not None:
+                await aclose()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
