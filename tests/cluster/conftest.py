@@ -102,10 +102,14 @@ def api_server(
         yield connected(plane.kubeconfig)
 
 
-@pytest.fixture
-def own_control_plane(tmp_path: Path) -> Iterator[rig.ControlPlane]:
-    """A control plane of this test alone, to kill, freeze and start again."""
-    with rig.control_plane(tmp_path / "state") as plane:
+@pytest.fixture(scope="module")
+def own_control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[rig.ControlPlane]:
+    """A control plane of one test file alone, to kill, freeze and start again; with an audit log.
+
+    Each test leaves it running as it found it.
+    """
+    options = rig.Options(audit=True)
+    with rig.control_plane(tmp_path_factory.mktemp("own") / "state", options) as plane:
         yield plane
 
 

@@ -63,10 +63,11 @@ def build(binaries: Iterable[Binary], cache: Path, say: Callable[[str], None]) -
 
 
 def fetch_packages(cache: Path, *, node: bool) -> None:
-    """Unpack what comes from Debian, so that `up` needs no network."""
+    """Get what comes from Debian, so that `up` needs no network."""
     debian.etcd(cache)
     if node:
         debian.cni_plugins(cache)
+        debian.require_nft()
 
 
 @contextmanager

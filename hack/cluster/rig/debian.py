@@ -6,6 +6,7 @@ installed: that needs no root, starts no service and leaves the system as it was
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -35,13 +36,10 @@ def _download(package: str, folder: Path) -> None:
             )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        done = subprocess.run(  # noqa: S603 (apt-get with a package name of ours)
-            ["apt-get", "download", package],  # noqa: S607 (found on PATH above)
-            cwd=scratch,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = _apt_get("download", package, folder=Path(scratch))
+        if done.returncode != 0 and os.geteuid() == 0:  # perhaps only its lists are missing or old
+            _apt_get("update")
+            done = _apt_get("download", package, folder=Path(scratch))
         archives = sorted(Path(scratch).glob("*.deb"))
         if done.returncode != 0 or not archives:
             raise RigError(
@@ -49,8 +47,29 @@ def _download(package: str, folder: Path) -> None:
                 "run `apt-get update` as root once, then try again",
             )
         tree = Path(scratch) / "tree"
-        subprocess.run(["dpkg-deb", "-x", str(archives[0]), str(tree)], check=True)  # noqa: S603, S607 (as above)
+        subprocess.run(["dpkg-deb", "-x", str(archives[0]), str(tree)], check=True)  # noqa: S603, S607 (found on PATH above)
         tree.rename(folder)
+
+
+def _apt_get(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 (apt-get with our own arguments)
+        ["apt-get", *arguments],  # noqa: S607 (found on PATH by the caller)
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def require_nft() -> None:
+    """Have `nft` on PATH, which kube-proxy calls: as root it is installed, else a RigError."""
+    if shutil.which("nft"):
+        return
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        _apt_get("update")
+        _apt_get("install", "--yes", "--no-install-recommends", "nftables")
+    if shutil.which("nft") is None:
+        raise RigError("nft is not here", "run `apt-get install nftables` as root")
 
 
 def etcd(cache: Path) -> Path:

@@ -83,8 +83,8 @@ def _ip(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def require_tools() -> None:
-    """Raise a RigError when iproute2 or nft is missing."""
-    for tool, package in (("ip", "iproute2"), ("nft", "nftables")):
+    """Raise a RigError when iproute2 or util-linux's namespace tools are missing."""
+    for tool, package in (("ip", "iproute2"), ("unshare", "util-linux"), ("nsenter", "util-linux")):
         if shutil.which(tool) is None:
             raise RigError(f"{tool} is not here", f"run `apt-get install {package}` as root")
 
