@@ -1,287 +1,390 @@
-"""The equation that sizes the pool, for threads and for replicas alike. Pure.
+"""The control law: how many threads or replicas a pool should have, and why.
 
-    N_new = N + α (U − U_target),  U = demand / N
+One equation, two instances (source: the article "thread management for LLMs in multi-task AI
+systems"; the measured form is described in docs/law.md)::
 
-``demand`` is offered work in units of N: threads' worth for a lane, pods' worth for a pool,
-waiting work included, so U may exceed 1. With ``α = Auto``, α = N / U_target and the equation is
-N_new = demand / U_target: deadbeat for any start-up delay, as long as N counts what was asked for
-and not only what is ready (docs/law.md). A number for α gives the literal law; then the fraction
-is carried from tick to tick, because rounding it away each tick would stall the law.
+    N_new = N + alpha (U - U_target)        U = (running + waiting) / (kappa N)
 
-Source of the equation: the article "thread management for LLMs in multi-task AI systems".
-Windows and step limits are those of Kubernetes' HorizontalPodAutoscaler (`behavior`).
+* replicas: ``running`` is the work that arrived per second (lambda) and ``waiting`` the backlog
+  over its drain time (B / T_d), both in pod-seconds per second; N counts starting pods.
+* threads, per pod and lane: ``running`` is the slots in use, ``waiting`` this pod's share of
+  the queue.
+
+Pure: time is the argument ``now`` (seconds of any clock that goes forward and is the same from
+call to call).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Literal
+from math import ceil, floor, isfinite
+from typing import Any, Literal
 
-Sample = tuple[float, int]
-"""(time in seconds, number of replicas or threads)."""
+BELIEVABLE = 1e12
+"""A demand above this is a fault of the sample and not a load."""
+_EPSILON = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """The measured defaults (docs/law.md says how each was found). Times are in seconds."""
+
+    target: float = 0.9
+    averaging_seconds: float = 30.0
+    hold_seconds: float = 300.0
+    period_seconds: float = 5.0
+    tolerance: float = 0.1
+    stale_seconds: float = 30.0
+    shortest_drain_seconds: float = 60.0
+    trim_gain: float = 0.05
+    thread_target: float = 0.8
+    thread_floor: int = 4
+    thread_decay_percent: float = 2.0
+    thread_period_seconds: float = 1.0
+
+
+DEFAULTS = Defaults()
+
+
+def backlog_drain_seconds(ttft_slo_seconds: float) -> float:
+    """T_d = max(60 s, 4 x TTFT SLO): the time within which a backlog should be worked off."""
+    return max(DEFAULTS.shortest_drain_seconds, 4.0 * ttft_slo_seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class StepLimit:
-    """At most ``value`` pods (or percent of N) of change within ``period_seconds``."""
+    """At most ``value`` pods (or per cent of N) of change per ``period_seconds``, as in HPA."""
 
-    kind: Literal["Pods", "Percent"]
+    type: Literal["Pods", "Percent"]
     value: float
     period_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Direction:
-    """How fast the law may move one way; no step limits means at once."""
+    """What a change in one direction has to wait for and how large a step may be, as in HPA.
 
-    stabilization_window_seconds: float = 0.0
-    policies: tuple[StepLimit, ...] = ()
-    select_policy: Literal["Max", "Min", "Disabled"] = "Max"
+    A change waits until it was wanted for the whole window without a break, and then goes only
+    as far as every moment of the window wanted.
+    """
+
+    stabilization_seconds: float = 0.0
+    limits: tuple[StepLimit, ...] = ()
+    select: Literal["Max", "Min", "Disabled"] = "Max"
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What a user sets. ``alpha`` None is Auto; ``tolerance`` is in units of N."""
+    """The settings of one law. ``alpha`` None means Auto: alpha = N / U_target.
+
+    ``tolerance`` is in units of N. ``settle`` keeps a fall from going below N = demand / target,
+    where it would have to be taken back; without it the equation is followed to the letter.
+    """
 
     minimum: int = 1
     maximum: int = 10
-    target: float = 0.9
+    target: float = DEFAULTS.target
     alpha: float | None = None
-    tolerance: float = 0.1
-    scale_up: Direction = Direction()
-    scale_down: Direction = Direction(stabilization_window_seconds=300.0)
-    unit: str = "replicas"
+    tolerance: float = DEFAULTS.tolerance
+    up: Direction = Direction()
+    down: Direction = Direction(DEFAULTS.hold_seconds)
+    stale_seconds: float = DEFAULTS.stale_seconds
+    trim_gain: float = DEFAULTS.trim_gain
+    settle: bool = True
+    unit: Literal["replicas", "threads"] = "replicas"
 
 
-REPLICAS = Policy()
-"""Defaults for replicas: measured on real traces, see docs/control.md."""
-
-THREADS = Policy(
-    minimum=1,
-    maximum=256,
-    target=0.8,
-    scale_down=Direction(policies=(StepLimit("Percent", 2.0, 1.0),)),
+THREAD_POLICY = Policy(
+    minimum=DEFAULTS.thread_floor,
+    maximum=4096,
+    target=DEFAULTS.thread_target,
+    down=Direction(limits=(StepLimit("Percent", DEFAULTS.thread_decay_percent, 1.0),)),
     unit="threads",
 )
-"""Defaults for the threads of a lane: up at once, down by 2 % (at least one) a second."""
+"""The thread law's instance, decided once per second for each pod and lane."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What is so now. ``demand`` None means that nobody answered.
+    """What one decision sees; ``current`` is N as asked for, starting ones counted.
 
-    ``current`` is the N that was asked for, starting ones included. ``complete`` is False when
-    some ready pod did not report: a missing pod can only lower the demand, so growing is safe.
+    ``complete`` says that everyone who should have reported did. ``cap`` is a bound found at
+    run time (the knee of a worker). ``saturated_rate`` is the work done per ready pod-second
+    while every pod was saturated, None when they were not: it trims kappa.
     """
 
     current: int
-    demand: float | None
+    running: float | None
+    waiting: float = 0.0
     complete: bool = True
+    age_seconds: float = 0.0
+    cap: int | None = None
+    saturated_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the law carries from tick to tick; plain data, so that it can be stored."""
+    """What a law carries from one decision to the next: a few numbers, JSON-able.
+
+    ``carried`` is the real-valued N (with its fraction) of a numeric alpha. ``pending`` is the
+    change that waits for its window since ``pending_since``. ``changes`` are (time, step) pairs
+    within the longest step-limit period.
+    """
 
     carried: float | None = None
-    highs: tuple[Sample, ...] = ()
-    """Recommendations that the scale-down window still has to honour, falling in value."""
-    lows: tuple[Sample, ...] = ()
-    """Recommendations that the scale-up window still has to honour, rising in value."""
-    changes: tuple[Sample, ...] = ()
-    """Changes of N made within the longest period of the step limits."""
+    pending: int | None = None
+    pending_since: float = 0.0
+    kappa: float = 1.0
+    changes: tuple[tuple[float, int], ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The memory as plain JSON values."""
+        return {
+            "carried": self.carried,
+            "pending": self.pending,
+            "pendingSince": self.pending_since,
+            "kappa": self.kappa,
+            "changes": [list(change) for change in self.changes],
+        }
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Memory:
+        """The memory from ``as_dict``; a value that can't be one is dropped, not believed."""
+        carried, since = _number(raw.get("carried")), _number(raw.get("pendingSince"))
+        pending, kappa = _number(raw.get("pending")), _number(raw.get("kappa"))
+        changes = raw.get("changes")
+        return cls(
+            carried=carried,
+            pending=int(pending) if pending is not None and since is not None else None,
+            pending_since=since or 0.0,
+            kappa=min(max(kappa, 0.5), 1.5) if kappa is not None else 1.0,
+            changes=tuple(
+                (float(change[0]), int(change[1]))
+                for change in (changes if isinstance(changes, list | tuple) else ())
+                if isinstance(change, list | tuple)
+                and len(change) == 2
+                and all(_number(part) is not None for part in change)
+            ),
+        )
 
 
 class Bound(StrEnum):
-    """What kept the law from what the equation asked for."""
+    """What held a decision back from the equation's own value (HPA's words where it has one)."""
 
-    NONE = "None"
+    NONE = "DesiredWithinRange"
+    MINIMUM = "TooFewReplicas"
+    MAXIMUM = "TooManyReplicas"
+    STABILIZED = "Stabilized"
+    STEP = "StepLimit"
+    DISABLED = "DirectionDisabled"
+    INCOMPLETE = "IncompleteData"
     NO_DATA = "NoData"
-    INCOMPLETE_DATA = "IncompleteData"
-    MINIMUM = "Minimum"
-    MAXIMUM = "Maximum"
-    STABILIZATION = "Stabilization"
-    STEP_LIMIT = "StepLimit"
+    WAKE = "WakeFromZero"
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do, from what, and why. ``exact`` is N_new before any bound."""
+    """What the law wants and everything that went into it.
 
-    current: int
+    ``exact`` is the equation's unclamped N_new (None without data), ``wanted`` the same as a
+    whole number before windows and limits, ``bound`` what held it back, ``wait_seconds`` how
+    long a held change still has to wait, ``ignored`` the inputs that were not believed.
+    """
+
+    at: float
+    policy: Policy
+    observed: Observed
     desired: int
-    utilization: float | None
-    target: float
-    alpha: float | None
+    wanted: int
     exact: float | None
+    utilization: float | None
+    alpha: float | None
+    kappa: float
     bound: Bound
-    reason: str
+    wait_seconds: float = 0.0
+    ignored: tuple[str, ...] = ()
 
     @property
-    def moves(self) -> bool:
-        """Whether N changes."""
-        return self.desired != self.current
+    def current(self) -> int:
+        """N before the decision."""
+        return self.observed.current
 
+    @property
+    def reason(self) -> str:
+        """One line for people (made when read: most decisions of a simulation are not)."""
+        from llmtaskpool_operator.reasons import reason_of  # it imports this module
 
-def equation(n: float, alpha: float, utilization: float, target: float) -> float:
-    """``N_new = N + α (U − U_target)``."""
-    return n + alpha * (utilization - target)
+        return reason_of(self)
 
 
 def decide(
     policy: Policy, observed: Observed, memory: Memory, now: float
 ) -> tuple[Decision, Memory]:
-    """One tick of the law at time ``now`` (seconds, any monotonic origin)."""
-    n, demand = observed.current, observed.demand
-    if demand is None or not math.isfinite(demand) or demand < 0:
-        return _hold(policy, observed, memory, now)
-    utilization = demand / n if n else None
-    alpha = policy.alpha if policy.alpha is not None else n / policy.target
-    if utilization is None:
-        exact = min(demand, 1.0) if policy.minimum == 0 else float(policy.minimum)
-        wanted = math.ceil(exact)  # U is undefined at N = 0: the first arrival wakes one
-    else:
-        exact = equation(_start(policy, n, memory), alpha, utilization, policy.target)
-        wanted = math.ceil(min(exact, policy.maximum + 1.0) - policy.tolerance)
-    bounded = min(max(wanted, policy.minimum), policy.maximum)
-    memory = _remember(policy, memory, n, bounded, now)
-    steady = max(min(n, memory.highs[0][1]), memory.lows[0][1])
-    limited = _within_step_limits(policy, n, steady, memory.changes, now)
-    if limited < n and not observed.complete and n <= policy.maximum:
-        limited, bound = n, Bound.INCOMPLETE_DATA
-    else:
-        bound = _bound(wanted, bounded, steady, limited)
-    memory = replace(
-        memory,
-        carried=_carry(policy, exact, limited),
-        changes=(*memory.changes, (now, limited - n)) if limited != n else memory.changes,
-    )
-    reason = _reason(policy, n, limited, utilization, demand, wanted, bound)
-    decision = Decision(n, limited, utilization, policy.target, alpha, exact, bound, reason)
-    return decision, memory
+    """The next N and why. Never raises for odd numbers: they are ignored and named.
 
-
-def _start(policy: Policy, n: int, memory: Memory) -> float:
-    """Where the equation starts: N, or with a fixed α the real-valued N carried so far."""
-    if policy.alpha is None or memory.carried is None or math.ceil(memory.carried - 1) > n:
-        return float(n)
-    return memory.carried if memory.carried > n - 1 else float(n)
-
-
-def _carry(policy: Policy, exact: float, desired: int) -> float | None:
-    """The fraction to keep. Held within [min, max] and above desired - 0.9, or a fall that is
-    being held (or a bound) would wind it up and the next rise would come late."""
-    if policy.alpha is None:
-        return None
-    low = max(float(policy.minimum), desired - 0.9)
-    return min(max(exact, low), float(policy.maximum), desired + policy.tolerance)
-
-
-def _hold(
-    policy: Policy, observed: Observed, memory: Memory, now: float
-) -> tuple[Decision, Memory]:
-    """No usable demand: N stays, within its bounds, and the scale-down window starts anew."""
-    n, demand = observed.current, observed.demand
-    desired = min(max(n, policy.minimum), policy.maximum)
-    why = "no metrics" if demand is None else f"demand {demand} is not a finite number >= 0"
-    memory = _remember(policy, memory, n, desired, now)
-    reason = f"{_step(policy, n, desired)}: {why}, holding"
-    return Decision(n, desired, None, policy.target, None, None, Bound.NO_DATA, reason), memory
-
-
-def _remember(policy: Policy, memory: Memory, n: int, wanted: int, now: float) -> Memory:
-    """Memory with this tick's recommendation, without what no window asks for any more.
-
-    An empty memory (a new pool, a restarted operator) starts with N itself, so that nobody
-    shrinks before a whole window was seen.
+    Holds N without believable data; bounds apply at once and always; a fall needs complete data.
     """
-    period = max(
-        (p.period_seconds for p in (*policy.scale_up.policies, *policy.scale_down.policies)),
-        default=0.0,
-    )
-    up, down = policy.scale_up, policy.scale_down
-    highs, lows = memory.highs or ((now, n),), memory.lows or ((now, n),)
-    since_down, since_up = (
-        now - down.stabilization_window_seconds,
-        now - up.stabilization_window_seconds,
-    )
-    highs = (*(s for s in highs if s[0] > since_down and s[1] > wanted), (now, wanted))
-    lows = (*(s for s in lows if s[0] > since_up and s[1] < wanted), (now, wanted))
-    changes = tuple(s for s in memory.changes if s[0] > now - period)
-    return Memory(memory.carried, highs, lows, changes)
-
-
-def _within_step_limits(
-    policy: Policy, n: int, wanted: int, changes: Iterable[Sample], now: float
-) -> int:
-    """``wanted`` brought within what the direction's step limits still allow, as HPA counts."""
-    up = wanted > n
-    direction = policy.scale_up if up else policy.scale_down
-    if wanted == n or direction.select_policy == "Disabled":
-        return n
-    if not direction.policies:
-        return wanted
-    choose = max if (direction.select_policy == "Max") == up else min
-    return (min if up else max)(
-        wanted, choose(_reach(p, n, up, changes, now) for p in direction.policies)
-    )
-
-
-def _reach(limit: StepLimit, n: int, up: bool, changes: Iterable[Sample], now: float) -> int:
-    """The furthest N that one step limit allows now: counted from N at the period's start."""
-    recent = sum(d for t, d in changes if t > now - limit.period_seconds and (d > 0) == up)
-    start = n - recent
-    if limit.kind == "Pods":
-        return max(n, int(start + limit.value)) if up else min(n, int(start - limit.value))
-    if up:
-        return max(n, math.ceil(start * (1 + limit.value / 100)))
-    return min(n, math.floor(start * (1 - limit.value / 100)))
-
-
-def _bound(wanted: int, bounded: int, steady: int, limited: int) -> Bound:
-    """The last thing that changed what the equation asked for."""
-    if limited != steady:
-        return Bound.STEP_LIMIT
-    if steady != bounded:
-        return Bound.STABILIZATION
-    if bounded > wanted:
-        return Bound.MINIMUM
-    return Bound.MAXIMUM if bounded < wanted else Bound.NONE
-
-
-def _step(policy: Policy, n: int, desired: int) -> str:
-    return f"{n} -> {desired} {policy.unit}" if n != desired else f"{n} {policy.unit}"
-
-
-def _reason(
-    policy: Policy,
-    n: int,
-    desired: int,
-    utilization: float | None,
-    demand: float,
-    wanted: int,
-    bound: Bound,
-) -> str:
-    """One line for people."""
-    if utilization is None:
-        seen = "work arrived while at zero" if desired else "at zero and no work"
+    demand, ignored = _demand(observed)
+    kappa = trim(memory.kappa, observed.saturated_rate, policy.trim_gain)
+    if demand is None or not observed.age_seconds <= policy.stale_seconds:
+        return _held(policy, observed, memory, ignored, now)
+    n, (low, high) = max(observed.current, 0), bounds(policy, observed)
+    target, whole = policy.target, observed.complete and not ignored
+    if n == 0:
+        utilization, alpha, exact = None, None, 1.0 if demand > 0 else 0.0
     else:
-        side = "over" if utilization > policy.target else "under"
-        side = "at" if math.isclose(utilization, policy.target) else side
-        seen = (
-            f"utilization {utilization:.2f} {side} target {policy.target:.2f}"
-            f" (demand {demand:.2f} over {n})"
-        )
-    held = {
-        Bound.NONE: "",
-        Bound.NO_DATA: "",
-        Bound.INCOMPLETE_DATA: f"; {wanted} wanted, not every pod reported",
-        Bound.MINIMUM: f"; {wanted} wanted, minimum is {policy.minimum}",
-        Bound.MAXIMUM: f"; {wanted} wanted, maximum is {policy.maximum}",
-        Bound.STABILIZATION: f"; {wanted} wanted, held by the stabilization window",
-        Bound.STEP_LIMIT: f"; {wanted} wanted, held by a step limit",
-    }[bound]
-    return f"{_step(policy, n, desired)}: {seen}{held}"
+        utilization = demand / (kappa * n)
+        alpha = n / target if policy.alpha is None else policy.alpha
+        start = n if policy.alpha is None else _seat(policy, memory.carried, n, low, high)
+        exact = start + alpha * (utilization - target)
+    wanted = _whole(policy, exact, demand, low, high)
+    if wanted < n and policy.settle:
+        wanted = max(wanted, min(n, _whole(policy, demand / (kappa * target), demand, low, high)))
+    desired, bound, wait, memory = _windowed(policy, memory, n, wanted, (low, high), whole, now)
+    if bound is Bound.NONE:
+        bound = Bound.WAKE if n == 0 < desired else _limit(policy, exact, desired, low, high)
+    carried = None if policy.alpha is None else _seat(policy, exact, desired, low, high)
+    memory = replace(memory, carried=carried, kappa=kappa)
+    return Decision(
+        now, policy, observed, desired, wanted, exact, utilization, alpha, kappa, bound, wait,
+        ignored,
+    ), memory  # fmt: skip
+
+
+def bounds(policy: Policy, observed: Observed) -> tuple[int, int]:
+    """The least and the most N may be now; a cap found at run time goes before the minimum."""
+    high = policy.maximum if observed.cap is None else max(min(policy.maximum, observed.cap), 0)
+    return min(policy.minimum, high), high
+
+
+def trim(kappa: float, saturated_rate: float | None, gain: float = DEFAULTS.trim_gain) -> float:
+    """kappa moved by ``gain`` towards the work a saturated pod really does per second.
+
+    Kept within 0.5 to 1.5; a rate that is None or no number changes nothing.
+    """
+    if saturated_rate is None or not isfinite(saturated_rate) or saturated_rate < 0:
+        return kappa
+    return kappa + gain * (min(max(saturated_rate, 0.5), 1.5) - kappa)
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        return None
+    return float(value)
+
+
+def _demand(observed: Observed) -> tuple[float | None, tuple[str, ...]]:
+    """U x kappa x N, and the inputs left out of it; None when nothing believable is left."""
+    running, waiting = observed.running, observed.waiting
+    if running is not None and 0 <= running < BELIEVABLE and 0 <= waiting < BELIEVABLE:
+        return running + waiting, ()
+    ignored: tuple[str, ...] = ()
+    total: float | None = None
+    for name, value in (("running", running), ("waiting", waiting)):
+        if value is None:
+            continue
+        if 0 <= value < BELIEVABLE:
+            # Without arrivals a backlog of 0 says nothing; one above 0 still asks for growth.
+            if name == "running" or value > 0:
+                total = (total or 0.0) + value
+        else:
+            ignored += (f"{name} = {value:g}",)
+    if running is None and total is not None:
+        ignored += ("running is missing",)
+    return total, ignored
+
+
+def _seat(policy: Policy, carried: float | None, n: int, low: int, high: int) -> float:
+    """The carried real N, kept where it rounds to ``n`` or is on the verge of falling.
+
+    This is the anti-windup: neither a bound, a window nor another writer can pull it away.
+    """
+    if carried is None:
+        return float(n)
+    floor_ = max(low, n - 1 + policy.tolerance)
+    return min(max(carried, floor_), max(min(high, n + policy.tolerance), floor_))
+
+
+def _whole(policy: Policy, exact: float, demand: float, low: int, high: int) -> int:
+    """``ceil(exact - tolerance)``, within the bounds, and not 0 while there is any work."""
+    rounded = ceil(min(max(exact, low - 1.0), high + 2.0) - policy.tolerance - _EPSILON)
+    return min(max(rounded, low, 1 if demand > 0 else 0), high)
+
+
+def _windowed(
+    policy: Policy, memory: Memory, n: int, wanted: int, ends: tuple[int, int], whole: bool,
+    now: float,
+) -> tuple[int, Bound, float, Memory]:  # fmt: skip
+    """The part of the way to ``wanted`` that windows, step limits and bounds allow now."""
+    low, high = ends
+    if not low <= n <= high:
+        bound = Bound.MINIMUM if n < low else Bound.MAXIMUM
+        return min(max(n, low), high), bound, 0.0, replace(memory, pending=None)
+    if wanted == n or (wanted < n and not whole):
+        bound = Bound.NONE if wanted == n else Bound.INCOMPLETE
+        return n, bound, 0.0, memory if memory.pending is None else replace(memory, pending=None)
+    falls = wanted < n
+    way = policy.down if falls else policy.up
+    if way.select == "Disabled":
+        return n, Bound.DISABLED, 0.0, replace(memory, pending=None)
+    goal, since = wanted, now
+    if memory.pending is not None and memory.pending != n and (memory.pending < n) == falls:
+        goal = max(goal, memory.pending) if falls else min(goal, memory.pending)
+        since = min(memory.pending_since, now)
+    wait = way.stabilization_seconds - (now - since)
+    if wait > 0:
+        return n, Bound.STABILIZED, wait, replace(memory, pending=goal, pending_since=since)
+    step = _stepped(way, memory, n, goal, now)
+    pending = None if step == goal else goal
+    changes = memory.changes
+    if step != n and (policy.up.limits or policy.down.limits):
+        longest = max(limit.period_seconds for limit in policy.up.limits + policy.down.limits)
+        recent = tuple(change for change in changes if now - change[0] < longest)
+        changes = (*recent, (now, step - n))
+    bound = Bound.NONE if pending is None else Bound.STEP
+    return step, bound, 0.0, replace(memory, pending=pending, pending_since=since, changes=changes)
+
+
+def _stepped(way: Direction, memory: Memory, n: int, goal: int, now: float) -> int:
+    """``goal``, or as far towards it as the step limits allow (HPA's arithmetic)."""
+    if not way.limits:
+        return goal
+    falls = goal < n
+    ends = []
+    for limit in way.limits:
+        start = n - sum(s for at, s in memory.changes if 0 <= now - at < limit.period_seconds)
+        if limit.type == "Pods":
+            ends.append(start - limit.value if falls else start + limit.value)
+        else:
+            part = limit.value / 100.0
+            ends.append(start * (1 - part) if falls else start * (1 + part))
+    farthest = (min if falls else max) if way.select == "Max" else (max if falls else min)
+    end = farthest(ends)
+    if falls:
+        return min(n, max(goal, floor(end + _EPSILON)))
+    return max(n, min(goal, ceil(end - _EPSILON)))
+
+
+def _limit(policy: Policy, exact: float, desired: int, low: int, high: int) -> Bound:
+    """Whether a bound, and nothing else, keeps ``desired`` from what the equation gives."""
+    if desired == high and exact > high + policy.tolerance + _EPSILON:
+        return Bound.MAXIMUM
+    if desired == low > 0 and exact <= low - 1 + policy.tolerance:
+        return Bound.MINIMUM
+    return Bound.NONE
+
+
+def _held(
+    policy: Policy, observed: Observed, memory: Memory, ignored: tuple[str, ...], now: float
+) -> tuple[Decision, Memory]:
+    """No believable data: N stays, within its bounds, and every window starts anew."""
+    n = max(observed.current, 0)
+    low, high = bounds(policy, observed)
+    desired = min(max(n, low), high)
+    bound = Bound.NO_DATA if desired == n else Bound.MINIMUM if n < low else Bound.MAXIMUM
+    decision = Decision(
+        now, policy, observed, desired, n, None, None, None, memory.kappa, bound, 0.0, ignored
+    )
+    return decision, memory if memory.pending is None else replace(memory, pending=None)
