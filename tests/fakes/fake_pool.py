@@ -37,7 +37,15 @@ from llmtaskpool_worker.task import (
 class FakePool:
     """``script`` is called for every accepted task, in a task of its own, with a Running."""
 
-    def __init__(self, clock, *, queue_limit=100, models=("echo", "vectors"), script=None):
+    def __init__(
+        self,
+        clock,
+        *,
+        queue_limit=100,
+        models=("echo", "vectors"),
+        script=None,
+        keep_ended=10_000,
+    ):
         self.clock = clock
         self.queue_limit = queue_limit
         self.phase = Phase.READY
@@ -50,12 +58,16 @@ class FakePool:
         self._log: dict[str, list[TaskEvent]] = {}
         self._changed: dict[str, asyncio.Event] = {}
         self._running: dict[str, asyncio.Task] = {}
+        self._keys: dict[str, str] = {}
+        self._held: set[str] = set()
+        self._count = 0
+        self._keep_ended = keep_ended
         self._models = models
         self._script = script or answer_prompt
 
     def held(self) -> int:
         """Tasks that have not ended."""
-        return sum(view.state not in TERMINAL for view in self.views.values())
+        return len(self._held)
 
     def submit(self, request):
         if self.phase is Phase.DRAINING:
@@ -66,11 +78,14 @@ class FakePool:
             raise Rejected("queue_full", "The queue is full.", retry_after_seconds=1.5)
         if request.kind not in ("chat", "generate", "embed", "sum"):
             raise Rejected("unknown_kind", "The kind is unknown.", field="kind")
-        for view in self.views.values():
-            key = self.requests[int(view.id[1:])].idempotency_key
-            if request.idempotency_key is not None and key == request.idempotency_key:
-                return view
-        task_id = f"t{len(self.requests)}"
+        if request.idempotency_key in self._keys:
+            return self.views[self._keys[request.idempotency_key]]
+        self._forget()
+        task_id = f"t{self._count}"
+        self._count += 1
+        self._held.add(task_id)
+        if request.idempotency_key is not None:
+            self._keys[request.idempotency_key] = task_id
         self.requests.append(request)
         self.views[task_id] = TaskView(
             id=task_id,
@@ -89,12 +104,20 @@ class FakePool:
         self._running[task_id] = asyncio.create_task(self._script(Running(self, task_id, request)))
         return self.views[task_id]
 
+    def _forget(self) -> None:
+        del self.requests[: -self._keep_ended]
+        if len(self.views) - len(self._held) > self._keep_ended:
+            oldest = next(i for i in self.views if i not in self._held)
+            for kept in (self.views, self._log, self._changed, self._running):
+                del kept[oldest]
+
     def push(self, task_id: str, happened: TaskEvent, **changes) -> None:
         if self.views[task_id].state in TERMINAL:
             return
         if isinstance(happened, StateChanged):
             changes["state"] = happened.state
             if happened.state in TERMINAL:
+                self._held.discard(task_id)
                 changes["ended_at"] = self.clock()
         self.views[task_id] = replace(self.views[task_id], **changes)
         self._log[task_id].append(happened)
@@ -111,8 +134,8 @@ class FakePool:
 
     async def events(self, task_id) -> AsyncIterator[TaskEvent]:
         seen = 0
+        log = self._log[task_id]
         while True:
-            log = self._log[task_id]
             while seen < len(log):
                 yield log[seen]
                 seen += 1

@@ -21,7 +21,7 @@ from llmtaskpool_worker.settings import Settings
 
 DEADLINE_SECONDS = 20.0
 KEY = "data-key"
-TOKEN = "control-token"  # noqa: S105  a test's
+TOKEN = "control-token"
 
 
 class LetterCodec:

@@ -7,7 +7,9 @@ machine, a traceback or a prompt.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -120,13 +122,17 @@ def field_path(location: Sequence[int | str]) -> str:
     """``("messages", 0, "content")`` as ``messages[0].content``."""
     path = ""
     for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+        if isinstance(part, int):
+            path += f"[{part}]"
+        else:
+            name = part if len(part) <= 64 else part[:61] + "..."
+            path += f".{name}" if path else name
     return path
 
 
 def from_validation(error: ValidationError, schema: type[BaseModel]) -> ApiError:
     """The first thing wrong in a body: the field, its value, and what the schema asks for."""
-    first = min(error.errors(include_url=False), key=lambda e: _rank(e["type"]))
+    first = min(error.errors(include_url=False), key=lambda e: (_rank(e["type"]), -len(e["loc"])))
     location = [part for part in first["loc"] if _is_field(part)]
     path = field_path(location) or "body"
     top = str(location[0]) if location else ""
@@ -144,13 +150,16 @@ def from_validation(error: ValidationError, schema: type[BaseModel]) -> ApiError
 
 
 def _rank(kind: str) -> int:
-    """Of several alternatives that failed, a wrong value says more than a wrong type."""
+    """Of a union's members that failed, a wrong value says more than a wrong type."""
     return 1 if kind.endswith("_type") else 0
 
 
 def _is_field(part: int | str) -> bool:
     """Pydantic's location also holds the names of union members: those are not fields."""
-    return isinstance(part, int) or (part.isidentifier() and not part[0].isupper())
+    return isinstance(part, int) or (part.isidentifier() and part not in _UNION_MEMBERS)
+
+
+_UNION_MEMBERS = frozenset({"str", "int", "float", "bool"})
 
 
 def _sentence(text: str) -> str:
@@ -187,6 +196,20 @@ def from_ended(view: TaskView) -> ApiError:
     status = _FAILED_STATUS.get(error.code, 500)
     retry = 1.0 if status == 503 else None
     return ApiError(status, error.message, code=error.code, retry_after_seconds=retry)
+
+
+@contextmanager
+def blaming(prefix: str, names: Mapping[str, str]) -> Iterator[None]:
+    """Fields in errors as the client knows them: by ``names``, else with ``prefix`` before them."""
+    try:
+        yield
+    except ApiError as error:
+        if error.param is not None:
+            top = re.split(r"[.\[]", error.param, maxsplit=1)[0]
+            name = names.get(top, prefix + top) + error.param[len(top) :]
+            error.message = error.message.replace(error.param, name, 1)
+            error.param = name
+        raise
 
 
 async def answer_error(_request: Request, error: Exception) -> Response:

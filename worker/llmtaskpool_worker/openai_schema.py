@@ -6,10 +6,8 @@ docs/api.md.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from difflib import get_close_matches
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -273,30 +271,11 @@ _NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
 Parsed = TypeVar("Parsed", bound=_Common)
 
 
-def parse(
-    schema: type[Parsed],
-    body: Mapping[str, Any],
-    *,
-    prefix: str = "",
-    renamed: Mapping[str, str] = MappingProxyType({}),
-) -> Parsed:
+def parse(schema: type[Parsed], body: Mapping[str, Any]) -> Parsed:
     """``body`` as ``schema``; null counts as absent, as the OpenAI clients send it.
 
-    ``prefix`` goes before field names in errors, but for those that are ``renamed``.
     Raises ApiError 400 naming the field.
     """
-    try:
-        return _parse(schema, body)
-    except ApiError as error:
-        if error.param is not None and prefix:
-            top, rest = re.match(r"(\w*)(.*)", error.param, re.DOTALL).groups()  # type: ignore[union-attr]  # matches all
-            name = (renamed[top] if top in renamed else prefix + top) + rest
-            error.message = error.message.replace(error.param, name, 1)
-            error.param = name
-        raise
-
-
-def _parse(schema: type[Parsed], body: Mapping[str, Any]) -> Parsed:
     known = schema.model_fields
     kept = {}
     for name, value in body.items():

@@ -13,7 +13,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llmtaskpool_worker.catalog import Catalog
-from llmtaskpool_worker.errors import ApiError, from_rejected, from_validation, invalid, shown
+from llmtaskpool_worker.errors import (
+    ApiError,
+    blaming,
+    from_rejected,
+    from_validation,
+    invalid,
+    shown,
+)
 from llmtaskpool_worker.http_limits import HttpLimits, read_json
 from llmtaskpool_worker.kinds import EMBED_KINDS, GENERATE_KINDS
 from llmtaskpool_worker.openai_api import generations
@@ -48,6 +55,9 @@ DURABILITY = (
     "Kept in this worker's memory: if its pod is lost, the task is lost. Submit it again then, "
     "with the same idempotency key."
 )
+
+_ELSEWHERE = {"model": "model", "messages": "input", "prompt": "input", "input": "input"}
+"""Where a task has what the bodies of the OpenAI routes call so."""
 
 _Seconds = Annotated[float, Field(strict=True, gt=0, le=86_400, allow_inf_nan=False)]
 _Key = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
@@ -157,9 +167,7 @@ class TaskRoutes:
             model = self._catalog.get(_model_of(task), "embed")
             if task.arguments:
                 raise invalid("arguments", "arguments is not empty: embed takes none.")
-            if not isinstance(task.input, str) and not _are_ids(task.input):
-                raise invalid("input", "input must be a text or a list of token ids.")
-            return Embed(await model.encode(task.input, "input"))
+            return Embed(await model.encode(_one_input(task.input), "input"))
         if task.input is not None:
             raise invalid("input", f"input can't be used with kind {task.kind}: use arguments.")
         return Call(dict(task.arguments))
@@ -171,25 +179,18 @@ class TaskRoutes:
             if field in task.arguments:
                 name = f"arguments.{field}"
                 raise invalid(name, f"{name} can't be used here: leave it out.")
-        if task.kind == "chat":
-            chat = parse(
-                ChatRequest,
-                {**task.arguments, "model": model.name, "messages": task.input},
-                prefix="arguments.",
-                renamed={"messages": "input"},
-            )
-            prompt = await model.encode_chat([message.as_template() for message in chat.messages])
-            return generations("chat", chat, model, [prompt], None)[0].payload
-        if not isinstance(task.input, str) and not _are_ids(task.input):
-            raise invalid("input", "input must be a text or a list of token ids.")
-        body = parse(
-            CompletionRequest,
-            {**task.arguments, "model": model.name, "prompt": task.input},
-            prefix="arguments.",
-            renamed={"prompt": "input"},
-        )
-        prompt = await model.encode(task.input, "input")
-        return generations("generate", body, model, [prompt], None)[0].payload
+        with blaming("arguments.", _ELSEWHERE):
+            if task.kind == "chat":
+                chat = parse(
+                    ChatRequest, {**task.arguments, "model": model.name, "messages": task.input}
+                )
+                messages = [message.as_template() for message in chat.messages]
+                prompt = await model.encode_chat(messages)
+                return generations("chat", chat, model, [prompt], None)[0].payload
+            given = {**task.arguments, "model": model.name, "prompt": _one_input(task.input)}
+            body = parse(CompletionRequest, given)
+            prompt = await model.encode(task.input, "prompt")
+            return generations("generate", body, model, [prompt], None)[0].payload
 
     async def look(self, request: Request) -> Response:
         """GET /v1/tasks/{id}: as it is now, or once it has ended with ``?wait=seconds``."""
@@ -295,12 +296,16 @@ def _model_of(task: TaskBody) -> str:
     return task.model
 
 
-def _are_ids(value: object) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(type(one) is int and 0 <= one < 2**31 for one in value)
-    )
+def _one_input(value: object) -> str | list[int]:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(_is_id(one) for one in value):
+        return value
+    raise invalid("input", "input must be a text or a list of token ids.")
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31
 
 
 def _wait_seconds(request: Request) -> float:

@@ -1,0 +1,105 @@
+"""The command line: ``llmtaskpool-worker serve``."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmtaskpool_worker import logs, settings
+from llmtaskpool_worker.auth import KeysUnreadable
+from llmtaskpool_worker.settings import SettingsError
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
+)
+
+_PR_SET_PDEATHSIG = 1
+BAD_INPUT = 2
+
+
+@app.callback()
+def _several_commands() -> None:
+    """The worker of an LLMTaskPool: queues, engines and their HTTP servers."""
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="name=source[,task=embed][,option=value]; may be given several times."),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address of the data port.")] = None,
+    port: Annotated[int | None, typer.Option(help="Data port; 0 takes a free one.")] = None,
+    control_host: Annotated[str | None, typer.Option(help="Address of the control port.")] = None,
+    control_port: Annotated[int | None, typer.Option(help="Control port; 0: a free one.")] = None,
+    worker_id: Annotated[str | None, typer.Option(help="Name of this worker.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads (N) of the compute lane.")] = None,
+    io_threads: Annotated[int | None, typer.Option(help="Threads (N) of the io lane.")] = None,
+    queue_limit: Annotated[int | None, typer.Option(help="Tasks that may wait per lane.")] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Where converted weights go.")] = None,
+    grace_seconds: Annotated[float | None, typer.Option(help="Time to finish on SIGTERM.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    die_with_parent: Annotated[
+        bool, typer.Option("--die-with-parent", help="End when the process that started it ends.")
+    ] = False,
+) -> None:
+    """Serve models and tasks until SIGTERM; other settings are LLMTASKPOOL_* variables.
+
+    Standard output has one JSON line per event: listening (with both ports), loading, ready.
+    """
+    if die_with_parent:
+        end_with_parent()
+    given = {
+        "models": tuple(model) if model else None,
+        "host": host,
+        "port": port,
+        "control_host": control_host,
+        "control_port": control_port,
+        "worker_id": worker_id,
+        "threads": threads,
+        "io_threads": io_threads,
+        "queue_limit": queue_limit,
+        "cache_dir": cache_dir,
+        "grace_seconds": grace_seconds,
+        "log_level": log_level,
+    }
+    try:
+        chosen = settings.load(**{k: v for k, v in given.items() if v is not None})
+        logs.configure(chosen.log_level)
+        from llmtaskpool_worker.worker_app import run  # after the settings, which may be wrong
+
+        code = asyncio.run(run(chosen))
+    except (SettingsError, KeysUnreadable, OSError) as error:
+        sys.stderr.write(f"llmtaskpool-worker: {error}\n")
+        raise typer.Exit(BAD_INPUT) from None
+    raise typer.Exit(code)
+
+
+def end_with_parent() -> None:
+    """Ask Linux to kill this process when its parent ends; leave when that has happened already.
+
+    The signal goes out when the parent's *thread* that started this process ends: start workers
+    from a thread that lives as long as their parent.
+    """
+    parent = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "--die-with-parent is not possible here: leave it out")
+    if os.getppid() != parent:
+        raise SystemExit(1)
+
+
+def main() -> None:
+    """Entry point of ``llmtaskpool-worker``."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
