@@ -67,7 +67,8 @@ def build(
     wanted = _named(only) if only else list(pins.CONTROL_PLANE if control_plane else pins.ALL)
     cache = builds.cache_folder()
     builds.build(wanted, cache, _say)
-    builds.fetch_packages(cache, node=not control_plane and not only)
+    if not only:
+        builds.fetch_packages(cache, node=not control_plane)
     paths = {binary.name: str(builds.path_of(binary, cache)) for binary in wanted}
     if output is Output.JSON:
         _out.print_json(json.dumps(paths))
@@ -96,6 +97,10 @@ def up(
     scheduler: Annotated[
         bool, typer.Option("--scheduler", help="With --control-plane: kube-scheduler too.")
     ] = False,
+    fake_nodes: Annotated[
+        int,
+        typer.Option("--fake-nodes", min=0, help="With --control-plane: nodes played by kwok."),
+    ] = 0,
     audit: Annotated[bool, typer.Option("--audit", help="Log every API request.")] = False,
     port: Annotated[
         int | None, typer.Option("--port", help="The API server's port with --control-plane.")
@@ -104,13 +109,16 @@ def up(
 ) -> None:
     """Bring up a whole node, or with --control-plane an API server with its controllers."""
     if only_control_plane:
-        options = Options(scheduler=scheduler, audit=audit)
+        options = Options(scheduler=scheduler, fake_nodes=fake_nodes, audit=audit)
         plane = control_plane(state_dir, options, port=port, die_with_parent=False)
     else:
         from rig.node import node
 
-        if port is not None:
-            raise RigError("--port is for --control-plane", "a node has its own addresses")
+        if port is not None or scheduler or fake_nodes:
+            raise RigError(
+                "--port, --scheduler and --fake-nodes are for --control-plane",
+                "add --control-plane, or leave them out: a node has a scheduler and own addresses",
+            )
         plane = node(state_dir, audit=audit, die_with_parent=False).plane
     _print_cluster(plane, output)
 

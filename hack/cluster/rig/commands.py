@@ -43,18 +43,21 @@ class Programs:
     apiserver: Path
     controller_manager: Path | None = None
     scheduler: Path | None = None
+    kwok: Path | None = None
 
 
-def built_programs(cache: Path, *, scheduler: bool) -> Programs:
+def built_programs(cache: Path, *, scheduler: bool, kwok: bool = False) -> Programs:
     """The rig's own builds; a RigError names what is not built."""
-    wanted = (*pins.CONTROL_PLANE, *((pins.SCHEDULER,) if scheduler else ()))
-    build.require(wanted, cache, f"{build.BUILD_COMMAND} --control-plane")
+    extra = (*((pins.SCHEDULER,) if scheduler else ()), *((pins.KWOK_BINARY,) if kwok else ()))
+    build.require(pins.CONTROL_PLANE, cache, f"{build.BUILD_COMMAND} --control-plane")
+    build.require(extra, cache)
     apiserver, controllers = (build.path_of(binary, cache) for binary in pins.CONTROL_PLANE)
     return Programs(
         debian.etcd(cache),
         apiserver,
         controllers,
         build.path_of(pins.SCHEDULER, cache) if scheduler else None,
+        build.path_of(pins.KWOK_BINARY, cache) if kwok else None,
     )
 
 

@@ -17,7 +17,7 @@ from typing import Self
 
 import httpx
 
-from rig import commands, ports, state
+from rig import commands, fake_nodes, ports, state
 from rig.build import cache_folder
 from rig.commands import Addresses, Programs
 from rig.errors import RigError
@@ -41,14 +41,22 @@ _DEFAULT_ACCOUNT = "/api/v1/namespaces/default/serviceaccounts/default"
 class Options:
     """What a control plane is made of.
 
-    `controllers` and `scheduler` say which of the two run beside the API server. `audit` writes
-    every request's metadata to `audit_log`. `arguments` adds flags to a role by its name.
+    `controllers` and `scheduler` say which of the two run beside the API server. `fake_nodes` is
+    how many nodes kwok plays, on which pods are Ready at once (the scheduler runs then too).
+    `audit` writes every request's metadata to `audit_log`. `arguments` adds flags to a role by its
+    name.
     """
 
     controllers: bool = True
     scheduler: bool = False
+    fake_nodes: int = 0
     audit: bool = False
     arguments: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def needs_scheduler(self) -> bool:
+        """Whether kube-scheduler runs."""
+        return self.scheduler or self.fake_nodes > 0
 
 
 class ControlPlane:
@@ -70,6 +78,8 @@ class ControlPlane:
         )
         self._admin = self.authority.issue("admin", "admin", ["system:masters"])
         self.user_kubeconfig("admin", ["system:masters"])
+        if programs.kwok is not None:
+            self._commands["kwok"] = fake_nodes.command(programs.kwok, self.kubeconfig)
 
     def _audit_log(self) -> Path | None:
         return self.audit_log if self._options.audit else None
@@ -78,8 +88,9 @@ class ControlPlane:
     def roles(self) -> tuple[str, ...]:
         """The roles of this control plane, in the order of their start."""
         controllers = ["kube-controller-manager"] if self._options.controllers else []
-        scheduler = ["kube-scheduler"] if self._options.scheduler else []
-        return ("etcd", "kube-apiserver", *controllers, *scheduler)
+        scheduler = ["kube-scheduler"] if self._options.needs_scheduler else []
+        kwok = ["kwok"] if self._options.fake_nodes else []
+        return ("etcd", "kube-apiserver", *controllers, *scheduler, *kwok)
 
     def bring_up(self) -> None:
         """Start every role and wait until the API server admits objects."""
@@ -88,6 +99,9 @@ class ControlPlane:
         self.wait_ready()
         for role in self.roles[2:]:
             self.start(role)
+        if self._options.fake_nodes:
+            with self.admin() as http:
+                fake_nodes.create(http, self._options.fake_nodes)
         if self._options.controllers:
             self._wait(_DEFAULT_ACCOUNT, _exists(_DEFAULT_ACCOUNT))
 
@@ -123,6 +137,13 @@ class ControlPlane:
         path.chmod(0o600)
         return path
 
+    def admin(self) -> httpx.Client:
+        """An HTTP client of the API server that may do everything; close it after use."""
+        trust = ssl.create_default_context(cafile=str(self.authority.certificate))
+        trust.load_cert_chain(self._admin.certificate, self._admin.key)
+        # trust_env off: a proxy for the internet must not get requests for this machine.
+        return httpx.Client(base_url=self.server, verify=trust, timeout=5, trust_env=False)
+
     def wait_ready(self, within: float = READY_WITHIN) -> None:
         """Wait until /readyz answers ok and RBAC's own roles exist; RigError after `within` s."""
         self._wait("/readyz", lambda http: http.get("/readyz").text == "ok", within)
@@ -132,11 +153,8 @@ class ControlPlane:
     def _wait(
         self, what: str, answered: Callable[[httpx.Client], bool], within: float = READY_WITHIN
     ) -> None:
-        trust = ssl.create_default_context(cafile=str(self.authority.certificate))
-        trust.load_cert_chain(self._admin.certificate, self._admin.key)
         deadline = time.monotonic() + within
-        # trust_env off: a proxy for the internet must not get requests for this machine.
-        with httpx.Client(base_url=self.server, verify=trust, timeout=5, trust_env=False) as http:
+        with self.admin() as http:
             while time.monotonic() < deadline:
                 for role in self.roles:
                     self.processes.check(role)
@@ -186,7 +204,9 @@ def control_plane(
     """
     options = options or Options()
     if programs is None:
-        programs = commands.built_programs(cache_folder(), scheduler=options.scheduler)
+        programs = commands.built_programs(
+            cache_folder(), scheduler=options.needs_scheduler, kwok=options.fake_nodes > 0
+        )
     if port is not None:
         ports.require_free("127.0.0.1", port)
     folder = state.claim(state_dir, "control-plane")

@@ -133,8 +133,6 @@ NODE = (
     Binary("runc", RUNC, "github.com/opencontainers/runc"),
     Binary("pause", PAUSE, "llmtaskpool.io/hack/cluster/pause"),
 )
-TOOLS = (
-    Binary("helm", HELM, "helm.sh/helm/v4/cmd/helm"),
-    Binary("kwok", KWOK, "sigs.k8s.io/kwok/cmd/kwok"),
-)
+KWOK_BINARY = Binary("kwok", KWOK, "sigs.k8s.io/kwok/cmd/kwok")
+TOOLS = (Binary("helm", HELM, "helm.sh/helm/v4/cmd/helm"), KWOK_BINARY)
 ALL = CONTROL_PLANE + NODE + TOOLS
