@@ -11,6 +11,8 @@ from fakes.http_rig import KEY, serving
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # before the import: it would go to the net
 import litellm
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # litellm's own, about its own code
+
 HI = [{"role": "user", "content": "hi"}]
 
 

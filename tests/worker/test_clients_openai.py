@@ -53,9 +53,9 @@ def test_a_chat_stream_with_usage(ai):
 
 
 def test_the_stream_helper_gathers_the_final_completion(ai):
-    with ai.chat.completions.stream(model="echo", messages=HI, max_tokens=2) as stream:
+    with ai.chat.completions.stream(model="echo", messages=HI, max_tokens=9) as stream:
         final = stream.get_final_completion()
-    assert final.choices[0].message.content == "117 58 "
+    assert final.choices[0].message.content == "117 58 104 105 10 "
 
 
 def test_completions(ai):
@@ -82,8 +82,8 @@ def test_a_bad_request_names_its_field(ai):
         ai.chat.completions.create(model="echo", messages=HI, max_tokens=0)
     assert raised.value.param == "max_tokens"
     assert raised.value.type == "invalid_request_error"
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     with pytest.raises(openai.BadRequestError) as raised:
-        tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
         ai.chat.completions.create(model="echo", messages=HI, tools=tools)
     assert raised.value.param == "tools"
 

@@ -35,6 +35,8 @@ _REJECTED_STATUS = {
     "starting": 503,
     "unknown_model": 404,
     "unknown_kind": 404,
+    "model_failed": 503,
+    "idempotency_conflict": 409,
 }
 _FAILED_STATUS = {
     "invalid": 400,
@@ -172,7 +174,7 @@ def from_rejected(rejected: Rejected) -> ApiError:
     status = _REJECTED_STATUS.get(rejected.code, 400)
     code = "model_not_found" if rejected.code == "unknown_model" else rejected.code
     retry = rejected.retry_after_seconds
-    if status in (429, 503) and retry is None:
+    if rejected.code in ("queue_full", "draining", "starting") and retry is None:
         retry = 1.0
     return ApiError(
         status,
