@@ -186,9 +186,12 @@ def load_image(archive: Path, state_dir: StateOption) -> None:
 
 
 def main() -> None:
-    """Run the command line; a RigError is two lines and exit code 2."""
+    """Run the command line; what can't be done is said in two lines, with exit code 2."""
     try:
         app(standalone_mode=True)
     except RigError as error:
         _say(f"error: {error}")
+        raise SystemExit(2) from None
+    except OSError as error:
+        _say(f"error: {error.filename}: {error.strerror}\n  remedy: see its owner and free space")
         raise SystemExit(2) from None

@@ -199,8 +199,9 @@ def control_plane(
 ) -> ControlPlane:
     """Bring up a control plane whose every file lies in `state_dir`.
 
-    With `die_with_parent` its processes end with this one, even by SIGKILL. `port` is the API
-    server's; a free one is chosen when it is None. Raises RigError, and then leaves nothing.
+    With `die_with_parent` its processes end with the thread that calls this, even by SIGKILL: call
+    from the main thread then. `port` is the API server's; a free one is chosen when it is None.
+    Raises RigError, and then leaves nothing.
     """
     options = options or Options()
     if programs is None:
