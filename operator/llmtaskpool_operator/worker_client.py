@@ -1,0 +1,123 @@
+"""The operator's client of a worker's control port: state, threads, drain.
+
+Every call is bounded in time and in bytes, and what comes back is validated: a worker that
+answers oddly is an error with a reason, never a wrong number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import httpx
+from llmtaskpool_worker.contract import (
+    CONTROL_DRAIN,
+    CONTROL_STATE,
+    CONTROL_THREADS,
+    DrainAnswer,
+    DrainRequest,
+    LaneName,
+    ThreadsAnswer,
+    ThreadsRequest,
+    WorkerState,
+)
+from pydantic import BaseModel, ValidationError
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
+class WorkerUnreachable(Exception):
+    """A worker did not answer, or not as it should; the message says which, in one line."""
+
+
+class ThreadsRefused(Exception):
+    """The worker has a newer generation of threads in force (409): read its state again."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLimits:
+    """``seconds`` bounds a whole call, ``answer_bytes`` its answer."""
+
+    seconds: float = 2.0
+    answer_bytes: int = 1024 * 1024
+    connections: int = 256
+
+
+def open_http(limits: ClientLimits) -> httpx.AsyncClient:
+    """The connections that all WorkerClients of a process share; the caller closes it."""
+    return httpx.AsyncClient(
+        timeout=limits.seconds,
+        trust_env=False,  # a proxy of the environment is no way to a pod
+        follow_redirects=False,
+        limits=httpx.Limits(
+            max_connections=limits.connections, max_keepalive_connections=limits.connections
+        ),
+    )
+
+
+class WorkerClient:
+    """One worker's control port at ``url``, such as ``http://127.0.0.1:8001``."""
+
+    def __init__(
+        self, http: httpx.AsyncClient, url: str, token: str, limits: ClientLimits | None = None
+    ) -> None:
+        self._http = http
+        self._url = url
+        self._headers = {"authorization": f"Bearer {token}"}
+        self._limits = limits or ClientLimits()
+
+    async def state(self) -> WorkerState:
+        """All that the worker reports. Raises WorkerUnreachable."""
+        return await self._call(WorkerState, "GET", CONTROL_STATE)
+
+    async def set_threads(self, generation: int, threads: Mapping[LaneName, int]) -> ThreadsAnswer:
+        """Set N per lane, absolutely. Raises WorkerUnreachable, ThreadsRefused."""
+        body = ThreadsRequest(generation=generation, threads=dict(threads))
+        return await self._call(ThreadsAnswer, "PUT", CONTROL_THREADS, body)
+
+    async def drain(self, budget_seconds: float) -> DrainAnswer:
+        """Tell it to take no new tasks and finish. Idempotent. Raises WorkerUnreachable."""
+        body = DrainRequest(budget_seconds=budget_seconds)
+        return await self._call(DrainAnswer, "POST", CONTROL_DRAIN, body)
+
+    async def _call(
+        self, expected: type[Answer], method: str, path: str, body: BaseModel | None = None
+    ) -> Answer:
+        try:
+            async with asyncio.timeout(self._limits.seconds):
+                status, raw = await self._exchange(method, path, body)
+        except TimeoutError:
+            raise WorkerUnreachable(f"no answer within {self._limits.seconds:g} s") from None
+        except httpx.HTTPError as error:
+            raise WorkerUnreachable(f"{type(error).__name__} on {path}") from None
+        if status == 409:
+            raise ThreadsRefused("the worker has a newer generation in force")
+        if status != 200:
+            raise WorkerUnreachable(f"{path} answered {status}{_hint(status)}")
+        try:
+            return expected.model_validate_json(raw)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(str(part) for part in first["loc"]) or "body"
+            raise WorkerUnreachable(f"{path} answered oddly: {place}: {first['msg']}") from None
+
+    async def _exchange(self, method: str, path: str, body: BaseModel | None) -> tuple[int, bytes]:
+        content = None if body is None else body.model_dump_json()
+        headers = self._headers | ({} if content is None else {"content-type": "application/json"})
+        async with self._http.stream(
+            method, self._url + path, content=content, headers=headers
+        ) as response:
+            raw = bytearray()
+            async for part in response.aiter_bytes():
+                raw += part
+                if len(raw) > self._limits.answer_bytes:
+                    raise WorkerUnreachable(
+                        f"{path} answered more than {self._limits.answer_bytes} bytes"
+                    )
+            return response.status_code, bytes(raw)
+
+
+def _hint(status: int) -> str:
+    return ": the control token is wrong" if status in (401, 403) else ""
