@@ -4,17 +4,23 @@ A request goes to the routed worker with the fewest connections from here and th
 load. Bytes stream both ways; the slower side sets the pace. Of HTTP the front knows only where
 messages end (http_framing.py): a client's connection that rests between two exchanges is tied
 to no worker, so the next request goes wherever there is room, a new worker gets its share from
-clients that keep their connections, and a worker that leaves takes no request with it.
+clients that keep their connections, and a worker that leaves takes no request with it. A request
+about one task goes to the worker that holds it, whose name is in the task's id.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from llmtaskpool_operator.http_framing import Exchanges
+
+_ABOUT_A_TASK = re.compile(
+    rb"[A-Z]+ /v1/tasks/([A-Za-z0-9][A-Za-z0-9._-]{0,252})-[0-9a-f]{32}[/? ]"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,7 @@ class Route:
     load: float = 0.0
     open: bool = True
     links: set[_Downstream] = field(default_factory=set)
-    emptied: asyncio.Event = field(default_factory=asyncio.Event)
+    empty: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Front:
@@ -87,11 +93,14 @@ class Front:
             self._wake()
 
     def unroute(self, worker_id: str) -> None:
-        """Send no more requests to this worker; those that it has are let end."""
+        """Send no new work to this worker; what it has is let end and may be asked about."""
         route = self._routes.get(worker_id)
         if route is not None:
             route.open = False
-            self._forget(route)
+
+    def forget(self, worker_id: str) -> None:
+        """The worker is gone."""
+        self._routes.pop(worker_id, None)
 
     def note_load(self, worker_id: str, load: float) -> None:
         """What the worker last reported; breaks ties."""
@@ -109,10 +118,11 @@ class Front:
         return len(route.links) if route is not None else 0
 
     async def emptied(self, worker_id: str) -> None:
-        """Return once an unrouted worker has no connection from here any more."""
+        """Return once there is no connection from here to this worker."""
         route = self._routes.get(worker_id)
-        if route is not None:
-            await route.emptied.wait()
+        if route is not None and route.links:
+            route.empty.clear()
+            await route.empty.wait()
 
     def recheck(self) -> None:
         """Wake held requests: whether a worker is starting may have changed."""
@@ -122,18 +132,17 @@ class Front:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    def _forget(self, route: Route) -> None:
-        if not route.open and not route.links:
-            route.emptied.set()
-            if self._routes.get(route.worker_id) is route:
-                del self._routes[route.worker_id]
-
     def _best(self, tried: set[str]) -> Route | None:
         routes = (r for r in self._routes.values() if r.open and r.worker_id not in tried)
         return min(routes, key=lambda r: (len(r.links), r.load), default=None)
 
-    async def pick(self, tried: set[str]) -> Route | None:
-        """The route to use now; waits a bounded time for one while a worker is starting."""
+    async def pick(self, tried: set[str], owner: str | None = None) -> Route | None:
+        """The route to use now; waits a bounded time for one while a worker is starting.
+
+        ``owner`` is preferred, also when it leaves.
+        """
+        if owner is not None and owner not in tried and owner in self._routes:
+            return self._routes[owner]
         try:
             async with asyncio.timeout(self.limits.hold_seconds):
                 while True:
@@ -211,7 +220,8 @@ class _Downstream(asyncio.Protocol):
             self._refuse(503, "too_many_connections", "Too many connections: try again later.")
             return
         loop = asyncio.get_running_loop()
-        while (route := await front.pick(tried)) is not None:
+        owner = owner_of(self._first)
+        while (route := await front.pick(tried, owner)) is not None:
             route.links.add(self)  # counted at once: a burst must not see it as free
             self._route = route
             try:
@@ -305,7 +315,8 @@ class _Downstream(asyncio.Protocol):
             upstream.end(abruptly=abruptly)
         if self._route is not None:
             self._route.links.discard(self)
-            self._front._forget(self._route)
+            if not self._route.links:
+                self._route.empty.set()
             self._route = None
 
     def _pause(self, paused: bool) -> None:
@@ -372,6 +383,12 @@ class _Upstream(asyncio.Protocol):
                 self._transport.abort()
             else:
                 self._transport.close()
+
+
+def owner_of(request: bytes) -> str | None:
+    """The worker whose task a request is about: ids are ``<worker id>-<32 hexadecimal digits>``."""
+    found = _ABOUT_A_TASK.match(request)
+    return found.group(1).decode() if found else None
 
 
 def error_answer(status: int, code: str, message: str, limits: FrontLimits) -> bytes:

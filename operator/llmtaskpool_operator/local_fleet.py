@@ -161,7 +161,7 @@ class Fleet:
 
     async def _reap(self, worker: LocalWorker) -> None:
         code = await worker.ended()
-        self._front.unroute(worker.id)
+        self._front.forget(worker.id)
         await worker.end(0.0)
         del self.workers[worker.id]
         if worker.retiring or self._stopping:
@@ -218,10 +218,14 @@ class Fleet:
         """
         self._front.unroute(worker.id)
         until = self._clock() + budget_seconds
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(budget_seconds):
-                await self._front.emptied(worker.id)
+        await self._emptied(worker, until)
         finished = await worker.drain(max(0.0, until - self._clock()), self._clock)
+        await self._emptied(worker, until)  # answers of the last tasks, on their way out
         if not finished:
             self._notice(f"{worker.id}: the drain budget is used up, {worker.in_flight} tasks end")
         await worker.end(self.limits.grace_seconds)
+
+    async def _emptied(self, worker: LocalWorker, until: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, until - self._clock())):
+                await self._front.emptied(worker.id)

@@ -131,6 +131,8 @@ class StandIn:
     async def data(self, path: str, body: dict, writer: asyncio.StreamWriter):
         if path == "/who":
             return 200, {"worker_id": self.id, "pid": os.getpid()}
+        if path.startswith("/v1/tasks/"):
+            return 200, {"worker_id": self.id}
         if path == "/crash":
             os._exit(7)
         if self.phase != "ready":

@@ -241,3 +241,26 @@ def test_many_connections_that_come_and_go_leave_nothing_behind():
                 assert (await client.get("/who")).status_code == 200
 
     asyncio.run(go())
+
+
+def test_questions_about_a_task_go_to_the_worker_that_holds_it_even_while_it_leaves():
+    async def go():
+        async with local_rig(2) as rig, rig.client() as client:
+
+            async def holder(worker: str) -> str:
+                answer = await client.get(f"/v1/tasks/{worker}-{'0af' * 10}00?wait=1")
+                return answer.json()["worker_id"]
+
+            asked = ["worker-1", "worker-2", "worker-2", "worker-1"]
+            assert [await holder(worker) for worker in asked] == asked
+            held = asyncio.create_task(rig.work(client, 0.5))
+            await until(lambda: any(map(rig.front.open_connections, rig.front.routed())), "it runs")
+            busy = next(w for w in rig.fleet.members() if rig.front.open_connections(w.id))
+            rig.fleet.retire(busy)
+            assert busy.id not in rig.front.routed()
+            assert await holder(busy.id) == busy.id
+            assert (await held).status_code == 200
+            await until(lambda: busy.id not in rig.fleet.workers, "it is gone")
+            assert await holder(busy.id) != busy.id
+
+    asyncio.run(go())
