@@ -38,6 +38,17 @@ class Cluster:
     kubeconfig: Path
     api: client.ApiClient
 
+    def request(
+        self, method: str, path: str, body: Any = None, **headers: str
+    ) -> tuple[int, bytes]:
+        """A request that the client neither checks nor translates: the server alone judges."""
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        call = self.api.param_serialize(
+            method, path, header_params=names, body=body, auth_settings=["BearerToken"]
+        )
+        answer = self.api.call_api(*call)
+        return answer.status, answer.read()
+
 
 def connected(kubeconfig: Path) -> Cluster:
     return Cluster(kubeconfig, config.new_client_from_config(str(kubeconfig)))
@@ -129,11 +140,14 @@ def crd(api_server: Cluster) -> dict[str, Any]:
     body: dict[str, Any] = yaml.safe_load(CRD_FILE.read_text())
     api = client.ApiextensionsV1Api(api_server.api)
     name = body["metadata"]["name"]
-    present = [item.metadata.name for item in api.list_custom_resource_definition().items]
-    if name not in present:
-        api.create_custom_resource_definition(body)
-    else:
-        api.patch_custom_resource_definition(name, body)
+    status, answer = api_server.request(
+        "PATCH",
+        f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
+        "?fieldManager=tests&force=true&fieldValidation=Strict",
+        body,
+        Content_Type="application/apply-patch+yaml",
+    )
+    assert status in {200, 201}, answer.decode()
 
     def established() -> bool:
         conditions = api.read_custom_resource_definition(name).status.conditions or []

@@ -41,8 +41,7 @@ def deployment(name: str, replicas: int) -> dict[str, Any]:
 
 
 def test_the_server_answers_readyz(cluster: Cluster) -> None:
-    answer = cluster.api.rest_client.request("GET", f"{cluster.api.configuration.host}/readyz")
-    assert answer.read() == b"ok"
+    assert cluster.request("GET", "/readyz") == (200, b"ok")
 
 
 def test_the_server_says_the_pinned_version(own_control_plane: rig.ControlPlane) -> None:
