@@ -1,0 +1,33 @@
+"""What the engine process drives: one model's loop, on one thread."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from llmtaskpool_worker.engines.protocol import (
+    Admit,
+    AdmitEmbedding,
+    Cancel,
+    FromEngine,
+    Ready,
+    SetThreads,
+    Trim,
+)
+
+LoopMessage = Admit | AdmitEmbedding | Cancel | SetThreads | Trim
+
+
+class EngineLoop(Protocol):
+    """One loaded model. Every call is from the same thread; none of them blocks but ``step``."""
+
+    def ready(self) -> Ready:
+        """What was loaded."""
+
+    def accept(self, message: LoopMessage) -> list[FromEngine]:
+        """Take a message in; a request that can't be run is answered at once."""
+
+    def busy(self) -> bool:
+        """Whether ``step`` has something to do."""
+
+    def step(self) -> list[FromEngine]:
+        """One step for all running requests. An exception here means: trust nothing any more."""
