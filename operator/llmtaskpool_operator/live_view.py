@@ -153,7 +153,7 @@ class PlainView:
                 + (f" ({', '.join(phases)})" if phases else "")
             )
         for row in snapshot.workers:
-            if row.loading is not None:
+            if row.loading is not None and row.phase == "starting":
                 stage, fraction = row.loading
                 tenth = int(fraction * 10)
                 if tenth > self._loading.get(row.id, 0):

@@ -65,6 +65,27 @@ def pool_from_options(
     )
 
 
+def demo_pool(models: Sequence[str]) -> LLMTaskPool:
+    """The demo's pool: windows of seconds, so that one sees it rise and fall. Raises BadPool."""
+    lanes = {"compute": {"initial": 2, "min": 2, "max": 8}, "io": {"initial": 4, "max": 32}}
+    spec: dict[str, Any] = {
+        "models": [_model(text) for text in models or DEFAULT_MODELS],
+        "scaling": {
+            "minReplicas": 1,
+            "maxReplicas": 2,
+            "averagingSeconds": 5,
+            "backlogDrainSeconds": 10,
+            "behavior": {"scaleDown": {"stabilizationWindowSeconds": 8}},
+            "drainSeconds": 60,
+        },
+        "threads": lanes,
+        "slo": {"tpotSeconds": 2},
+    }
+    return parse_pool(
+        {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "demo"}, "spec": spec}
+    )
+
+
 def parse_pool(raw: dict[str, Any]) -> LLMTaskPool:
     """A validated pool. Raises BadPool with one line for each fault."""
     try:

@@ -1,0 +1,389 @@
+"""The demo: a burst of real, mixed, prioritized work through the pool's public HTTP port.
+
+Batch generations come first and fill the queue; chats, embeddings and file tasks come after
+them and, by their weight and size, go before. Every answer is looked at, and one lost request
+fails the demo.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import httpx
+from rich.console import Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+CHAT_WEIGHT = 20.0
+EMBED_WEIGHT = 5.0
+IO_WEIGHT = 1.0
+BATCH_WEIGHT = 0.2
+ATTEMPT_SECONDS = 300.0
+
+SUBJECTS = (
+    "rain", "bread", "the moon", "bicycles", "tea", "bees", "a lighthouse", "snow", "maps",
+    "clocks", "rivers", "violins", "wool", "salt", "kites", "glass",
+)  # fmt: skip
+QUESTIONS = (
+    "What is the capital of France?",
+    "Name three colours of the rainbow.",
+    "What do bees make?",
+    "How many days are in a week?",
+    "What is frozen water called?",
+    "Which planet do we live on?",
+)
+SENTENCES = (
+    "A cat sleeps on the warm sofa.",
+    "A kitten naps on the couch.",
+    "The central bank raised interest rates.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much work the demo does; ``chat_seconds`` is the time between two chats."""
+
+    batch: int = 40
+    batch_tokens: int = 80
+    chats: int = 20
+    chat_tokens: int = 16
+    chat_seconds: float = 1.5
+    embeddings: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One task: how long it waited for its start (a chat: for its first token)."""
+
+    kind: str
+    wait_seconds: float
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class Results:
+    """What came of the work so far."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    answer: tuple[str, str] | None = None
+    similarities: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassReport:
+    """One priority class in numbers; waits in seconds."""
+
+    name: str
+    weight: float
+    done: int
+    failed: int
+    wait_p50: float
+    wait_p95: float
+
+
+@dataclass(frozen=True, slots=True)
+class DemoReport:
+    """All that the demo found."""
+
+    classes: tuple[ClassReport, ...]
+    errors: tuple[str, ...]
+    seconds: float
+    answer: tuple[str, str] | None
+    similarities: tuple[float, float] | None
+    decisions: tuple[str, ...]
+    most_replicas: int
+    most_threads: int
+
+    @property
+    def faults(self) -> list[str]:
+        """What did not go as it must, in words; empty when all is well."""
+        faults = list(self.errors)
+        waits = {one.name: one.wait_p95 for one in self.classes}
+        if waits.get("chat", 0.0) >= waits.get("batch", math.inf):
+            faults.append(
+                f"chats waited as long as batch work: p95 {waits['chat']:.1f} s "
+                f"against {waits['batch']:.1f} s"
+            )
+        return faults
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {"event": "summary", **asdict(self), "faults": self.faults}
+
+
+class Demo:
+    """Runs the burst against ``url``. ``below`` is given the progress to draw."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        chat_model: str,
+        embed_model: str,
+        clock: Callable[[], float],
+        key: str | None = None,
+        size: Size | None = None,
+    ) -> None:
+        self.size = size or Size()
+        self.results = Results()
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(),
+            TimeElapsedColumn(), auto_refresh=False,
+        )  # fmt: skip
+        self._chat_model = chat_model
+        self._embed_model = embed_model
+        self._clock = clock
+        self._client = httpx.AsyncClient(
+            base_url=url,
+            timeout=ATTEMPT_SECONDS,
+            trust_env=False,
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            limits=httpx.Limits(max_connections=None),
+        )
+        totals = {
+            "batch": self.size.batch,
+            "chat": self.size.chats,
+            "embed": self.size.embeddings,
+            "io": 2 * self.size.batch,
+        }
+        self._bars = {name: self.progress.add_task(name, total=n) for name, n in totals.items()}
+
+    async def run(self) -> Results:
+        """Send the burst and wait for all of it; never raises for a task that failed."""
+        async with self._client:
+            work: list[Awaitable[None]] = [
+                self._attempt("batch", self._batch(number)) for number in range(self.size.batch)
+            ]
+            batch = asyncio.gather(*work)
+            await asyncio.sleep(self.size.chat_seconds)  # batch work is there first
+            later = [
+                self._attempt("embed", self._embedding(n)) for n in range(self.size.embeddings)
+            ]
+            await asyncio.gather(batch, self._chats(), *later)
+        return self.results
+
+    async def _chats(self) -> None:
+        running = []
+        for number in range(self.size.chats):
+            running.append(asyncio.ensure_future(self._attempt("chat", self._chat(number))))
+            await asyncio.sleep(self.size.chat_seconds)
+        await asyncio.gather(*running)
+
+    async def _attempt(self, kind: str, work: Awaitable[float]) -> None:
+        """Note what came of one task."""
+        try:
+            self._note(Outcome(kind, await work))
+        except (httpx.HTTPError, _Wrong) as error:
+            what = str(error) or type(error).__name__
+            self._note(Outcome(kind, 0.0, f"{kind}: {what}"))
+
+    def _note(self, outcome: Outcome) -> None:
+        self.results.outcomes.append(outcome)
+        self.progress.advance(self._bars[outcome.kind])
+
+    async def _batch(self, number: int) -> float:
+        subject = SUBJECTS[number % len(SUBJECTS)]
+        ended = await self._task(
+            {
+                "kind": "chat",
+                "model": self._chat_model,
+                "input": [{"role": "user", "content": f"Write a short text about {subject}."}],
+                "arguments": {"max_tokens": self.size.batch_tokens, "temperature": 0.7,
+                              "seed": number},
+                "weight": BATCH_WEIGHT,
+                "labels": {"class": "batch"},
+            }
+        )  # fmt: skip
+        text = str(ended["result"]["text"])
+        if not text.strip():
+            raise _Wrong("an empty text came back")
+        await self._keep(number, text)
+        return _waited(ended)
+
+    async def _keep(self, number: int, text: str) -> None:
+        """Write a batch result to the pool's data folder and read it back, as io tasks."""
+        path = f"demo/text-{number}.txt"
+        await self._attempt("io", self._io("io.write", {"path": path, "text": text}, None))
+        await self._attempt("io", self._io("io.read", {"path": path}, text))
+
+    async def _io(self, kind: str, arguments: dict[str, Any], expected: str | None) -> float:
+        ended = await self._task({"kind": kind, "arguments": arguments, "weight": IO_WEIGHT})
+        if expected is not None and expected not in _texts(ended["result"]["value"]):
+            raise _Wrong("what was read is not what was written")
+        return _waited(ended)
+
+    async def _task(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Submit a task and wait for its end."""
+        submitted = await self._client.post("/v1/tasks", json=body)
+        view = _good(submitted, 202)
+        while view["state"] in ("queued", "running"):
+            view = _good(await self._client.get(f"/v1/tasks/{view['id']}", params={"wait": "60"}))
+        if view["state"] != "succeeded":
+            raise _Wrong(f"a task {view['state']}: {view['error']}")
+        return view
+
+    async def _chat(self, number: int) -> float:
+        question = QUESTIONS[number % len(QUESTIONS)]
+        body = {
+            "model": self._chat_model,
+            "messages": [{"role": "user", "content": question}],
+            "max_tokens": self.size.chat_tokens,
+            "temperature": 0,
+            "stream": True,
+            "weight": CHAT_WEIGHT,
+        }
+        asked, first, text = self._clock(), None, ""
+        async with self._client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            if answer.status_code != 200:
+                await answer.aread()
+            _status(answer, 200)
+            done = False
+            async for line in answer.aiter_lines():
+                done = done or line == "data: [DONE]"
+                delta = _delta(line)
+                if delta and first is None:
+                    first = self._clock() - asked
+                text += delta
+        if not done or first is None:
+            raise _Wrong("a stream ended before its end")
+        if self.results.answer is None:
+            self.results.answer = (question, text.strip())
+        return first
+
+    async def _embedding(self, number: int) -> float:
+        """Embed the sentences; its wait is that for the answer."""
+        asked = self._clock()
+        body = {
+            "model": self._embed_model,
+            "input": [*SENTENCES, f"This is number {number}."],
+            "weight": EMBED_WEIGHT,
+        }
+        value = _good(await self._client.post("/v1/embeddings", json=body))
+        cat, kitten, bank = (one["embedding"] for one in value["data"][:3])
+        near, far = _cosine(cat, kitten), _cosine(cat, bank)
+        if not near > far:
+            raise _Wrong(f"unlike sentences are nearer ({far:.2f}) than like ones ({near:.2f})")
+        self.results.similarities = (near, far)
+        return self._clock() - asked
+
+
+class _Wrong(Exception):
+    """An answer that is not as it must be."""
+
+
+def _status(answer: httpx.Response, expected: int) -> None:
+    if answer.status_code != expected:
+        raise _Wrong(f"status {answer.status_code}: {answer.text[:200]}")
+
+
+def _good(answer: httpx.Response, expected: int = 200) -> dict[str, Any]:
+    _status(answer, expected)
+    value: dict[str, Any] = answer.json()
+    return value
+
+
+def _waited(view: dict[str, Any]) -> float:
+    return max(0.0, float(view["started_at"]) - float(view["submitted_at"]))
+
+
+def _texts(value: Any) -> list[str]:
+    return [str(one) for one in value.values()] if isinstance(value, dict) else [str(value)]
+
+
+def _delta(line: str) -> str:
+    """The text in one line of a chat stream."""
+    data = line.removeprefix("data: ")
+    if data == line or data == "[DONE]":
+        return ""
+    choices = json.loads(data).get("choices") or [{}]
+    return str(choices[0].get("delta", {}).get("content") or "")
+
+
+def _cosine(a: Sequence[float], b: Sequence[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least ``share`` of the values don't exceed; 0 of none."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else 0.0
+
+
+WEIGHTS = {"chat": CHAT_WEIGHT, "embed": EMBED_WEIGHT, "io": IO_WEIGHT, "batch": BATCH_WEIGHT}
+
+
+def report(
+    results: Results,
+    *,
+    seconds: float,
+    decisions: Sequence[str],
+    most_replicas: int,
+    most_threads: int,
+) -> DemoReport:
+    """The results in numbers, per class."""
+    classes = []
+    for name, weight in WEIGHTS.items():
+        mine = [one for one in results.outcomes if one.kind == name]
+        waits = [one.wait_seconds for one in mine if one.error is None]
+        classes.append(
+            ClassReport(
+                name=name,
+                weight=weight,
+                done=len(waits),
+                failed=len(mine) - len(waits),
+                wait_p50=round(quantile(waits, 0.5), 3),
+                wait_p95=round(quantile(waits, 0.95), 3),
+            )
+        )
+    return DemoReport(
+        classes=tuple(classes),
+        errors=tuple(one.error for one in results.outcomes if one.error is not None),
+        seconds=round(seconds, 1),
+        answer=results.answer,
+        similarities=results.similarities,
+        decisions=tuple(decisions),
+        most_replicas=most_replicas,
+        most_threads=most_threads,
+    )
+
+
+def summary(found: DemoReport) -> RenderableType:
+    """The report as people read it."""
+    table = Table(title="What was done", title_justify="left")
+    for name in ("class", "weight W", "done", "failed", "wait p50", "wait p95"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for one in found.classes:
+        failed = Text(str(one.failed), style="bold red" if one.failed else "")
+        waits = (f"{one.wait_p50:.2f} s", f"{one.wait_p95:.2f} s")
+        table.add_row(one.name, f"{one.weight:g}", str(one.done), failed, *waits)
+    parts: list[RenderableType] = [table]
+    parts.append(
+        Text("wait: from submitting to the start; chat: to the first token; embed: to the answer",
+             style="dim")
+    )  # fmt: skip
+    if found.answer is not None:
+        parts.append(Text(f"asked: {found.answer[0]}\nanswer: {found.answer[1]}"))
+    if found.similarities is not None:
+        near, far = found.similarities
+        parts.append(
+            Text(f"similarity: {near:.2f} of {SENTENCES[0]!r} with {SENTENCES[1]!r}, "
+                 f"{far:.2f} with {SENTENCES[2]!r}")
+        )  # fmt: skip
+    parts.append(Text(f"decisions ({len(found.decisions)}):"))
+    parts += [Text(f"  {line}") for line in found.decisions]
+    total = sum(one.done for one in found.classes)
+    parts.append(
+        Text(
+            f"{total} tasks in {found.seconds:.0f} s, at most {found.most_replicas} workers and "
+            f"{found.most_threads} threads, {len(found.errors)} failures.",
+            style="bold",
+        )
+    )
+    parts += [Text(f"FAULT: {fault}", style="bold red") for fault in found.faults]
+    return Group(*parts)
