@@ -43,5 +43,6 @@ def _find(file: Path, names: list[str], shape: tuple[int, ...]) -> int | None:
     for name in names:
         entry = header.get(name)
         if entry and entry["dtype"] == "F32" and tuple(entry["shape"]) == shape:
-            return 8 + length + int(entry["data_offsets"][0])
+            begin: int = entry["data_offsets"][0]
+            return 8 + int(length) + begin
     return None

@@ -1,0 +1,156 @@
+"""The engine process: ``python -m llmtaskpool_worker.engines.child FD``.
+
+One model, one thread that runs it, one thread that listens. It ends at once when its parent does.
+After an exception in a step nothing in the process is trusted: the running requests are told, and
+the process ends so that its parent starts a fresh one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+
+from llmtaskpool_worker.engines.frames import (
+    decode_spec,
+    decode_to_engine,
+    framed,
+    receive,
+)
+from llmtaskpool_worker.engines.loop import EngineLoop
+from llmtaskpool_worker.engines.protocol import (
+    FromEngine,
+    LoadFailed,
+    Loading,
+    ModelSpec,
+    Stop,
+    ToEngine,
+)
+
+EXIT_CAN_NOT_LOAD = 3
+EXIT_STEP_FAILED = 4
+_PR_SET_PDEATHSIG = 1
+log = logging.getLogger("llmtaskpool.engine")
+
+
+def main() -> int:
+    """Serve the socket whose descriptor is the only argument; the exit code."""
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which drains
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    first = receive(connection)
+    if first is None:
+        return 0
+    spec = decode_spec(first)
+    try:
+        loop = _load(spec, connection)
+    except _CanNotLoad as error:
+        _send(connection, LoadFailed(str(error)))
+        return EXIT_CAN_NOT_LOAD
+    inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
+    _send(connection, loop.ready())
+    return _serve(loop, inbox, connection)
+
+
+class _CanNotLoad(Exception):
+    """The message is for people."""
+
+
+def _serve(loop: EngineLoop, inbox: queue.SimpleQueue[ToEngine], connection: socket.socket) -> int:
+    """Take in what came, step, tell what happened."""
+    try:
+        while True:
+            while not loop.busy() or not inbox.empty():
+                message = inbox.get()
+                if isinstance(message, Stop):
+                    return 0
+                _send(connection, *loop.accept(message))
+            _send(connection, *loop.step())
+    except (BrokenPipeError, ConnectionResetError):
+        return 0
+    except Exception as error:
+        # What the error says may hold parts of a prompt: its type and place must do.
+        log.error("a step failed: %s in %s", type(error).__name__, _place(error))  # noqa: TRY400
+        return EXIT_STEP_FAILED
+
+
+def _place(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame.f_code.co_qualname if trace is not None else "?"
+
+
+def _listen(connection: socket.socket, inbox: queue.SimpleQueue[ToEngine]) -> None:
+    """Bring messages in; without a parent there is nothing left to do."""
+    try:
+        while (body := receive(connection)) is not None:
+            inbox.put(decode_to_engine(body))
+    finally:
+        os._exit(0)  # even in the middle of a step
+
+
+def _send(connection: socket.socket, *events: FromEngine) -> None:
+    if events:
+        connection.sendall(b"".join(framed(event) for event in events))
+
+
+def _load(spec: ModelSpec, connection: socket.socket) -> EngineLoop:
+    """The loop of a model. Raises _CanNotLoad."""
+    from llmtaskpool_worker.engines.sources import SourceRefused, resolve
+
+    def progress(stage: str, fraction: float) -> None:
+        _send(connection, Loading(stage, fraction))
+
+    options = dict(spec.options)
+    threads = int(options.pop("threads", 8))
+    try:
+        folder = resolve(spec.source, progress)
+        progress("loading", 0.0)
+        import torch
+
+        from llmtaskpool_worker.engines.generation import ModelRefused, load_generation
+
+        if "torch_threads" in options:
+            torch.set_num_threads(int(options["torch_threads"]))
+        device, dtype = options.pop("device", None), options.pop("dtype", None)
+        loop: EngineLoop
+        try:
+            if spec.task == "embed":
+                from llmtaskpool_worker.engines.embedding import load_embedding
+
+                loop = load_embedding(
+                    folder, device=device, dtype=dtype, threads=threads, options=options
+                )
+            else:
+                loop = load_generation(
+                    folder, device=device, dtype=dtype, threads=threads, options=options
+                )
+        except ModelRefused as error:
+            raise _CanNotLoad(f"{spec.name}: {error}") from None
+    except SourceRefused as error:
+        raise _CanNotLoad(f"{spec.name}: {error}") from None
+    except ImportError as error:
+        raise _CanNotLoad(
+            f"{spec.name}: {error.name} is not installed; install llmtaskpool[worker]"
+        ) from None
+    except (OSError, ValueError, KeyError, RuntimeError, MemoryError) as error:
+        log.error("%s can't be loaded: %s in %s", spec.name, type(error).__name__, _place(error))  # noqa: TRY400 - as in _serve
+        raise _CanNotLoad(
+            f"{spec.name}: loading failed ({type(error).__name__}); check that its files are "
+            "whole, that transformers knows its architecture and that memory suffices"
+        ) from None
+    progress("loaded", 1.0)
+    return loop
+
+
+if __name__ == "__main__":
+    sys.exit(main())

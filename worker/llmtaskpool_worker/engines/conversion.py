@@ -1,0 +1,70 @@
+"""GGUF to a Hugging Face folder with safetensors, once.
+
+Reading GGUF takes most of a minute (its arrays are decoded one by one); a converted model loads
+in seconds. The result appears with one rename, and a lock lets the first of several workers
+convert while the others wait.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import tempfile
+from pathlib import Path
+
+from llmtaskpool_worker.engines.sources import Progress, SourceRefused
+
+
+def convert_gguf(gguf: Path, target: Path, progress: Progress) -> None:
+    """Write ``target``; returns at once when another process has written it meanwhile.
+
+    Raises:
+        SourceRefused: the file can't be read as a model, or the extra `gguf` is missing.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f".{target.name}.lock").open("w") as lock:
+        progress("waiting for another conversion", 0.0)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.is_dir():
+            return
+        unfinished = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
+        try:
+            _convert(gguf, unfinished, progress)
+            unfinished.rename(target)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _convert(gguf: Path, folder: Path, progress: Progress) -> None:
+    try:
+        import accelerate  # noqa: F401 - transformers asks for it here
+        import gguf as _  # noqa: F401 - likewise
+    except ImportError:
+        raise SourceRefused(
+            f"source {gguf.name!r} is GGUF: install llmtaskpool with its extra 'gguf'"
+        ) from None
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    progress("converting the tokenizer", 0.05)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer.save_pretrained(folder)
+        progress("converting the weights", 0.5)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
+    except (ValueError, KeyError, NotImplementedError, OSError, RuntimeError) as error:
+        raise SourceRefused(
+            f"source {gguf.name!r} can't be converted ({type(error).__name__}): its architecture "
+            "is not one that transformers reads from GGUF; use a safetensors folder"
+        ) from None
+    # The weights are plain float32 now; saving is refused while the config says quantized.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    progress("writing safetensors", 0.9)
+    model.save_pretrained(folder)
+    progress("converted", 1.0)
