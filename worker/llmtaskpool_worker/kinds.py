@@ -26,7 +26,7 @@ class HandlerError(Exception):
         self.message = message
 
 
-class InvalidArguments(Exception):
+class ArgumentsError(Exception):
     """The arguments of a call can't be run; ``field`` names the one at fault."""
 
     def __init__(self, field: str, message: str) -> None:
@@ -56,7 +56,7 @@ AsyncHandler = Callable[[dict[str, Any], CallContext], Awaitable[Any]]
 class Kind:
     """A registered kind: its handler, its lane (auto: measured) and its check of arguments.
 
-    ``check`` raises InvalidArguments before the task is accepted. A synchronous handler runs in
+    ``check`` raises ArgumentsError before the task is accepted. A synchronous handler runs in
     a thread, an asynchronous one on the loop (in lane compute: in a thread of its own).
     """
 
@@ -108,7 +108,7 @@ class Kinds:
 def load_entry_points(kinds: Kinds, found: Iterable[EntryPoint] | None = None) -> None:
     """Register what installed packages offer under the group ``llmtaskpool.kinds``.
 
-    An entry point names a handler function or a Kind. Raises ValueError with the entry point's
+    An entry point names a handler function or a Kind. Raises TypeError with the entry point's
     name when it is neither.
     """
     for point in entry_points(group=ENTRY_POINT_GROUP) if found is None else found:
@@ -118,7 +118,7 @@ def load_entry_points(kinds: Kinds, found: Iterable[EntryPoint] | None = None) -
         elif callable(loaded):
             kinds.register(Kind(point.name, loaded))
         else:
-            raise ValueError(
+            raise TypeError(
                 f"entry point {point.name!r} of {ENTRY_POINT_GROUP} is a "
                 f"{type(loaded).__name__}: name a function or a Kind"
             )
