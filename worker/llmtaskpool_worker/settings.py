@@ -65,6 +65,12 @@ class Settings(BaseSettings):
     cache_dir: Path | None = Field(
         None, description="Where converted weights are kept; unset: the user's cache folder."
     )
+    data_dir: Path | None = Field(
+        None, description="Folder whose objects io.read and io.write may use; unset: none."
+    )
+    fetch_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Hosts that io.fetch may call, as host or host:port, separated by commas."
+    )
     threads: Annotated[int, Field(ge=1, le=4096)] = Field(
         8, description="Threads (N) of the compute lane at the start."
     )
@@ -139,6 +145,11 @@ class Settings(BaseSettings):
     @classmethod
     def _split_keys(cls, value: object) -> object:
         return [k for k in re.split(r"[,\s]+", value) if k] if isinstance(value, str) else value
+
+    @field_validator("fetch_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: object) -> object:
+        return [h for h in re.split(r"[,\s]+", value) if h] if isinstance(value, str) else value
 
     @field_validator("models", mode="before")
     @classmethod

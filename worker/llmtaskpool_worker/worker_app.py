@@ -29,6 +29,8 @@ from llmtaskpool_worker.engines.protocol import (
     Ready,
     ToEngine,
 )
+from llmtaskpool_worker.gpu import gpu_reader
+from llmtaskpool_worker.io_kinds import register_io_kinds
 from llmtaskpool_worker.kinds import Kinds, load_entry_points
 from llmtaskpool_worker.metrics import Metrics
 from llmtaskpool_worker.server import Clocks, HttpServer, control_app, data_app, keys_of
@@ -222,7 +224,10 @@ async def run(settings: Settings, announce: Announce = announce_on_stdout) -> in
     from llmtaskpool_worker.engines.process import EngineProcess
     from llmtaskpool_worker.text import load_tokenizer
 
+    if settings.cache_dir is not None:
+        os.environ["LLMTASKPOOL_CACHE_DIR"] = str(settings.cache_dir)  # engine processes read it
     kinds = Kinds()
+    register_io_kinds(kinds, data_dir=settings.data_dir, fetch_hosts=settings.fetch_hosts)
     load_entry_points(kinds)
     worker = build(
         settings,
@@ -231,6 +236,7 @@ async def run(settings: Settings, announce: Announce = announce_on_stdout) -> in
         clocks=Clocks(time.monotonic, time.time),
         kinds=kinds,
         announce=announce,
+        gpus=gpu_reader().read,
     )
     return await run_worker(worker, settings, announce)
 
