@@ -36,6 +36,8 @@ CACHE_GRANULE = 128
 PREFILL_CHUNK = 128
 """Prompt tokens per step: large enough for efficient products on a CPU, small enough that a long
 prompt delays the tokens of those who decode by a fraction of a second."""
+DEFAULT_CONTEXT = 2048
+"""For models whose configuration names no longest position."""
 CACHE_SHARE = 0.5
 """Of the memory that is free after loading, what the cache may grow to."""
 
@@ -96,6 +98,7 @@ class GenerationLoop:
             max_threads=self.max_threads,
         )
 
+    @torch.inference_mode()
     def accept(self, message: LoopMessage) -> list[FromEngine]:
         """Take a message in; takes effect with the next step."""
         match message:
@@ -319,7 +322,7 @@ def load_generation(
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
-        attn_implementation="sdpa",
+        attn_implementation="eager",  # what every family has; replaced after the check below
     )
     model.to(device).eval().requires_grad_(requires_grad=False)
     if pack_linears(model):
@@ -327,7 +330,8 @@ def load_generation(
     eos = model.generation_config.eos_token_id if model.generation_config else None
     eos_ids = eos if isinstance(eos, list) else [eos] if eos is not None else []
     text = config.get_text_config()
-    context = min(int(text.max_position_embeddings), int(options.get("context_length", 1 << 31)))
+    longest = getattr(text, "max_position_embeddings", None) or DEFAULT_CONTEXT
+    context = min(int(longest), int(options.get("context_length", longest)))
     give_back()
     return GenerationLoop(
         model,
