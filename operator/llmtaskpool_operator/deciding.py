@@ -1,0 +1,131 @@
+"""All decisions of one tick for one pool: the law, once for the replicas, once per lane. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from llmtaskpool_worker.contract import LaneName
+
+from llmtaskpool_operator import law
+from llmtaskpool_operator.api import (
+    LaneThreads,
+    LLMTaskPoolSpec,
+    ScalingMode,
+    ScalingRules,
+)
+from llmtaskpool_operator.observation import (
+    History,
+    PodObservation,
+    PoolObservation,
+    observed_replicas,
+    observed_threads,
+)
+
+LaneOfPod = tuple[str, LaneName]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolMemory:
+    """What is carried from tick to tick. ``replicas_at``: when replicas were decided last."""
+
+    replicas: law.Memory = field(default_factory=law.Memory)
+    replicas_at: float = float("-inf")
+    history: History = field(default_factory=History)
+    threads: dict[LaneOfPod, law.Memory] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadDecision:
+    """The decision for one lane of one pod."""
+
+    pod: str
+    lane: LaneName
+    decision: law.Decision
+
+
+@dataclass(frozen=True, slots=True)
+class PoolDecision:
+    """``replicas`` None: not this tick, or not the operator's to decide."""
+
+    replicas: law.Decision | None
+    threads: tuple[ThreadDecision, ...]
+
+
+def decide_pool(
+    spec: LLMTaskPoolSpec, seen: PoolObservation, memory: PoolMemory, now: float
+) -> tuple[PoolDecision, PoolMemory]:
+    """Decide threads at every tick and replicas every period."""
+    scaling = spec.scaling
+    due = now - memory.replicas_at >= law.DEFAULTS.period_seconds
+    decision: law.Decision | None = None
+    if due:
+        history = memory.history.extended(seen, now, scaling.averaging_seconds)
+        memory = replace(memory, history=history, replicas_at=now)
+        if scaling.mode in (ScalingMode.AUTO, ScalingMode.ADVISE):
+            observed = observed_replicas(spec, seen, history)
+            decision, carried = law.decide(replica_policy(spec), observed, memory.replicas, now)
+            memory = replace(memory, replicas=carried)
+    decided = [
+        _lane(spec, pod, lane, memory, now)
+        for pod in seen.staying
+        if pod.ready and pod.fresh
+        for lane in LaneName
+    ]
+    threads = {(d.pod, d.lane): carried for d, carried in decided if d is not None}
+    made = tuple(d for d, _ in decided if d is not None)
+    return PoolDecision(decision, made), replace(memory, threads=threads)
+
+
+def replica_policy(spec: LLMTaskPoolSpec) -> law.Policy:
+    """The law's settings for replicas."""
+    scaling, behavior = spec.scaling, spec.scaling.behavior
+    return law.Policy(
+        minimum=scaling.min_replicas,
+        maximum=scaling.max_replicas,
+        target=scaling.target_utilization,
+        alpha=None if scaling.alpha == "Auto" else float(scaling.alpha),
+        tolerance=scaling.tolerance,
+        up=_direction(behavior.scale_up, 0.0),
+        down=_direction(behavior.scale_down, law.DEFAULTS.hold_seconds),
+    )
+
+
+def thread_policy(lane: LaneThreads) -> law.Policy:
+    """The law's settings for the threads of one lane."""
+    return replace(
+        law.THREAD_POLICY,
+        minimum=lane.min,
+        maximum=lane.max,
+        target=lane.target_utilization,
+    )
+
+
+def _direction(rules: ScalingRules, default_window: float) -> law.Direction:
+    window = rules.stabilization_window_seconds
+    return law.Direction(
+        stabilization_seconds=default_window if window is None else float(window),
+        limits=tuple(
+            law.StepLimit(limit.type, float(limit.value), float(limit.period_seconds))
+            for limit in rules.policies
+        ),
+        select=rules.select_policy,
+    )
+
+
+def _lane(
+    spec: LLMTaskPoolSpec,
+    pod: PodObservation,
+    lane: LaneName,
+    memory: PoolMemory,
+    now: float,
+) -> tuple[ThreadDecision | None, law.Memory]:
+    wanted = spec.threads.compute if lane is LaneName.COMPUTE else spec.threads.io
+    state = pod.state.lanes.get(lane) if pod.state is not None else None
+    carried = memory.threads.get((pod.name, lane), law.Memory())
+    if state is None:
+        return None, carried
+    policy = thread_policy(wanted)
+    if wanted.mode == "Fixed":
+        policy = replace(policy, minimum=wanted.initial, maximum=wanted.initial)
+    decision, carried = law.decide(policy, observed_threads(state), carried, now)
+    return ThreadDecision(pod.name, lane, decision), carried

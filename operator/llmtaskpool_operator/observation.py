@@ -1,0 +1,167 @@
+"""What was observed of a pool, and its reduction to what the law asks. Pure.
+
+Rates come from counters that start at 0 with each worker process: they are taken per pod and
+summed, so a pod that comes, goes or restarts can't make them wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+
+from llmtaskpool_worker.contract import LaneName, LaneState, WorkerState
+
+from llmtaskpool_operator.api import LLMTaskPoolSpec, Metric
+from llmtaskpool_operator.law import DEFAULTS, Observed, backlog_drain_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class PodObservation:
+    """One pod (or local worker process). ``state`` None: it did not answer.
+
+    ``age_seconds`` is the age of ``state``; ``ready``: it takes tasks; ``draining``: it goes.
+    """
+
+    name: str
+    ready: bool
+    draining: bool = False
+    state: WorkerState | None = None
+    age_seconds: float = 0.0
+
+    @property
+    def fresh(self) -> bool:
+        """Whether its state may be believed to be of now."""
+        return self.state is not None and self.age_seconds <= DEFAULTS.stale_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class PoolObservation:
+    """The pool now. ``replicas`` is what was asked for, starting ones counted."""
+
+    replicas: int
+    pods: tuple[PodObservation, ...] = ()
+
+    @property
+    def staying(self) -> tuple[PodObservation, ...]:
+        """The pods that don't drain."""
+        return tuple(pod for pod in self.pods if not pod.draining)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Ready pods that don't report."""
+        return tuple(pod.name for pod in self.staying if pod.ready and not pod.fresh)
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """One pod's counters at one moment, and whether all its threads were busy with more waiting."""
+
+    arrived: float
+    done: float
+    saturated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Samples of the averaging window, oldest first: (time, counters by pod)."""
+
+    samples: tuple[tuple[float, dict[str, Counters]], ...] = ()
+
+    def extended(self, seen: PoolObservation, now: float, window_seconds: float) -> History:
+        """With the sample of now, and one that is as old as the window as its beginning."""
+        counters = {
+            pod.name: _counters(pod.state)
+            for pod in seen.pods
+            if pod.state is not None and pod.fresh
+        }
+        samples = [*self.samples, (now, counters)]
+        while len(samples) > 2 and now - samples[1][0] >= window_seconds:
+            samples.pop(0)
+        return History(tuple(samples))
+
+    def arrival_rate(self, period_seconds: float) -> float | None:
+        """Pod-seconds of work that arrived per second; None before there are two samples."""
+        if len(self.samples) < 2:
+            return None
+        arrived = 0.0
+        for (_, before), (_, after) in zip(self.samples, self.samples[1:], strict=False):
+            for name, counters in after.items():
+                seen = before[name].arrived if name in before else 0.0
+                # A counter that fell belongs to a restarted process: all of it is new.
+                arrived += counters.arrived - (seen if seen <= counters.arrived else 0.0)
+        return arrived / max(self._span(), period_seconds)
+
+    def saturated_rate(self, window_seconds: float) -> float | None:
+        """Work done per pod-second while all pods were saturated for a whole window, else None."""
+        if self._span() < 0.9 * window_seconds:
+            return None
+        first, last = self.samples[0][1], self.samples[-1][1]
+        for _, counters in self.samples:
+            if counters.keys() != last.keys() or not all(c.saturated for c in counters.values()):
+                return None
+        done = sum(last[name].done - first[name].done for name in last)
+        return done / (self._span() * len(last)) if last and done >= 0 else None
+
+    def _span(self) -> float:
+        return self.samples[-1][0] - self.samples[0][0] if self.samples else 0.0
+
+
+def observed_replicas(spec: LLMTaskPoolSpec, seen: PoolObservation, history: History) -> Observed:
+    """The law's inputs for replicas, in the units of the pool's metric."""
+    reporting = tuple(pod for pod in seen.staying if pod.fresh)
+    states = [pod.state for pod in reporting if pod.state is not None]
+    running: float | None = None
+    waiting = 0.0
+    match spec.scaling.metric:
+        case Metric.OFFERED_WORK:
+            drain = spec.scaling.backlog_drain_seconds or backlog_drain_seconds(
+                spec.slo.ttft_seconds
+            )
+            running = history.arrival_rate(DEFAULTS.period_seconds) if states else None
+            waiting = sum(state.work.waiting_seconds for state in states) / drain
+        case Metric.THREAD_UTILIZATION:
+            lanes = [state.lanes[LaneName.COMPUTE] for state in states]
+            running = _sum([lane.active / max(1, lane.threads) for lane in lanes])
+            waiting = sum(lane.queued / max(1, lane.threads) for lane in lanes)
+        case Metric.GPU_UTILIZATION:
+            shares = [_gpu_share(state) for state in states]
+            known = [share for share in shares if share is not None]
+            running = _sum(known) if len(known) == len(shares) else None
+    starting = seen.replicas > 0 and not any(pod.ready for pod in seen.staying)
+    return Observed(
+        current=seen.replicas,
+        # A pool whose pods all start has no demand yet that anybody could have counted.
+        running=None if starting and not states else running,
+        waiting=waiting,
+        complete=not seen.missing,
+        age_seconds=min((pod.age_seconds for pod in reporting), default=0.0),
+        saturated_rate=history.saturated_rate(spec.scaling.averaging_seconds),
+    )
+
+
+def observed_threads(lane: LaneState) -> Observed:
+    """The law's inputs for one lane of one pod."""
+    return Observed(
+        current=lane.threads,
+        running=float(lane.active),
+        waiting=float(lane.queued),
+        cap=max(1, lane.threads_cap),
+    )
+
+
+def _counters(state: WorkerState) -> Counters:
+    compute = state.lanes.get(LaneName.COMPUTE)
+    saturated = compute is not None and compute.queued > 0 and compute.active >= compute.threads
+    arrived, done = state.work.arrived_seconds_total, state.work.done_seconds_total
+    return Counters(
+        arrived if isfinite(arrived) else 0.0, done if isfinite(done) else 0.0, saturated
+    )
+
+
+def _gpu_share(state: WorkerState) -> float | None:
+    shares = [gpu.utilization for gpu in state.gpus if gpu.utilization is not None]
+    return sum(shares) / len(shares) if shares else None
+
+
+def _sum(values: list[float]) -> float | None:
+    return sum(values) if values else None
