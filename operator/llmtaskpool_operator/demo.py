@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from math import ceil, hypot, inf
 from typing import Any
 
 import httpx
@@ -47,10 +47,14 @@ SENTENCES = (
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much work the demo does; ``chat_seconds`` is the time between two chats."""
+    """How much work the demo does; ``chat_seconds`` is the time between two chats.
 
-    batch: int = 40
-    batch_tokens: int = 80
+    A batch text has ``batch_tokens`` to twice as many tokens; every ``keep``-th is kept as a file.
+    """
+
+    batch: int = 64
+    batch_tokens: int = 32
+    keep: int = 4
     chats: int = 20
     chat_tokens: int = 16
     chat_seconds: float = 1.5
@@ -105,7 +109,7 @@ class DemoReport:
         """What did not go as it must, in words; empty when all is well."""
         faults = list(self.errors)
         waits = {one.name: one.wait_p95 for one in self.classes}
-        if waits.get("chat", 0.0) >= waits.get("batch", math.inf):
+        if waits.get("chat", 0.0) >= waits.get("batch", inf):
             faults.append(
                 f"chats waited as long as batch work: p95 {waits['chat']:.1f} s "
                 f"against {waits['batch']:.1f} s"
@@ -150,7 +154,7 @@ class Demo:
             "batch": self.size.batch,
             "chat": self.size.chats,
             "embed": self.size.embeddings,
-            "io": 2 * self.size.batch,
+            "io": 2 * ceil(self.size.batch / self.size.keep),
         }
         self._bars = {name: self.progress.add_task(name, total=n) for name, n in totals.items()}
 
@@ -189,13 +193,13 @@ class Demo:
 
     async def _batch(self, number: int) -> float:
         subject = SUBJECTS[number % len(SUBJECTS)]
+        tokens = self.size.batch_tokens + 7 * number % self.size.batch_tokens
         ended = await self._task(
             {
                 "kind": "chat",
                 "model": self._chat_model,
                 "input": [{"role": "user", "content": f"Write a short text about {subject}."}],
-                "arguments": {"max_tokens": self.size.batch_tokens, "temperature": 0.7,
-                              "seed": number},
+                "arguments": {"max_tokens": tokens, "temperature": 0.7, "seed": number},
                 "weight": BATCH_WEIGHT,
                 "labels": {"class": "batch"},
             }
@@ -203,14 +207,15 @@ class Demo:
         text = str(ended["result"]["text"])
         if not text.strip():
             raise _Wrong("an empty text came back")
-        await self._keep(number, text)
+        if number % self.size.keep == 0:
+            await self._keep(number, text)
         return _waited(ended)
 
     async def _keep(self, number: int, text: str) -> None:
         """Write a batch result to the pool's data folder and read it back, as io tasks."""
-        path = f"demo/text-{number}.txt"
-        await self._attempt("io", self._io("io.write", {"path": path, "text": text}, None))
-        await self._attempt("io", self._io("io.read", {"path": path}, text))
+        name = f"demo/text-{number}.txt"
+        await self._attempt("io", self._io("io.write", {"name": name, "content": text}, None))
+        await self._attempt("io", self._io("io.read", {"name": name}, text))
 
     async def _io(self, kind: str, arguments: dict[str, Any], expected: str | None) -> float:
         ended = await self._task({"kind": kind, "arguments": arguments, "weight": IO_WEIGHT})
@@ -306,13 +311,13 @@ def _delta(line: str) -> str:
 
 
 def _cosine(a: Sequence[float], b: Sequence[float]) -> float:
-    return sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
+    return sum(x * y for x, y in zip(a, b, strict=True)) / (hypot(*a) * hypot(*b))
 
 
 def quantile(values: Sequence[float], share: float) -> float:
     """The smallest value that at least ``share`` of the values don't exceed; 0 of none."""
     ordered = sorted(values)
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else 0.0
+    return ordered[max(0, ceil(share * len(ordered)) - 1)] if ordered else 0.0
 
 
 WEIGHTS = {"chat": CHAT_WEIGHT, "embed": EMBED_WEIGHT, "io": IO_WEIGHT, "batch": BATCH_WEIGHT}

@@ -117,7 +117,7 @@ class LiveView:
 
     def say(self, renderable: RenderableType) -> None:
         """Print it above the table."""
-        self._console.print(renderable)
+        self._console.print(renderable, soft_wrap=isinstance(renderable, Text))
 
     def close(self) -> None:
         """Take the table away."""
@@ -169,7 +169,7 @@ class PlainView:
 
     def say(self, renderable: RenderableType) -> None:
         """Print it."""
-        self._console.print(renderable)
+        self._console.print(renderable, soft_wrap=isinstance(renderable, Text))
 
     def close(self) -> None:
         """Nothing to do."""

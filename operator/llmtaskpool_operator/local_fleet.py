@@ -83,6 +83,16 @@ class Fleet:
         """The workers that finish what they have and go."""
         return [w for w in self.workers.values() if w.retiring]
 
+    async def observe(self, now: float) -> None:
+        """Ask every worker that listens for its state, all at once; tell who stops answering."""
+        asked = [w for w in self.workers.values() if w.alive and w.data_port is not None]
+        before = [w.unreachable for w in asked]
+        await asyncio.gather(*(w.observe(now) for w in asked))
+        for worker, was in zip(asked, before, strict=True):
+            self._front.note_load(worker.id, float(worker.in_flight))
+            if worker.unreachable is not None and was is None and worker.alive:
+                self._notice(f"{worker.id} is left as it is: {worker.unreachable}")
+
     def any_starting(self) -> bool:
         """Whether a worker is on its way, or will be as soon as the back-off allows."""
         if self._stopping:

@@ -97,7 +97,7 @@ class StandIn:
             "work": {
                 "arrived_seconds_total": self.arrived,
                 "done_seconds_total": self.done,
-                "waiting_seconds": self.waiting_work,
+                "waiting_seconds": max(0.0, self.waiting_work),
             },
             "totals": self.totals,
             "models": ["stand-in"],
