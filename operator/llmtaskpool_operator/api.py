@@ -210,7 +210,7 @@ class Queue(Wire):
     policy: Literal["priority", "newest-first"] = "priority"
     """priority: falling weight / load, within the bound of `ageingSeconds`. newest-first: the
     same until the oldest has waited that long, then the newest first."""
-    ageing_seconds: Annotated[float, Field(ge=0, le=86_400)] = 30
+    ageing_seconds: Annotated[float, Field(ge=0, le=86_400)] = 300
     """The time after which a task goes before all that have waited less."""
     timeout_seconds: Annotated[float, Field(ge=0.1, le=86_400)] | None = None
     """A task that has waited this long is given up. Default: the worker's own limit."""

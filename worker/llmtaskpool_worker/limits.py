@@ -43,7 +43,7 @@ class Limits:
     compute: LaneLimits = LaneLimits(threads=8, threads_max=256)
     io: LaneLimits = LaneLimits(threads=32, threads_max=1024)
     policy: QueuePolicy = QueuePolicy.PRIORITY
-    ageing_seconds: float = 30.0
+    ageing_seconds: float = 300.0
     queue_timeout_seconds: float = 600.0
     run_timeout_seconds: float = 3600.0
     max_attempts: int = 3

@@ -93,7 +93,7 @@ class Settings(BaseSettings):
         QueuePolicy.PRIORITY, description="Order of the queues: priority or newest-first."
     )
     ageing_seconds: Positive = Field(
-        30.0, description="A task that waited this long goes before all that did not."
+        300.0, description="A task that waited this long goes before all that did not."
     )
     queue_timeout_seconds: Positive = Field(
         600.0, description="A task that waited this long is given up."
