@@ -50,9 +50,12 @@ class Size:
     """How much work the demo does; ``chat_seconds`` is the time between two chats.
 
     A batch text has ``batch_tokens`` to twice as many tokens; every ``keep``-th is kept as a file.
+    At most ``batch_at_once`` are submitted and not done: as from any batch client, so that a
+    worker that comes later gets its share of what is still to come.
     """
 
     batch: int = 64
+    batch_at_once: int = 32
     batch_tokens: int = 32
     keep: int = 4
     chats: int = 20
@@ -140,6 +143,7 @@ class Demo:
             TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(),
             TimeElapsedColumn(), auto_refresh=False,
         )  # fmt: skip
+        self._batch_turn = asyncio.Semaphore(self.size.batch_at_once)
         self._chat_model = chat_model
         self._embed_model = embed_model
         self._clock = clock
@@ -192,6 +196,10 @@ class Demo:
         self.progress.advance(self._bars[outcome.kind])
 
     async def _batch(self, number: int) -> float:
+        async with self._batch_turn:
+            return await self._write(number)
+
+    async def _write(self, number: int) -> float:
         subject = SUBJECTS[number % len(SUBJECTS)]
         tokens = self.size.batch_tokens + 7 * number % self.size.batch_tokens
         ended = await self._task(

@@ -18,6 +18,7 @@ from llmtaskpool_operator.local_settings import (
 )
 
 BAD_INPUT = 2
+DEFAULT_PORT = 8080
 
 
 def local(
@@ -39,8 +40,13 @@ def local(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
-    ] = 8080,
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Port to listen on; 0 takes a free one. [default: 8080; with --demo: 0]",
+        ),
+    ] = None,
     api_key_file: Annotated[
         Path | None, typer.Option(help="File with the keys that clients must show, one a line.")
     ] = None,
@@ -87,7 +93,7 @@ def local(
 
     options = LocalOptions(
         host=host,
-        port=port,
+        port=port if port is not None else 0 if demo else DEFAULT_PORT,
         api_key_file=api_key_file,
         cache_dir=cache_dir,
         data_dir=data_dir,

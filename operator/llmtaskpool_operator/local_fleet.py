@@ -70,6 +70,7 @@ class Fleet:
         self._clock = clock
         self._notice = notice
         self._count = 0
+        self._one_at_a_time = asyncio.Lock()
         self._not_before = 0.0
         self._ever_ready = False
         self._watching: set[asyncio.Task[None]] = set()
@@ -116,11 +117,15 @@ class Fleet:
         """Start what is missing, as far as the back-off allows. Raises Unstartable."""
         if self.unstartable is not None:
             raise Unstartable(self.unstartable)
-        now = self._clock()
-        if any(self._healthy(worker, now) for worker in self.members()):
-            self.failures = 0
-        while len(self.members()) < self.wanted and now >= self._not_before and not self._stopping:
-            await self._start(now)
+        async with self._one_at_a_time:  # while one starts it is no member yet
+            now = self._clock()
+            if any(self._healthy(worker, now) for worker in self.members()):
+                self.failures = 0
+            while len(self.members()) < self.wanted and self._may_start(now):
+                await self._start(now)
+
+    def _may_start(self, now: float) -> bool:
+        return now >= self._not_before and not self._stopping
 
     def retire(self, worker: LocalWorker) -> None:
         """Let a worker finish and go; returns at once."""

@@ -28,6 +28,15 @@ def test_as_many_workers_run_as_were_asked_for():
     asyncio.run(go())
 
 
+def test_scaling_and_tending_at_once_starts_no_worker_too_many():
+    async def go():
+        async with local_rig(0) as rig:
+            await asyncio.gather(rig.fleet.scale(2), rig.fleet.tend(), rig.fleet.tend())
+            assert len(rig.fleet.workers) == 2
+
+    asyncio.run(go())
+
+
 def test_victims_go_first_when_there_are_too_many():
     async def go():
         async with local_rig(3) as rig:
