@@ -9,7 +9,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from llmtaskpool_worker.contract import LaneName
+from pydantic import ConfigDict, Field, field_validator
 
 from llmtaskpool_operator.api_rules import (
     ANY_OBJECT,
@@ -22,7 +23,6 @@ from llmtaskpool_operator.api_rules import (
     Word,
     list_map,
 )
-from llmtaskpool_worker.contract import LaneName
 
 GROUP = "llmtaskpool.io"
 VERSION = "v1alpha1"
@@ -431,7 +431,7 @@ class LLMTaskPoolStatus(Wire):
 class ObjectMeta(Wire):
     """The metadata that a manifest file of a pool may carry; Kubernetes knows more."""
 
-    model_config = {"extra": "ignore"}
+    model_config = ConfigDict(extra="ignore")
 
     name: Name
     """Name of the pool."""
