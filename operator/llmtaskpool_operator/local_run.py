@@ -22,7 +22,7 @@ from llmtaskpool_operator.live_view import JsonView, Line, View, view_for
 from llmtaskpool_operator.local_fleet import Unstartable
 from llmtaskpool_operator.local_pool import LocalOptions, LocalPool, PortTaken
 
-OK, FAULTS, BAD_INPUT = 0, 1, 2
+OK, FAULTS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 FALL_SECONDS = 60.0
 LEAVING_SECONDS = 5.0
 POLL_SECONDS = 0.05
@@ -43,6 +43,10 @@ async def run(pool: LLMTaskPool, options: LocalOptions, *, output: str, demo: bo
         view.close()
         sys.stderr.write(f"llmtaskpool local: {error}\n")
         return BAD_INPUT
+    except TimeoutError:
+        view.close()
+        sys.stderr.write(f"llmtaskpool local: no worker was ready within {START_SECONDS:g} s\n")
+        return FAULTS
     finally:
         view.close()
 
@@ -65,7 +69,8 @@ async def _run(pool: LLMTaskPool, options: LocalOptions, view: View, *, demo: bo
     finally:
         known = descendants(os.getpid())
         await _end(local, stopping, killing, view)
-    return _told(found, view, await left_running(known))
+    code = _told(found, view, await left_running(known))
+    return INTERRUPTED if demo and found is None else code
 
 
 async def _result(
