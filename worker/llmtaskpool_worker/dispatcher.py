@@ -184,6 +184,7 @@ class Dispatcher:
 
     def submit(self, request: TaskRequest) -> TaskView:
         """See TaskPool."""
+        request, lane = self._placed(request)
         try:
             if (known := self._broker.find(request)) is not None:
                 return known
@@ -193,7 +194,6 @@ class Dispatcher:
                 "idempotency_key belongs to a task with another body: use a new key",
                 field="idempotency_key",
             ) from None
-        request, lane = self._placed(request)
         cost_class = self.cost.classify(request)
         now, load = self._clock(), self.cost.load(cost_class)
         work = self.cost.work(request, cost_class, lane.threads)

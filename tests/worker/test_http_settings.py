@@ -1,0 +1,95 @@
+"""Settings: read from LLMTASKPOOL_* and the command line, refused with one clear line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from llmtaskpool_worker import settings
+from llmtaskpool_worker.priority import QueuePolicy
+from llmtaskpool_worker.settings import Settings, SettingsError, parse_model
+
+
+def test_settings_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv("LLMTASKPOOL_PORT", "0")
+    monkeypatch.setenv("LLMTASKPOOL_API_KEYS", "one, two\nthree")
+    monkeypatch.setenv("LLMTASKPOOL_MODELS", "a=/x,dtype=float32,slots=4;b=hf://o/n@r,task=embed")
+    monkeypatch.setenv("LLMTASKPOOL_QUEUE_POLICY", "newest-first")
+    monkeypatch.setenv("LLMTASKPOOL_QUEUE_LIMIT", "7")
+    read = settings.load()
+    assert [key.get_secret_value() for key in read.api_keys] == ["one", "two", "three"]
+    first, second = read.model_specs()
+    assert (first.name, first.source, first.task) == ("a", "/x", "generate")
+    assert first.options == {"dtype": "float32", "slots": 4}
+    assert (second.source, second.task) == ("hf://o/n@r", "embed")
+    limits = read.pool_limits()
+    assert limits.policy is QueuePolicy.NEWEST_FIRST
+    assert limits.compute.queue_tasks == limits.io.queue_tasks == 7
+
+
+def test_the_command_line_goes_before_the_environment(monkeypatch):
+    monkeypatch.setenv("LLMTASKPOOL_THREADS", "3")
+    assert settings.load().threads == 3
+    assert settings.load(threads=5).threads == 5
+
+
+def test_every_setting_says_what_it_is():
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_keys_are_in_no_text_of_the_settings():
+    read = settings.load(api_keys=("hush",), control_tokens=("hush",))
+    assert "hush" not in repr(read) + read.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"port": 70_000}, "PORT"),
+        ({"threads": 0}, "THREADS"),
+        ({"grace_seconds": "soon"}, "GRACE_SECONDS"),
+        ({"grace_seconds": float("inf")}, "GRACE_SECONDS"),
+        ({"queue_policy": "fifo"}, "QUEUE_POLICY"),
+        ({"models": ("nothing",)}, "MODELS"),
+        ({"models": ("a=x", "a=y")}, "MODELS"),
+        ({"models": ("a=x,task=dance",)}, "MODELS"),
+        ({"models": ("a=x,fast",)}, "MODELS"),
+    ],
+)
+def test_a_bad_setting_is_named_by_its_variable(given, name):
+    with pytest.raises(SettingsError, match=f"LLMTASKPOOL_{name} "):
+        settings.load(**given)
+
+
+def test_a_source_may_hold_an_equals_sign():
+    assert parse_model("a=hf://org/x=y").source == "hf://org/x=y"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (("--threads", "0"), {}, "--threads"),
+        ((), {"LLMTASKPOOL_MAX_BODY_BYTES": "many"}, "LLMTASKPOOL_MAX_BODY_BYTES"),
+        (("--model", "nonsense"), {}, "name=source"),
+        (("--port", "x"), {}, "--port"),
+        ((), {"LLMTASKPOOL_API_KEYS_FILE": "/nowhere/keys"}, "LLMTASKPOOL_API_KEYS_FILE"),
+        (("--port", "0", "--host", "192.0.2.1"), {}, "192.0.2.1"),
+    ],
+)
+def test_bad_input_on_the_command_line_ends_with_code_2_and_one_clear_line(
+    arguments, environment, said
+):
+    done = subprocess.run(
+        [sys.executable, "-m", "llmtaskpool_worker", "serve", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | environment | {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"},
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
