@@ -8,7 +8,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 RUN := $(UV) run --no-sync
 SYNC := $(UV) sync --locked --all-extras
 
-.PHONY: help install demo test check lint types contracts unit crd bench clean
+.PHONY: help install demo test check lint types contracts rig unit crd bench clean
 
 help: ## This list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ install: $(filter .tools/bin/uv,$(UV)) ## Install what is needed into .venv, fro
 demo: install ## A pool on this machine does a burst of real, mixed work and says what it did
 	$(RUN) llmtaskpool local --demo
 
-test: install check unit ## Every check and every test (what CI runs)
+test: install check rig unit ## Every check and every test (what CI runs)
 
 check: lint types contracts ## Static checks
 
@@ -39,6 +39,9 @@ types: ## mypy, strict
 contracts: ## Who may import whom
 	$(RUN) lint-imports
 
+rig: ## Build the test cluster's control plane: 10 minutes once, then seconds
+	$(RUN) python hack/cluster build --control-plane
+
 unit: ## All tests
 	$(RUN) pytest
 
@@ -47,8 +50,6 @@ crd: ## Write crds/llmtaskpool.yaml anew from the model
 
 bench: ## The benchmarks behind the README's tables
 	$(RUN) python benchmarks/engine.py
-	$(RUN) python benchmarks/scheduler.py
-	$(RUN) python benchmarks/control.py
 
 clean: ## Remove what the targets above installed here
 	rm -rf .venv .tools
