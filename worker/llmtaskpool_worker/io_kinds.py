@@ -107,8 +107,13 @@ def _write_file(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as unfinished:
-            unfinished.write(content)
-        Path(unfinished.name).replace(path)
+            try:
+                unfinished.write(content)
+                unfinished.flush()
+                Path(unfinished.name).replace(path)
+            except OSError:
+                Path(unfinished.name).unlink(missing_ok=True)
+                raise
     except OSError as error:
         raise HandlerError("not_written", f"writing failed: {error.strerror}") from None
 
