@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import accumulate
@@ -38,6 +39,8 @@ class HttpLimits:
     json_depth: int = 64
     json_values: int = 1_000_000
     connections: int = 4096
+    unread_seconds: float = 60.0
+    """A client that takes nothing of what is sent for so long is cut off."""
 
 
 def guarded_protocol(limits: HttpLimits) -> type[GuardedProtocol]:
@@ -61,6 +64,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a head; refuse at once what is beyond the connections allowed."""
         super().connection_made(transport)
+        _watch_peer(transport, self.limits.unread_seconds)
         if len(self.connections) > self.limits.connections:
             self._refuse(503, "too_many_connections", "Too many connections: try again later.", 1.0)
         else:
@@ -162,6 +166,24 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+
+def _watch_peer(transport: asyncio.Transport, unread_seconds: float) -> None:
+    """Let the kernel end a connection whose peer is gone or reads nothing.
+
+    TCP_USER_TIMEOUT (RFC 5482) also bounds a zero window, which would otherwise hold the buffer
+    and the task for as long as the peer likes; keep-alive probes find a peer that vanished while
+    its request was waiting.
+    """
+    connected = transport.get_extra_info("socket")
+    if connected is None or connected.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+        milliseconds = max(1, round(unread_seconds * 1000))
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
 async def read_json(request: Request, limits: HttpLimits) -> dict[str, Any]:

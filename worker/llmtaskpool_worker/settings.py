@@ -133,6 +133,9 @@ class Settings(BaseSettings):
     body_timeout_seconds: Positive = Field(
         60.0, description="A request must send its body within this time."
     )
+    unread_timeout_seconds: Positive = Field(
+        60.0, description="A client that reads nothing for this long is cut off."
+    )
     keep_alive_seconds: Positive = Field(
         30.0, description="An idle connection is closed after this time."
     )
@@ -184,6 +187,7 @@ class Settings(BaseSettings):
             json_depth=self.max_json_depth,
             json_values=self.max_json_values,
             connections=self.max_connections,
+            unread_seconds=self.unread_timeout_seconds,
         )
 
     def pool_limits(self) -> Limits:
