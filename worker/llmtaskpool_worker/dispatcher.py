@@ -299,12 +299,10 @@ class Dispatcher:
             models=tuple(self._slots),
             steps_total=sum(slots.steps for slots in self._slots.values()),
             rss_bytes=self._rss_bytes(),
+            kv_cache_usage=max(
+                (s.kv_used / s.kv_total for s in self._slots.values() if s.kv_total), default=None
+            ),
         )
-
-    def kv_usage(self) -> float:
-        """The fullest engine's share of its cache in use, 0 to 1."""
-        shares = (s.kv_used / s.kv_total for s in self._slots.values() if s.kv_total)
-        return max(shares, default=0.0)
 
     def alive(self) -> bool:
         """See TaskPool."""
