@@ -13,6 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llmtaskpool_worker.contract import CONTROL_STATE, OPEN_ROUTES
 from llmtaskpool_worker.errors import ApiError
 from llmtaskpool_worker.sse import ClientLeft
 
@@ -20,6 +21,9 @@ REQUEST_ID = "x-request-id"
 _GOOD_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _CLIENT_LEFT = 499
 """nginx's status for a client that left: nothing was sent, only the log has it."""
+
+_POLLED = OPEN_ROUTES | {CONTROL_STATE}
+"""Asked for every second or so by kubelets, Prometheus and the operator: no line for each."""
 
 log = logging.getLogger("llmtaskpool.access")
 
@@ -61,7 +65,9 @@ class Access:
             await _UNFORESEEN.response()(scope, receive, send_with_id)
         finally:
             route = scope.get("route")
-            log.info(
+            polled = status < 400 and getattr(route, "path", "") in _POLLED
+            log.log(
+                logging.DEBUG if polled else logging.INFO,
                 "request",
                 extra={
                     "request_id": request_id,

@@ -7,18 +7,16 @@ import contextlib
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import inf
 from typing import Any
 from uuid import uuid4
 
 import msgspec
 
+from llmtaskpool_worker.active_task import ActiveTask, admit_message, size_bytes
 from llmtaskpool_worker.broker.memory import MemoryBroker
 from llmtaskpool_worker.broker.protocol import (
     Accepted,
     Broker,
-    Claim,
     IdempotencyConflict,
     LeaseLost,
 )
@@ -34,10 +32,9 @@ from llmtaskpool_worker.contract import (
     Work,
     WorkerState,
 )
-from llmtaskpool_worker.cost import CostClass, CostModel
+from llmtaskpool_worker.cost import CostModel
 from llmtaskpool_worker.engine_slots import EngineSlots
 from llmtaskpool_worker.engines.protocol import (
-    Admit,
     AdmitEmbedding,
     Cancel,
     Engine,
@@ -54,10 +51,6 @@ from llmtaskpool_worker.engines.protocol import (
 )
 from llmtaskpool_worker.generation_text import GenerationText
 from llmtaskpool_worker.kinds import (
-    EMBED_KINDS,
-    ENGINE_KINDS,
-    GENERATE_KINDS,
-    ArgumentsError,
     CallContext,
     HandlerError,
     Kinds,
@@ -65,12 +58,12 @@ from llmtaskpool_worker.kinds import (
 from llmtaskpool_worker.lanes import Lane
 from llmtaskpool_worker.limits import Limits
 from llmtaskpool_worker.nature import Nature
+from llmtaskpool_worker.placement import Placement
 from llmtaskpool_worker.pool import Rejected, StaleGeneration
 from llmtaskpool_worker.priority import priority
 from llmtaskpool_worker.scheduler import Expire, schedule
 from llmtaskpool_worker.task import (
     Call,
-    Embed,
     Embedded,
     FinishReason,
     Generate,
@@ -87,27 +80,6 @@ from llmtaskpool_worker.task_queue import QueueFullError, Waiting
 
 TICK_SECONDS = 0.25
 """How late a timeout may be noticed."""
-
-
-@dataclass(slots=True, eq=False)
-class _Active:
-    """A task that has not ended, and what its run needs."""
-
-    id: str
-    request: TaskRequest
-    lane: Lane
-    cost_class: CostClass
-    work_seconds: float
-    arrived_at: float
-    claim: Claim | None = None
-    deadline: float = inf
-    crashes: int = 0
-    slots: EngineSlots | None = None
-    request_id: int = 0
-    text: GenerationText | None = None
-    context: CallContext | None = None
-    calling: asyncio.Task[None] | None = None
-    began_at: float = 0.0
 
 
 class Dispatcher:
@@ -143,7 +115,8 @@ class Dispatcher:
         self._new_id, self._gpus, self._rss_bytes = new_id, gpus, rss_bytes
         self._broker = broker or MemoryBroker(self.limits.results)
         self._lanes = {name: Lane(name, self.limits, self._load) for name in LaneName}
-        self._active: dict[str, _Active] = {}
+        self._placement = Placement(self._slots, self._kinds, self.nature, self._lanes)
+        self._active: dict[str, ActiveTask] = {}
         self._request_ids = itertools.count(1)
         self._calls = Calls()
         self._generation = 0
@@ -184,7 +157,7 @@ class Dispatcher:
 
     def submit(self, request: TaskRequest) -> TaskView:
         """See TaskPool."""
-        request, lane = self._placed(request)
+        request, lane = self._placement.place(request)
         try:
             if (known := self._broker.find(request)) is not None:
                 return known
@@ -198,7 +171,7 @@ class Dispatcher:
         now, load = self._clock(), self.cost.load(cost_class)
         work = self.cost.work(request, cost_class, lane.threads)
         self._arrived += work  # a rejected task is demand all the same
-        task = _Active(self._new_id(), request, lane, cost_class, work, now)
+        task = ActiveTask(self._new_id(), request, lane, cost_class, work, now)
         patience = request.queue_timeout_seconds or self.limits.queue_timeout_seconds
         try:
             self._refuse_unless_open()
@@ -210,7 +183,7 @@ class Dispatcher:
                     weight=request.weight,
                     arrived_at=now,
                     expires_at=now + patience,
-                    size_bytes=_size(request),
+                    size_bytes=size_bytes(request),
                 )
             )
         except QueueFullError as full:
@@ -315,49 +288,6 @@ class Dispatcher:
 
     # --- acceptance -------------------------------------------------------------------------
 
-    def _placed(self, request: TaskRequest) -> tuple[TaskRequest, Lane]:
-        """The request with its model named, and its lane. Raises Rejected."""
-        if request.kind in ENGINE_KINDS:
-            slots = self._engine_for(request)
-            return replace(request, model=slots.name), self._lanes[LaneName.COMPUTE]
-        kind = self._kinds.get(request.kind)
-        if kind is None:
-            known = ", ".join(sorted({*ENGINE_KINDS, *self._kinds.names()}))
-            raise Rejected(
-                "unknown_kind", f"kind {request.kind[:80]!r} is not one of {known}", field="kind"
-            )
-        if not isinstance(request.payload, Call):
-            raise Rejected("invalid", f"kind {kind.name} takes arguments", field="arguments")
-        if kind.check is not None:
-            try:
-                kind.check(request.payload.arguments)
-            except ArgumentsError as error:
-                raise Rejected("invalid", error.message, field=error.field) from None
-        return replace(request, model=None), self._lanes[self.nature.lane(kind.name)]
-
-    def _engine_for(self, request: TaskRequest) -> EngineSlots:
-        generates = request.kind in GENERATE_KINDS
-        if not isinstance(request.payload, Generate if generates else Embed):
-            raise Rejected("invalid", f"kind {request.kind} takes another input", field="input")
-        wanted = "embed" if request.kind in EMBED_KINDS else "generate"
-        fitting = [s for s in self._slots.values() if s.task == wanted]
-        if request.model is not None:
-            fitting = [s for s in fitting if s.name == request.model]
-        if not fitting:
-            raise Rejected(
-                "unknown_model",
-                f"no model here does {wanted} under that name; GET /v1/models lists them",
-                field="model",
-            )
-        slots = fitting[0]
-        if slots.failure is not None:
-            raise Rejected("model_failed", f"the model {slots.name} could not be loaded")
-        if not slots.was_ready:
-            raise Rejected(
-                "starting", f"the model {slots.name} is still loading", retry_after_seconds=2.0
-            )
-        return slots
-
     def _refuse_unless_open(self) -> None:
         if self._draining_until is not None:
             raise Rejected("draining", "this worker is stopping", retry_after_seconds=1.0)
@@ -392,7 +322,7 @@ class Dispatcher:
                 else:
                     self._start(task)
 
-    def _start(self, task: _Active) -> None:
+    def _start(self, task: ActiveTask) -> None:
         now = self._clock()
         timeout = task.request.timeout_seconds or self.limits.run_timeout_seconds
         timeout = min(timeout, self.limits.run_timeout_seconds)
@@ -412,7 +342,7 @@ class Dispatcher:
         if isinstance(payload, Generate):
             detokenizer = self._tokenizers[slots.name].detokenizer()
             task.text = GenerationText(payload, detokenizer)
-            slots.engine.send(_admit(task.request_id, payload))
+            slots.engine.send(admit_message(task.request_id, payload))
         else:
             slots.engine.send(AdmitEmbedding(task.request_id, list(payload.tokens)))
 
@@ -465,7 +395,7 @@ class Dispatcher:
                 reason: FinishReason = "length" if end.reason == "length" else "stop"
                 self._generated(task, task.text, reason)
 
-    def _draw(self, task: _Active, text: GenerationText, token: Token) -> None:
+    def _draw(self, task: ActiveTask, text: GenerationText, token: Token) -> None:
         logprob = None
         if token.logprob is not None:
             logprob = TokenLogprob(token.token, token.logprob, tuple(token.top))
@@ -476,7 +406,7 @@ class Dispatcher:
             self._generated(task, text, "stop")
             self._stop_running(task)
 
-    def _generated(self, task: _Active, text: GenerationText, reason: FinishReason) -> None:
+    def _generated(self, task: ActiveTask, text: GenerationText, reason: FinishReason) -> None:
         delta = text.finish()
         if delta is not None and task.claim is not None:
             self._broker.publish(task.id, task.claim.token, delta)
@@ -504,7 +434,7 @@ class Dispatcher:
             else:
                 self._suspect(slots, task)
 
-    def _suspect(self, slots: EngineSlots, task: _Active) -> None:
+    def _suspect(self, slots: EngineSlots, task: ActiveTask) -> None:
         assert task.claim is not None  # noqa: S101 - only running tasks are in flight
         self._broker.release(task.id, task.claim.token, "the engine crashed; trying again")
         task.claim, task.text, task.slots = None, None, None
@@ -512,7 +442,7 @@ class Dispatcher:
         self._waiting_work += task.work_seconds
         slots.suspects.append(task.id)
 
-    def _of(self, slots: EngineSlots, request_id: int) -> _Active | None:
+    def _of(self, slots: EngineSlots, request_id: int) -> ActiveTask | None:
         """The task of a request that left the engine; None when it has ended meanwhile."""
         task_id = slots.ended(request_id, self._clock())
         return None if task_id is None else self._active.get(task_id)
@@ -524,7 +454,7 @@ class Dispatcher:
 
     # --- calls ------------------------------------------------------------------------------
 
-    async def _call(self, task: _Active, payload: Call) -> None:
+    async def _call(self, task: ActiveTask, payload: Call) -> None:
         kind = self._kinds.get(task.request.kind)
         assert kind is not None  # noqa: S101 - checked at acceptance
         task.context = CallContext(task.id, task.deadline)
@@ -551,7 +481,7 @@ class Dispatcher:
 
     # --- ends -------------------------------------------------------------------------------
 
-    def _commit(self, task: _Active, outcome: Result | TaskError) -> None:
+    def _commit(self, task: ActiveTask, outcome: Result | TaskError) -> None:
         assert task.claim is not None  # noqa: S101 - only running tasks are committed
         try:
             view = self._broker.commit(task.id, task.claim.token, outcome, self._clock())
@@ -561,20 +491,22 @@ class Dispatcher:
             self._done += task.work_seconds
         self._ended(task, view)
 
-    def _end_waiting(self, task: _Active, state: TaskState, error: TaskError | None) -> TaskView:
+    def _end_waiting(self, task: ActiveTask, state: TaskState, error: TaskError | None) -> TaskView:
         task.lane.queue.cancel(task.id)
         for slots in self._slots.values():
             with contextlib.suppress(ValueError):
                 slots.suspects.remove(task.id)
         return self._finish_waiting(task, state, error)
 
-    def _finish_waiting(self, task: _Active, state: TaskState, error: TaskError | None) -> TaskView:
+    def _finish_waiting(
+        self, task: ActiveTask, state: TaskState, error: TaskError | None
+    ) -> TaskView:
         view = self._broker.end_waiting(task.id, state, error, self._clock())
         self._waiting_work -= task.work_seconds
         self._ended(task, view)
         return view
 
-    def _stop_running(self, task: _Active) -> None:
+    def _stop_running(self, task: ActiveTask) -> None:
         """The result of a running task is no longer wanted: free what it holds."""
         if task.slots is not None:
             task.slots.engine.send(Cancel(task.request_id))
@@ -583,7 +515,7 @@ class Dispatcher:
         if task.calling is not None and task.lane.name is LaneName.IO:
             task.calling.cancel()  # a thread can't be cancelled: it keeps its place until it ends
 
-    def _ended(self, task: _Active, view: TaskView) -> None:
+    def _ended(self, task: ActiveTask, view: TaskView) -> None:
         del self._active[task.id]
         if task.calling is None:
             task.lane.running.discard(task.id)
@@ -663,31 +595,3 @@ class Dispatcher:
 
     def _lane_state(self, lane: Lane, now: float) -> LaneState:
         return lane.state(self._cap(lane.name), now)
-
-
-def _admit(request_id: int, payload: Generate) -> Admit:
-    sampling = payload.sampling
-    return Admit(
-        id=request_id,
-        prompt=list(payload.prompt),
-        max_tokens=payload.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        seed=sampling.seed,
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        logprobs=sampling.logprobs,
-        ignore_eos=payload.ignore_eos,
-    )
-
-
-def _size(request: TaskRequest) -> int:
-    """About how many bytes a waiting task holds."""
-    payload = request.payload
-    if isinstance(payload, Generate):
-        return 512 + 36 * len(payload.prompt)
-    if isinstance(payload, Embed):
-        return 512 + 36 * len(payload.tokens)
-    return 512 + len(msgspec.json.encode(payload.arguments))

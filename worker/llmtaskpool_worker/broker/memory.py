@@ -17,7 +17,9 @@ from llmtaskpool_worker.task import (
     IN_FLIGHT,
     TERMINAL,
     WAITING,
+    Call,
     Embedded,
+    Generate,
     Generated,
     Result,
     StateChanged,
@@ -241,9 +243,13 @@ def _fingerprint(request: TaskRequest) -> bytes:
 
 
 def _size(held: _Held) -> int:
-    """About how many bytes an ended task holds: its prompt, its result, its events."""
-    result, size = held.result, 512 + 160 * len(held.events)
-    size += sys.getsizeof(getattr(held.task.request.payload, "prompt", ()))
+    """About how many bytes an ended task holds: its input, its result, its events."""
+    result, payload = held.result, held.task.request.payload
+    size = 512 + 160 * len(held.events)
+    if isinstance(payload, Call):
+        size += len(msgspec.json.encode(payload.arguments))
+    else:
+        size += sys.getsizeof(payload.prompt if isinstance(payload, Generate) else payload.tokens)
     if isinstance(result, Generated):
         return size + 3 * len(result.text) + 32 * len(result.tokens)
     if isinstance(result, Embedded):
