@@ -53,7 +53,8 @@ def test_the_table_has_threads_queues_phases_utilization_and_why():
         assert part in text
 
 
-def test_no_color_leaves_no_colours():
+def test_no_color_leaves_no_colours(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)  # CI sets it
     colored = shown(lambda view: view.show(SNAPSHOT), force_terminal=True)
     plain = shown(lambda view: view.show(SNAPSHOT), force_terminal=True, no_color=True)
     assert "\x1b[32m" in colored
