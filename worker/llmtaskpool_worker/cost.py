@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from math import ceil, log2
 from typing import NamedTuple
 
-from llmtaskpool_worker.curves import Curve, RobustMean
+from llmtaskpool_worker.curves import GRID, Curve, RobustMean
 from llmtaskpool_worker.profile import CalibrationProfile
 from llmtaskpool_worker.task import Embed, Generate, TaskRequest
 
@@ -102,9 +102,11 @@ class ModelCost:
     def _settle(self) -> None:
         if self._batch:
             return
-        rates = [b / self.step.seconds(b) for b in range(1, self.max_batch + 1)]
+        # The curve is linear between grid points, so those are enough and a step costs little.
+        sizes = [b for b in GRID if b < self.max_batch] + [self.max_batch]
+        rates = [b / self.step.seconds(b) for b in sizes]
         enough = EFFICIENT_SHARE * max(rates)
-        self._batch = next(b for b, rate in enumerate(rates, 1) if rate >= enough)
+        self._batch = next(b for b, rate in zip(sizes, rates, strict=True) if rate >= enough)
         self._per_token = self.step.seconds(self._batch) / self._batch
 
 
@@ -115,9 +117,15 @@ class CostModel:
         self._models: dict[str | None, ModelCost] = {}
         self._lengths: dict[CostClass | tuple[str, str | None], _Lengths] = {}
         self._seconds: dict[CostClass | tuple[str, str | None], RobustMean] = {}
+        # T by class until the next observation: a queue asks for all of its classes at each take.
+        self._loads: dict[CostClass, float] = {}
 
     def model(self, name: str | None) -> ModelCost:
-        """The curves of a model."""
+        """The curves of a model, to read or to change."""
+        self._loads.clear()
+        return self._curves(name)
+
+    def _curves(self, name: str | None) -> ModelCost:
         found = self._models.get(name)
         if found is None:
             found = self._models[name] = ModelCost()
@@ -146,6 +154,12 @@ class CostModel:
 
     def load(self, of: CostClass) -> float:
         """T in thread-seconds, with the output length at its quantile."""
+        known = self._loads.get(of)
+        if known is None:
+            known = self._loads[of] = self._load(of)
+        return known
+
+    def _load(self, of: CostClass) -> float:
         if of.output:
             return self._generation(of, 2 ** (of.size / 2), self._length(of, mean=False))
         return self._mean_seconds(of)
@@ -171,6 +185,7 @@ class CostModel:
 
     def observe_generated(self, of: CostClass, output_tokens: int) -> None:
         """Learn from a generation that finished by itself."""
+        self._loads.clear()
         for key, keep in ((of, 64), ((of.kind, of.model), 256)):
             if key not in self._lengths:
                 self._lengths[key] = _Lengths(keep)
@@ -178,13 +193,14 @@ class CostModel:
 
     def observe_seconds(self, of: CostClass, seconds: float) -> None:
         """Learn from another kind of task that finished: the seconds it held its thread."""
+        self._loads.clear()
         for key in (of, (of.kind, of.model)):
             if key not in self._seconds:
                 self._seconds[key] = RobustMean()
             self._seconds[key].observe(max(seconds, 1e-6))
 
     def _generation(self, of: CostClass, prompt_tokens: float, output_tokens: float) -> float:
-        curves = self.model(of.model)
+        curves = self._curves(of.model)
         return curves.prefill.seconds(prompt_tokens) + output_tokens * curves.seconds_per_token()
 
     def _length(self, of: CostClass, *, mean: bool) -> float:
@@ -202,7 +218,7 @@ class CostModel:
         if seen is not None:
             return seen.value
         if of.kind == "embed":
-            return self.model(of.model).prefill.seconds(2 ** (of.size / 2))
+            return self._curves(of.model).prefill.seconds(2 ** (of.size / 2))
         return CALL_PRIOR_SECONDS
 
 
