@@ -8,23 +8,26 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing, contextmanager
-from pathlib import Path
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
 from typing import Any
 
 import httpx
 from fakes.fake_pool import FakePool
+from fakes.letters_engine import LetterTokenizer
 from llmtaskpool_worker.catalog import Catalog, Model
+from llmtaskpool_worker.engines.protocol import Engine
+from llmtaskpool_worker.kinds import Kinds
 from llmtaskpool_worker.metrics import Metrics
 from llmtaskpool_worker.server import Clocks, HttpServer, control_app, data_app, keys_of
 from llmtaskpool_worker.settings import Settings
+from llmtaskpool_worker.worker_app import build
 
 DEADLINE_SECONDS = 20.0
 KEY = "data-key"
 TOKEN = "control-token"
 
 
-class LetterCodec:
+class LetterCodec(LetterTokenizer):
     """One token per letter: its code point."""
 
     def encode(self, text):
@@ -56,13 +59,11 @@ def wait_until(true: Callable[[], bool], what: str, seconds: float = DEADLINE_SE
 class Rig:
     """Two listening servers and the pool behind them."""
 
-    def __init__(self, loop, pool, data_port, control_port, metrics, catalog):
+    def __init__(self, loop, pool, data_port, control_port):
         self.loop = loop
         self.pool = pool
         self.port = data_port
         self.control_port = control_port
-        self.metrics = metrics
-        self.catalog = catalog
         self.url = f"http://127.0.0.1:{data_port}"
         self.control_url = f"http://127.0.0.1:{control_port}"
 
@@ -101,7 +102,9 @@ class Rig:
             return read_answer(made)
 
     def held(self) -> int:
-        return self.call(self.pool.held)
+        """Tasks that wait or run."""
+        lanes = self.call(self.pool.state).lanes.values()
+        return sum(lane.active + lane.queued for lane in lanes)
 
 
 def read_answer(made: socket.socket) -> tuple[int, dict[str, str], Any]:
@@ -127,48 +130,70 @@ def request_bytes(path: str, body: Any, *, headers: str = "") -> bytes:
 
 
 @contextmanager
-def serving(make_pool=FakePool, *, keys=(), tokens=(), key_file: Path | None = None, **chosen):
+def serving(make_pool=FakePool, **chosen):
     """A Rig over ``make_pool(clock)``; ``chosen`` are settings."""
-    settings = Settings(
-        port=0,
-        control_port=0,
-        api_keys=keys,
-        control_tokens=tokens,
-        api_keys_file=key_file,
-        **chosen,
-    )
+    settings = Settings(port=0, control_port=0, **chosen)
     clocks = Clocks(time.monotonic, time.time)
-    started: list[Rig | BaseException] = []
-    ready = threading.Event()
-    holder: dict[str, Any] = {}
 
-    async def main():
-        holder["loop"] = asyncio.get_running_loop()
-        holder["stop"] = asyncio.Event()
+    @asynccontextmanager
+    async def servers():
         pool = make_pool(clocks.monotonic)
         catalog = Catalog(models())
         metrics = Metrics(pool.state)
-        data_keys, control_keys = keys_of(settings, clocks.monotonic)
-        limits = settings.http_limits()
-        data = HttpServer(
-            data_app(pool, catalog, metrics, data_keys, settings, clocks),
-            settings.host,
-            0,
-            limits,
-            settings.keep_alive_seconds,
-        )
-        control = HttpServer(
-            control_app(pool, control_keys, settings),
-            settings.control_host,
-            0,
-            limits,
-            settings.keep_alive_seconds,
-        )
+        keys, tokens = keys_of(settings, clocks.monotonic)
+        limits, keep_alive = settings.http_limits(), settings.keep_alive_seconds
+        app = data_app(pool, catalog, metrics, keys, settings, clocks)
+        data = HttpServer(app, settings.host, 0, limits, keep_alive)
+        app = control_app(pool, tokens, settings)
+        control = HttpServer(app, settings.control_host, 0, limits, keep_alive)
         ports = await data.start(), await control.start()
-        started.append(Rig(holder["loop"], pool, *ports, metrics, catalog))
-        ready.set()
-        await holder["stop"].wait()
+        yield Rig(asyncio.get_running_loop(), pool, *ports)
         await asyncio.gather(data.stop(), control.stop())
+
+    with _in_a_thread(servers) as rig:
+        yield rig
+
+
+@contextmanager
+def serving_engines(*engines: Engine, **chosen):
+    """A Rig over the real Dispatcher with these engines, wired as the worker wires its own."""
+    by_name = {engine.spec.name: engine for engine in engines}
+    texts = tuple(f"{e.spec.name}=nowhere,task={e.spec.task}" for e in engines)
+    settings = Settings(port=0, control_port=0, models=texts, **chosen)
+
+    @asynccontextmanager
+    async def servers():
+        worker = build(
+            settings,
+            make_engine=lambda spec: by_name[spec.name],
+            load_codec=lambda _: LetterCodec(),
+            clocks=Clocks(time.monotonic, time.time),
+            kinds=Kinds(),
+            announce=lambda _: None,
+        )
+        ports = await worker.data.start(), await worker.control.start()
+        await worker.pool.start()
+        yield Rig(asyncio.get_running_loop(), worker.pool, *ports)
+        await worker.pool.stop(0.0)
+        await asyncio.gather(worker.data.stop(), worker.control.stop())
+
+    with _in_a_thread(servers) as rig:
+        wait_until(lambda: rig.get("/readyz").status_code == 200, "the worker is ready")
+        yield rig
+
+
+@contextmanager
+def _in_a_thread(servers: Callable[[], AbstractAsyncContextManager[Rig]]):
+    started: list[Rig | BaseException] = []
+    ready = threading.Event()
+    stop: list[asyncio.Event] = []
+
+    async def main():
+        stop.append(asyncio.Event())
+        async with servers() as rig:
+            started.append(rig)
+            ready.set()
+            await stop[0].wait()
 
     def run():
         try:
@@ -181,11 +206,12 @@ def serving(make_pool=FakePool, *, keys=(), tokens=(), key_file: Path | None = N
     thread = threading.Thread(target=run, name="http-rig", daemon=True)
     thread.start()
     assert ready.wait(DEADLINE_SECONDS), "the servers did not start"
-    if isinstance(started[0], BaseException):
-        raise started[0]
+    rig = started[0]
+    if isinstance(rig, BaseException):
+        raise rig
     try:
-        yield started[0]
+        yield rig
     finally:
-        holder["loop"].call_soon_threadsafe(holder["stop"].set)
+        rig.loop.call_soon_threadsafe(stop[0].set)
         thread.join(DEADLINE_SECONDS)
         assert not thread.is_alive(), "the servers did not stop"

@@ -25,7 +25,7 @@ def run(*arguments: str, body: object = None) -> str:
 
 
 def test_a_chat_with_a_key_in_a_header():
-    with serving(keys=(KEY,)) as rig:
+    with serving(api_keys=(KEY,)) as rig:
         key = ("-H", f"Authorization: Bearer {KEY}")
         answer = json.loads(run(*key, f"{rig.url}/v1/chat/completions", body=CHAT))
         assert answer["choices"][0]["message"]["content"] == "117 58 "

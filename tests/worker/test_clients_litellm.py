@@ -18,7 +18,7 @@ HI = [{"role": "user", "content": "hi"}]
 
 @pytest.fixture(scope="module")
 def rig():
-    with serving(keys=(KEY,)) as running:
+    with serving(api_keys=(KEY,)) as running:
         yield running
 
 

@@ -18,7 +18,7 @@ def client(rig, **options) -> openai.OpenAI:
 
 @pytest.fixture(scope="module")
 def rig():
-    with serving(keys=(KEY,)) as running:
+    with serving(api_keys=(KEY,)) as running:
         yield running
 
 

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 @pytest.fixture(scope="module")
 def rig():
-    with serving(keys=(KEY, "second-key"), tokens=(TOKEN,)) as running:
+    with serving(api_keys=(KEY, "second-key"), control_tokens=(TOKEN,)) as running:
         yield running
 
 
@@ -83,7 +83,7 @@ def test_a_key_file_is_read_again_when_it_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(auth, "REREAD_SECONDS", 0.0)
     file = tmp_path / "keys"
     file.write_text("old\n")
-    with serving(key_file=file) as rig:
+    with serving(api_keys_file=file) as rig:
 
         def status(key: str) -> int:
             return rig.get("/v1/models", headers={"authorization": f"Bearer {key}"}).status_code

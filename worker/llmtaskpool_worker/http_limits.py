@@ -71,8 +71,9 @@ class GuardedProtocol(HttpToolsProtocol):
             self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Drop the timer, which would keep this connection in memory."""
+        """Drop the timers, which would keep this connection in memory; uvicorn's after a reset."""
         self._stop_timer()
+        self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
