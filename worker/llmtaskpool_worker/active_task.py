@@ -37,6 +37,8 @@ class ActiveTask:
     context: CallContext | None = None
     calling: asyncio.Task[None] | None = None
     began_at: float = 0.0
+    share_began: float = 0.0
+    """EngineSlots.shared_until at its start."""
 
 
 def admit_message(request_id: int, payload: Generate) -> Admit:

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -56,6 +57,7 @@ from llmtaskpool_worker.kinds import (
     Kinds,
 )
 from llmtaskpool_worker.lanes import Lane
+from llmtaskpool_worker.latency_guard import LatencyGuard
 from llmtaskpool_worker.limits import Limits
 from llmtaskpool_worker.nature import Nature
 from llmtaskpool_worker.placement import Placement
@@ -109,6 +111,10 @@ class Dispatcher:
         self.nature = Nature()
         self.on_ended: Callable[[TaskView], None] = lambda _: None
         self._slots = {engine.spec.name: EngineSlots(engine) for engine in engines}
+        slo = self.limits.tpot_slo_seconds
+        for slots in self._slots.values():
+            if slo is not None and slots.task == "generate":
+                slots.guard = LatencyGuard(slo)
         self._tokenizers = tokenizers if tokenizers is not None else {}
         self._kinds = kinds or Kinds()
         self._worker_id, self._clock, self._wall_clock = worker_id, clock, wall_clock
@@ -336,9 +342,8 @@ class Dispatcher:
             return
         slots = task.slots = self._slots[task.request.model or ""]
         task.request_id = next(self._request_ids)
-        if not slots.in_flight:
-            slots.progress_at, slots.idle_since = now, None
-        slots.in_flight[task.request_id] = task.id
+        slots.began(task.request_id, task.id, now)
+        task.share_began = slots.shared_until(now)
         if isinstance(payload, Generate):
             detokenizer = self._tokenizers[slots.name].detokenizer()
             task.text = GenerationText(payload, detokenizer)
@@ -358,10 +363,11 @@ class Dispatcher:
             case Step():
                 self._step(slots, happened)
             case Vector(id=request_id, vector=vector, tokens=tokens):
-                task = self._of(slots, request_id)
                 slots.progress_at = self._clock()
+                share = slots.shared_until(slots.progress_at)
+                task = self._of(slots, request_id)
                 if task is not None:
-                    self.cost.observe_seconds(task.cost_class, self._clock() - task.began_at)
+                    self.cost.observe_seconds(task.cost_class, share - task.share_began)
                     self._commit(task, Embedded(vector, tokens))
             case RequestFailed(id=request_id, code=code, message=message):
                 task = self._of(slots, request_id)
@@ -375,6 +381,7 @@ class Dispatcher:
                 slots.engine.send(SetThreads(compute.threads))
             case LoadFailed(message=message):
                 slots.failure = message
+                self._fail_waiting_for(slots)
             case EngineDied():
                 self._crashed(slots)
         self._schedule(compute)
@@ -384,29 +391,45 @@ class Dispatcher:
         slots.steps += 1
         slots.progress_at = self._clock()
         slots.kv_used, slots.kv_total = step.kv_tokens_used, step.kv_tokens_total
+        if slots.guard is not None and step.decode_batch:
+            slots.guard.observe(step.seconds)
         self.cost.observe_step(slots.name, step.decode_batch, step.prefill_tokens, step.seconds)
         for token in step.tokens:
             task = self._active.get(slots.in_flight.get(token.id, ""))
-            if task is not None and task.text is not None:
-                self._draw(task, task.text, token)
+            if task is not None:
+                self._decode(task, partial(self._draw, task, token))
         for end in step.finished:
             task = self._of(slots, end.id)
-            if task is not None and task.text is not None and end.reason != "cancelled":
+            if task is not None and end.reason != "cancelled":
                 reason: FinishReason = "length" if end.reason == "length" else "stop"
-                self._generated(task, task.text, reason)
+                self._decode(task, partial(self._generated, task, reason))
 
-    def _draw(self, task: ActiveTask, text: GenerationText, token: Token) -> None:
-        logprob = None
+    def _decode(self, task: ActiveTask, take_in: Callable[[], None]) -> None:
+        """Take in tokens of one task; a tokenizer that fails on them fails no other."""
+        try:
+            take_in()
+        except Exception:
+            if task.id in self._active:
+                self._commit(task, TaskError("decoding_failed", "the answer can't be decoded"))
+                self._stop_running(task)
+
+    def _draw(self, task: ActiveTask, token: Token) -> None:
+        text, logprob = task.text, None
+        if text is None:
+            return
         if token.logprob is not None:
             logprob = TokenLogprob(token.token, token.logprob, tuple(token.top))
         delta = text.push(token.token, logprob)
         if delta is not None and task.claim is not None:
             self._broker.publish(task.id, task.claim.token, delta)
         if text.stopped:
-            self._generated(task, text, "stop")
+            self._generated(task, "stop")
             self._stop_running(task)
 
-    def _generated(self, task: ActiveTask, text: GenerationText, reason: FinishReason) -> None:
+    def _generated(self, task: ActiveTask, reason: FinishReason) -> None:
+        text = task.text
+        if text is None:
+            return
         delta = text.finish()
         if delta is not None and task.claim is not None:
             self._broker.publish(task.id, task.claim.token, delta)
@@ -433,6 +456,13 @@ class Dispatcher:
                 self._commit(task, TaskError("engine_crashed", "the engine crashed; try again"))
             else:
                 self._suspect(slots, task)
+
+    def _fail_waiting_for(self, slots: EngineSlots) -> None:
+        """The model will not be there again: tell those who wait for it."""
+        error = TaskError("model_failed", f"the model {slots.name} could not be loaded")
+        for task in list(self._active.values()):
+            if task.claim is None and task.request.model == slots.name:
+                self._end_waiting(task, TaskState.FAILED, error)
 
     def _suspect(self, slots: EngineSlots, task: ActiveTask) -> None:
         assert task.claim is not None  # noqa: S101 - only running tasks are in flight
@@ -561,6 +591,10 @@ class Dispatcher:
         for slots in self._slots.values():
             if slots.stalled_for(now) >= self.limits.stall_kill_seconds:
                 slots.engine.kill()
+            for task_id in [*slots.suspects]:
+                if self._active[task_id].deadline <= now:
+                    error = TaskError("timeout", "the engine crashed and was not back in time")
+                    self._end_waiting(self._active[task_id], TaskState.FAILED, error)
             idle = slots.idle_since
             if slots.ready and idle is not None and now - idle >= self.limits.trim_idle_seconds:
                 slots.engine.send(Trim())
@@ -584,14 +618,12 @@ class Dispatcher:
         ready = [s for s in self._slots.values() if s.ready is not None]
         if ready:
             cap = min(cap, sum(s.ready.max_threads for s in ready if s.ready is not None))
-        if self.limits.tpot_slo_seconds is not None:
-            knees = [
-                self.cost.model(s.name).knee(self.limits.tpot_slo_seconds)
-                for s in ready
-                if s.task == "generate"
-            ]
-            cap = min(cap, *knees) if knees else cap
-        return max(1, cap)
+        guarded = [self._guarded(s, s.guard) for s in ready if s.guard is not None]
+        return max(1, min([cap, *guarded]))
+
+    def _guarded(self, slots: EngineSlots, guard: LatencyGuard) -> int:
+        knee = self.cost.model(slots.name).knee(guard.slo_seconds)
+        return guard.adjust(len(slots.in_flight), knee, self._clock())
 
     def _lane_state(self, lane: Lane, now: float) -> LaneState:
         return lane.state(self._cap(lane.name), now)

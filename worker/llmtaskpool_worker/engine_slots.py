@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from llmtaskpool_worker.engines.protocol import Engine, Ready
+from llmtaskpool_worker.latency_guard import LatencyGuard
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +31,9 @@ class EngineSlots:
     idle_since: float | None = None
     kv_used: int = 0
     kv_total: int = 0
+    guard: LatencyGuard | None = None
+    _share_seconds: float = 0.0
+    _share_at: float = 0.0
 
     @property
     def name(self) -> str:
@@ -54,8 +58,27 @@ class EngineSlots:
         self.alone = self.suspects.popleft()
         return self.alone
 
+    def began(self, request_id: int, task_id: str, now: float) -> None:
+        """A request is on its way to the engine."""
+        self.shared_until(now)
+        if not self.in_flight:
+            self.progress_at, self.idle_since = now, None
+        self.in_flight[request_id] = task_id
+
+    def shared_until(self, now: float) -> float:
+        """Seconds of this engine that one request got, had it run all the time until ``now``.
+
+        Requests share an engine: n at once get an n-th of its time each (processor sharing). The
+        difference between two readings is what a request cost that ran from one to the other.
+        """
+        if self.in_flight:
+            self._share_seconds += (now - self._share_at) / len(self.in_flight)
+        self._share_at = now
+        return self._share_seconds
+
     def ended(self, request_id: int, now: float) -> str | None:
         """A request left the engine; its task's id."""
+        self.shared_until(now)
         task_id = self.in_flight.pop(request_id, None)
         if task_id is not None and task_id == self.alone:
             self.alone = None

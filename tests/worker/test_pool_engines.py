@@ -1,0 +1,228 @@
+"""The task pool beside engines that share, fail and slow down."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from fakes.letters_engine import POISON, LettersEngine, LetterTokenizer, letters
+from llmtaskpool_worker.contract import LaneName, Phase
+from llmtaskpool_worker.dispatcher import Dispatcher
+from llmtaskpool_worker.engines.protocol import EngineDied, LoadFailed, Step
+from llmtaskpool_worker.limits import LaneLimits, Limits
+from llmtaskpool_worker.pool import Rejected
+from llmtaskpool_worker.task import Embed, Generate, TaskRequest, TaskState
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def until(true) -> None:
+    for _ in range(20_000):
+        if true():
+            return
+        await asyncio.sleep(0.0005)
+    raise AssertionError("never happened")
+
+
+def run(story, engine: LettersEngine, **more) -> None:
+    async def whole() -> None:
+        clock, tokenizer = Clock(), more.pop("tokenizer", LetterTokenizer())
+        limits = Limits(compute=LaneLimits(16, 64), **more)
+        pool = Dispatcher(
+            engines=[engine], tokenizers={"letters": tokenizer}, limits=limits, clock=clock
+        )
+        await pool.start()
+        try:
+            await until(lambda: pool.state().phase is Phase.READY)
+            await story(pool, clock)
+        finally:
+            await pool.stop(0.0)
+
+    asyncio.run(asyncio.wait_for(whole(), 60))
+
+
+def chat(text: str) -> TaskRequest:
+    return TaskRequest("chat", Generate(letters(text), 100))
+
+
+def test_embeddings_that_run_together_are_offered_as_their_share_of_the_engine() -> None:
+    engine = LettersEngine(task="embed")
+
+    async def story(pool: Dispatcher, clock: Clock) -> None:
+        text = TaskRequest("embed", Embed(letters("abc")))
+        engine.hangs = True
+        tasks = [pool.submit(text) for _ in range(8)]
+        clock.now += 8.0
+        engine.hangs = False
+        for task in tasks:
+            assert (await pool.wait(task.id)).state is TaskState.SUCCEEDED
+        before = pool.state().work.arrived_seconds_total
+        await pool.wait(pool.submit(text).id)
+        assert pool.state().work.arrived_seconds_total - before == pytest.approx(1.0)
+
+    run(story, engine)
+
+
+class Picky(LetterTokenizer):
+    def detokenizer(self) -> Picky:
+        return self
+
+    def push(self, token: int) -> str:
+        if token == ord("#"):
+            raise ValueError("no such letter")
+        return chr(token)
+
+
+def test_an_answer_that_cannot_be_decoded_fails_alone() -> None:
+    engine = LettersEngine()
+
+    async def story(pool: Dispatcher, _: Clock) -> None:
+        good, bad = pool.submit(chat("good" * 9)), pool.submit(chat("ba#d" * 9))
+        failed = await pool.wait(bad.id)
+        assert failed.state is TaskState.FAILED
+        assert failed.error is not None
+        assert failed.error.code == "decoding_failed"
+        assert "letter" not in failed.error.message
+        assert (await pool.wait(good.id)).result.text == "good" * 9
+        await until(lambda: pool.state().lanes[LaneName.COMPUTE].active == 0)
+
+    run(story, engine, tokenizer=Picky())
+
+
+class LoadsOnce(LettersEngine):
+    """Can be loaded once; after a crash it can't."""
+
+    def kill(self) -> None:
+        self._be_ready = lambda: None
+        super().kill()
+        self._events.put_nowait(LoadFailed("the weights are gone"))
+
+
+def test_those_who_wait_for_a_model_that_cannot_be_loaded_again_are_told() -> None:
+    engine = LoadsOnce()
+
+    async def story(pool: Dispatcher, _: Clock) -> None:
+        engine.hangs = True
+        tasks = [pool.submit(chat("abc")) for _ in range(20)]  # 16 run, 4 wait
+        engine.kill()
+        for task in tasks:
+            view = await pool.wait(task.id)
+            assert (view.state, view.error.code) == (TaskState.FAILED, "model_failed")
+        assert pool.state().phase is Phase.FAILED
+        with pytest.raises(Rejected) as refused:
+            pool.submit(chat("abc"))
+        assert refused.value.code == "model_failed"
+
+    run(story, engine)
+
+
+class NeverBack(LettersEngine):
+    """Dies and stays away."""
+
+    def kill(self) -> None:
+        self._be_ready = lambda: None
+        super().kill()
+
+
+def test_a_task_of_an_engine_that_stays_away_is_not_kept_for_ever() -> None:
+    engine = NeverBack()
+
+    async def story(pool: Dispatcher, clock: Clock) -> None:
+        engine.hangs = True
+        task = pool.submit(chat("abc"))
+        engine.kill()
+        await until(lambda: pool.get(task.id).state is TaskState.QUEUED)
+        clock.now += 100.0
+        view = await pool.wait(task.id)
+        assert (view.state, view.error.code) == (TaskState.FAILED, "timeout")
+
+    run(story, engine, run_timeout_seconds=50.0)
+
+
+class Slow(LettersEngine):
+    """Says of each step that it took a second."""
+
+    async def events(self):
+        async for event in super().events():
+            if isinstance(event, Step):
+                yield Step(event.number, 1.0, event.decode_batch, 0, event.tokens, event.finished)
+            else:
+                yield event
+
+
+def test_slow_answers_lower_the_cap_that_the_operator_reads() -> None:
+    engine = Slow()
+
+    async def story(pool: Dispatcher, clock: Clock) -> None:
+        def cap() -> int:
+            return pool.state().lanes[LaneName.COMPUTE].threads_cap
+
+        assert cap() > 1
+        await pool.wait(pool.submit(chat("abcdef")).id)
+        clock.now += 10.0
+        assert cap() == 1
+        pool.set_threads(1, {LaneName.COMPUTE: 32})
+        assert pool.state().lanes[LaneName.COMPUTE].threads == 1
+
+    run(story, engine, tpot_slo_seconds=0.2)
+
+
+class Unlucky(LettersEngine):
+    """Dies at its first steps whatever it runs, as often as told."""
+
+    def __init__(self, dies: int) -> None:
+        super().__init__()
+        self.dies = dies
+
+    def _step(self) -> None:
+        if self._waiting and self.deaths < self.dies:
+            self._events.put_nowait(EngineDied([], -9, 0.0))
+            self.deaths += 1
+            self._waiting.clear()
+            self._be_ready()
+            return
+        super()._step()
+
+
+@pytest.mark.parametrize(("dies", "ends"), [(2, "succeeded"), (3, "failed")])
+def test_a_single_task_gets_three_attempts(dies: int, ends: str) -> None:
+    engine = Unlucky(dies)
+
+    async def story(pool: Dispatcher, _: Clock) -> None:
+        view = await pool.wait(pool.submit(chat("abc")).id)
+        assert (view.state.value, view.attempts) == (ends, 3)
+        if view.error is not None:
+            assert view.error.code == "crashed_engine_repeatedly"
+
+    run(story, engine)
+
+
+class Dazed(LettersEngine):
+    """Stands still after its first death until told to go on."""
+
+    def kill(self) -> None:
+        super().kill()
+        self.hangs = self.deaths == 1
+
+
+def test_new_tasks_wait_until_all_suspects_have_run_alone() -> None:
+    engine = Dazed()
+
+    async def story(pool: Dispatcher, _: Clock) -> None:
+        suspects = [pool.submit(chat(text)) for text in ("aaa", chr(POISON), "bbb")]
+        await until(lambda: engine.deaths == 1)
+        later = pool.submit(chat("ccc"))
+        await until(lambda: pool.state().lanes[LaneName.COMPUTE].active == 1)
+        assert pool.get(later.id).state is TaskState.QUEUED
+        engine.largest_batch, engine.hangs = 0, False
+        states = [(await pool.wait(task.id)).state.value for task in [*suspects, later]]
+        assert states == ["succeeded", "failed", "succeeded", "succeeded"]
+        assert (engine.deaths, engine.largest_batch) == (3, 1)
+        assert engine.started[-1] == ord("c")
+
+    run(story, engine)
