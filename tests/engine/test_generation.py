@@ -213,6 +213,8 @@ def test_a_model_that_yields_no_numbers_fails_its_requests_and_goes_on(
     table[7] = kept
     assert outcome.failures[1].code == "not_finite"
     assert len(outcome.tokens[2]) == 5
+    later = run(llama, [Admit(i, [5 + i], 5, ignore_eos=True) for i in range(4)])
+    assert later.failures == {}, "nothing of it is left in the slot that the next one takes"
 
 
 def test_the_same_seed_draws_the_same_tokens_whatever_else_runs(llama: GenerationLoop) -> None:

@@ -178,6 +178,7 @@ class GenerationLoop:
                 failed.append(
                     RequestFailed(request.id, "not_finite", "the model's output is not a number")
                 )
+                self._clear(sequence)
                 self._release(sequence)
                 continue
             if draw.token in self.eos and not request.ignore_eos:
@@ -243,6 +244,11 @@ class GenerationLoop:
         if slot is not None:
             self._cancelled.append(Finished(request_id, "cancelled"))
             self._release(self.batching.running[slot])
+
+    def _clear(self, sequence: Sequence) -> None:
+        slot = self.batching.find(sequence.request.id)
+        if slot is not None:
+            self.cache.clear(slot)
 
     def _release(self, sequence: Sequence) -> None:
         slot = self.batching.find(sequence.request.id)

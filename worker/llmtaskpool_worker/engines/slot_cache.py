@@ -65,6 +65,12 @@ class SlotCache:
                 )
         return self.keys[index], self.values[index]
 
+    def clear(self, slot: int) -> None:
+        """Zero one slot, because it may hold NaN: the next sequence there masks what it doesn't
+        own with a weight of 0, and 0 x NaN is NaN."""
+        for tensor in (*self.keys.values(), *self.values.values()):
+            tensor[slot].zero_()
+
     def move(self, moves: Iterable[Move]) -> None:
         """Copy sequences from slot to slot."""
         for move in moves:
