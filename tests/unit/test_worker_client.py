@@ -49,7 +49,7 @@ def test_state_threads_and_drain_work_against_the_workers_own_server():
             with pytest.raises(WorkerUnreachable, match="the control token is wrong"):
                 await WorkerClient(http, url, "other").state()
 
-    with serving(tokens=(TOKEN,)) as rig:
+    with serving(control_tokens=(TOKEN,)) as rig:
         asyncio.run(go(rig.control_url))
 
 
