@@ -1,0 +1,1 @@
+"""The simulator: the product's own law over a virtual clock and a model of the pods. Pure."""
