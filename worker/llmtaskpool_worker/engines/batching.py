@@ -21,6 +21,8 @@ class Sequence:
     tokens: list[int]
     filled: int = 0
     drawn: int = 0
+    finite: bool = False
+    """Whether its last draw was from numbers: then so are its cached keys and values."""
     counts: dict[int, int] = field(default_factory=dict)
     """How often each token was drawn: what the penalties look at."""
 
@@ -58,6 +60,18 @@ class Move:
     length: int
 
 
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Zero the first ``length`` cached tokens of a slot that a sequence left unchecked.
+
+    Its keys and values may hold NaN. The next sequence there masks them with a weight of 0, and
+    0 x NaN is NaN.
+    """
+
+    slot: int
+    length: int
+
+
 class Batching:
     """Waiting and running sequences of one engine.
 
@@ -73,6 +87,11 @@ class Batching:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.decoding = 0
+
+    @property
+    def filled(self) -> list[int]:
+        """Cached tokens of each running sequence, by slot."""
+        return [sequence.filled for sequence in self.running]
 
     def length_needed(self, extra: Sequence | None = None) -> int:
         """Cache length, in granules, that the running sequences (and ``extra``) need next."""
@@ -109,29 +128,36 @@ class Batching:
         if chunk.last:
             self.decoding += 1
 
-    def remove(self, slot: int) -> list[Move]:
+    def remove(self, slot: int) -> list[Move | Clear]:
         """Take the sequence in ``slot`` out and close the gap: at most two cache moves."""
-        moves = []
+        changes = self._left(slot)
         if slot < self.decoding:
             self.decoding -= 1
-            moves += self._fill(slot, self.decoding)
+            changes += self._fill(slot, self.decoding)
             slot = self.decoding
-        moves += self._fill(slot, len(self.running) - 1)
+        changes += self._fill(slot, len(self.running) - 1)
         self.running.pop()
-        return moves
+        return changes
 
-    def _fill(self, slot: int, source: int) -> list[Move]:
+    def _fill(self, slot: int, source: int) -> list[Move | Clear]:
         if slot == source:
             return []
+        left = self._left(source)
         self.running[slot] = self.running[source]
-        return [Move(source, slot, self.running[slot].filled)]
+        return [Move(source, slot, self.running[slot].filled), *left]
 
-    def overflow(self) -> list[Move]:
+    def _left(self, slot: int) -> list[Move | Clear]:
+        """What has to be zeroed when the sequence in ``slot`` leaves it."""
+        sequence = self.running[slot]
+        unchecked = sequence.filled and not sequence.finite
+        return [Clear(slot, sequence.filled)] if unchecked else []
+
+    def overflow(self) -> list[Move | Clear]:
         """Send the newest sequences back to wait until the others fit into the budget.
 
         They keep what they have drawn and prefill it again later, as vLLM's recomputation does.
         """
-        moves: list[Move] = []
+        changes: list[Move | Clear] = []
         while (
             len(self.running) > 1 and len(self.running) * self.length_needed() > self.budget_tokens
         ):
@@ -139,10 +165,11 @@ class Batching:
             sequence = self.running[slot]
             if slot < self.decoding:
                 self.decoding -= 1
+            changes += self._left(slot)
             self.running.pop()
-            sequence.filled = 0
+            sequence.filled, sequence.finite = 0, False
             self.waiting.appendleft(sequence)
-        return moves
+        return changes
 
     def find(self, request_id: int) -> int | None:
         """The slot in which a request runs."""

@@ -124,7 +124,7 @@ class GenerationLoop:
     def step(self) -> list[FromEngine]:
         """Schedule, run, postprocess."""
         began = self.clock()
-        self.cache.move(self.batching.overflow())
+        self.cache.apply(self.batching.overflow())
         batch = self.batching.schedule()
         sequences = self._drawing(batch)
         drawn = self._run(batch, sequences)
@@ -142,7 +142,12 @@ class GenerationLoop:
         if not batch.decode and not batch.chunks:
             return []
         running = self.batching.running
-        self.cache.reserve(len(running), self.batching.length_needed())
+        self.cache.reserve(
+            len(running),
+            self.batching.length_needed(),
+            self.batching.filled,
+            self.batching.budget_tokens,
+        )
         tokens, positions = self.attention.lay_out(batch, running, self.device)
         rows = list(range(batch.decode))
         end = batch.decode
@@ -174,11 +179,11 @@ class GenerationLoop:
         failed: list[FromEngine] = []
         for sequence, draw in zip(sequences, drawn, strict=True):
             request = sequence.request
+            sequence.finite = draw.token is not None
             if draw.token is None:
                 failed.append(
                     RequestFailed(request.id, "not_finite", "the model's output is not a number")
                 )
-                self._clear(sequence)
                 self._release(sequence)
                 continue
             if draw.token in self.eos and not request.ignore_eos:
@@ -245,20 +250,15 @@ class GenerationLoop:
             self._cancelled.append(Finished(request_id, "cancelled"))
             self._release(self.batching.running[slot])
 
-    def _clear(self, sequence: Sequence) -> None:
-        slot = self.batching.find(sequence.request.id)
-        if slot is not None:
-            self.cache.clear(slot)
-
     def _release(self, sequence: Sequence) -> None:
         slot = self.batching.find(sequence.request.id)
         if slot is not None:
-            self.cache.move(self.batching.remove(slot))
+            self.cache.apply(self.batching.remove(slot))
         self.sampler.forget(sequence.request.id)
 
     def _trim(self) -> None:
-        running = self.batching.running
-        self.cache.shrink(len(running), self.batching.length_needed() if running else 0)
+        filled = self.batching.filled
+        self.cache.shrink(len(filled), self.batching.length_needed() if filled else 0, filled)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         give_back()
@@ -280,7 +280,7 @@ class GenerationLoop:
         logits = expected.new_zeros(expected.shape)
         for _ in range(3):
             batch = batching.schedule()
-            self.cache.reserve(2, CACHE_GRANULE)
+            self.cache.reserve(2, CACHE_GRANULE, batching.filled, batching.budget_tokens)
             tokens, positions = self.attention.lay_out(batch, batching.running, self.device)
             try:
                 logits = self._logits(tokens, positions, [tokens.shape[1] - 1])[0].float()
@@ -288,7 +288,7 @@ class GenerationLoop:
                 raise ModelRefused(f"this model can't be served: {error}") from None
             for chunk in batch.chunks:
                 batching.prefilled(chunk)
-        self.cache.shrink(0, 0)
+        self.cache.shrink(0, 0, [])
         tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
         scale = expected.abs().max().clamp(min=1e-6)
         if not torch.allclose(logits / scale, expected / scale, atol=tolerance, rtol=0):

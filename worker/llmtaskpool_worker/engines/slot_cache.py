@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from llmtaskpool_worker.engines.batching import Move
+from llmtaskpool_worker.engines.batching import Clear, Move
 
 
 class SlotCache:
@@ -27,29 +29,35 @@ class SlotCache:
     @property
     def bytes_per_token(self) -> int:
         """Bytes that one token of one sequence takes over all layers."""
-        return sum(
-            t.shape[1] * t.shape[3] * t.element_size()
-            for t in (*self.keys.values(), *self.values.values())
-        )
+        return sum(t.shape[1] * t.shape[3] * t.element_size() for t in self._tensors())
 
-    def reserve(self, slots: int, length: int) -> None:
-        """Make room for ``slots`` sequences of ``length`` tokens; what is cached stays."""
-        if slots > self.slots or length > self.length:
-            self._resize(max(slots, self.slots), max(length, self.length))
+    def reserve(self, slots: int, length: int, filled: list[int], limit_tokens: int) -> None:
+        """Make room for ``slots`` sequences of ``length`` tokens.
 
-    def shrink(self, slots: int, length: int) -> None:
+        ``filled``: the cached tokens of each running sequence, which stay. What is too small
+        doubles, so that growth copies each token a constant number of times; where doubling
+        would take more than ``limit_tokens`` (slots x length) it gets what is needed and no more.
+        """
+        if slots <= self.slots and length <= self.length:
+            return
+        wide = max(slots, 2 * self.slots) if slots > self.slots else self.slots
+        long = max(length, 2 * self.length) if length > self.length else self.length
+        if wide * long > limit_tokens:
+            wide, long = slots, length
+        self._resize(wide, long, filled)
+
+    def shrink(self, slots: int, length: int, filled: list[int]) -> None:
         """Give back what ``slots`` sequences of ``length`` tokens don't need."""
         if slots < self.slots or length < self.length:
-            self._resize(min(slots, self.slots), min(length, self.length))
+            self._resize(min(slots, self.slots), min(length, self.length), filled)
 
-    def _resize(self, slots: int, length: int) -> None:
-        keep_slots, keep = min(slots, self.slots), min(length, self.length)
+    def _resize(self, slots: int, length: int, filled: list[int]) -> None:
         for tensors in (self.keys, self.values):
             for layer, old in tensors.items():
-                # Zeros and not empty: masked places are multiplied by 0, and 0 x NaN is NaN.
-                # On CPU fresh zero pages cost no memory until they are written.
-                new = old.new_zeros((slots, old.shape[1], length, old.shape[3]))
-                new[:keep_slots, :, :keep] = old[:keep_slots, :, :keep]
+                new = _zeros(old, (slots, old.shape[1], length, old.shape[3]))
+                for slot, tokens in enumerate(filled):
+                    if tokens:  # one that has just been taken in may have no slot yet
+                        new[slot, :, :tokens] = old[slot, :, :tokens]
                 tensors[layer] = new
         self.slots, self.length = slots, length
 
@@ -60,22 +68,36 @@ class SlotCache:
         """
         if index not in self.keys:
             for tensors, like in ((self.keys, key), (self.values, value)):
-                tensors[index] = like.new_zeros(
-                    (self.slots, like.shape[1], self.length, like.shape[3])
-                )
+                shape = (self.slots, like.shape[1], self.length, like.shape[3])
+                tensors[index] = _zeros(like, shape)
         return self.keys[index], self.values[index]
 
-    def clear(self, slot: int) -> None:
-        """Zero one slot, because it may hold NaN: the next sequence there masks what it doesn't
-        own with a weight of 0, and 0 x NaN is NaN."""
-        for tensor in (*self.keys.values(), *self.values.values()):
-            tensor[slot].zero_()
+    def apply(self, changes: Iterable[Move | Clear]) -> None:
+        """Copy sequences from slot to slot, and zero what must not be read again."""
+        for change in changes:
+            for tensor in self._tensors():
+                if isinstance(change, Move):
+                    cached = tensor[change.source, :, : change.length]
+                    tensor[change.target, :, : change.length] = cached
+                else:
+                    tensor[change.slot, :, : change.length] = 0
 
-    def move(self, moves: Iterable[Move]) -> None:
-        """Copy sequences from slot to slot."""
-        for move in moves:
-            for tensor in (*self.keys.values(), *self.values.values()):
-                tensor[move.target, :, : move.length] = tensor[move.source, :, : move.length]
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return (*self.keys.values(), *self.values.values())
+
+
+def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Zeros of ``shape`` with the dtype and device of ``like``.
+
+    Zeros and not empty: masked places are multiplied by 0, and 0 x NaN is NaN. torch writes its
+    zeros, which makes every page resident; pages of an anonymous mapping are zero and take no
+    memory until a token is written, and go back to the system when the tensor does.
+    """
+    size = math.prod(shape) * like.element_size()
+    if like.device.type != "cpu" or size == 0:
+        return like.new_zeros(shape)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=like.dtype).view(shape)
 
 
 def memory_budget_tokens(bytes_per_token: int, budget_bytes: int) -> int:
