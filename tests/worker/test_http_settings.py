@@ -35,6 +35,21 @@ def test_the_command_line_goes_before_the_environment(monkeypatch):
     assert settings.load(threads=5).threads == 5
 
 
+def test_calibration_profiles_are_read_and_a_bad_one_is_named(monkeypatch, tmp_path):
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    good.write_text(
+        """{"model": "m", "device": "cpu", "dtype": "float32", "threads": 2,
+        "created_at": "2026-01-02T00:00:00Z",
+        "step_seconds": {"1": 0.1}, "prefill_seconds": {"16": 0.2}}"""
+    )
+    bad.write_text("{}")
+    monkeypatch.setenv("LLMTASKPOOL_PROFILES", str(good))
+    assert [profile.model for profile in settings.load().calibration()] == ["m"]
+    monkeypatch.setenv("LLMTASKPOOL_PROFILES", f"{good},{bad}")
+    with pytest.raises(SettingsError, match=r"LLMTASKPOOL_PROFILES.*bad\.json: model"):
+        settings.load()
+
+
 def test_every_setting_says_what_it_is():
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
 

@@ -25,6 +25,10 @@ def test_an_auto_kind_that_only_waits_moves_to_the_io_lane() -> None:
                 task = pool.submit(TaskRequest("waits", Call()))
                 seen.append(task.lane)
                 await pool.wait(task.id)
+            verdict = pool.state().kinds["waits"]
+            assert verdict.lane is LaneName.IO
+            assert verdict.waiting_seconds > verdict.compute_seconds
+            assert "of its time is compute" in verdict.reason
             return seen
         finally:
             await pool.stop(0.0)

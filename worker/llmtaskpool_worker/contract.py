@@ -107,6 +107,17 @@ class Totals(_Message):
     expired: Count = 0
 
 
+class KindState(_Message):
+    """Where a kind of task runs and why: its seconds on a CPU against those it waited."""
+
+    lane: LaneName
+    declared: bool
+    compute_seconds: Seconds
+    waiting_seconds: Seconds
+    runs: Count
+    reason: str
+
+
 class WorkerState(_Message):
     """The answer of ``GET /control/v1/state``: all that the operator reads from a worker."""
 
@@ -125,6 +136,8 @@ class WorkerState(_Message):
     rss_bytes: Count | None = None
     kv_cache_usage: Annotated[float, Field(ge=0, le=1)] | None = None
     """The fullest engine's share of KV cache tokens in use; None where no engine has one."""
+    kinds: dict[str, KindState] = {}
+    """The registered kinds, by name."""
 
 
 class ThreadsRequest(_Message):

@@ -137,6 +137,11 @@ class CostModel:
         curves.step.load(profile.step_seconds)
         curves.prefill.load(profile.prefill_seconds)
 
+    def measured(self, model: str) -> tuple[dict[int, float], dict[int, float]]:
+        """A model's measured step seconds by batch and prefill seconds by tokens."""
+        curves = self._curves(model)
+        return curves.step.measured(), curves.prefill.measured()
+
     def classify(self, request: TaskRequest) -> CostClass:
         """The class a request is priced in."""
         payload = request.payload

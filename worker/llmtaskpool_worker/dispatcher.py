@@ -59,10 +59,11 @@ from llmtaskpool_worker.kinds import (
 from llmtaskpool_worker.lanes import Lane
 from llmtaskpool_worker.latency_guard import LatencyGuard
 from llmtaskpool_worker.limits import Limits
-from llmtaskpool_worker.nature import Nature
+from llmtaskpool_worker.nature import Nature, kind_states
 from llmtaskpool_worker.placement import Placement
 from llmtaskpool_worker.pool import Rejected, StaleGeneration
 from llmtaskpool_worker.priority import priority
+from llmtaskpool_worker.profile import CalibrationProfile
 from llmtaskpool_worker.scheduler import Expire, schedule
 from llmtaskpool_worker.task import (
     Call,
@@ -88,7 +89,8 @@ class Dispatcher:
     """Implements pool.TaskPool over engines and registered kinds. All calls are from one loop.
 
     ``tokenizers`` are looked up by model name when a task starts: they may be filled in later.
-    ``on_ended`` is called with the view of each task that ends.
+    ``profiles`` are where the cost model starts from. ``on_ended`` is called with the view of
+    each task that ends.
     """
 
     def __init__(
@@ -105,9 +107,12 @@ class Dispatcher:
         gpus: Callable[[], tuple[GpuReading, ...]] = tuple,
         rss_bytes: Callable[[], int | None] = lambda: None,
         broker: Broker | None = None,
+        profiles: Sequence[CalibrationProfile] = (),
     ) -> None:
         self.limits = limits or Limits()
         self.cost = CostModel()
+        for profile in profiles:
+            self.cost.load_profile(profile)
         self.nature = Nature()
         self.on_ended: Callable[[TaskView], None] = lambda _: None
         self._slots = {engine.spec.name: EngineSlots(engine) for engine in engines}
@@ -281,6 +286,7 @@ class Dispatcher:
             kv_cache_usage=max(
                 (s.kv_used / s.kv_total for s in self._slots.values() if s.kv_total), default=None
             ),
+            kinds=kind_states(self.nature),
         )
 
     def alive(self) -> bool:

@@ -9,8 +9,9 @@ import ipaddress
 import os
 import re
 import socket
+import stat
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +23,8 @@ from llmtaskpool_worker.kinds import ArgumentsError, CallContext, HandlerError, 
 OBJECT_BYTES = 16 * 1024 * 1024
 """The largest object that is read, written or fetched."""
 FETCH_SECONDS = 30.0
+Resolve = Callable[[str], Awaitable[list[str]]]
+"""The addresses that a host's name stands for. Raises OSError."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}){0,7}")
 
 
@@ -31,10 +34,15 @@ def register_io_kinds(
     data_dir: Path | None,
     fetch_hosts: Collection[str],
     transport: httpx.AsyncBaseTransport | None = None,
+    resolve: Resolve | None = None,
 ) -> None:
     """Register io.fetch, io.read and io.write. What isn't configured refuses with the remedy."""
     objects = _Objects(data_dir)
-    fetcher = _Fetcher(frozenset(host.lower() for host in fetch_hosts), transport)
+    fetcher = _Fetcher(
+        frozenset(host.lower() for host in fetch_hosts),
+        transport,
+        resolve if resolve is not None or transport is not None else _resolve,
+    )
     kinds.register(Kind("io.read", objects.read, "io", objects.check_read))
     kinds.register(Kind("io.write", objects.write, "io", objects.check_write))
     kinds.register(Kind("io.fetch", fetcher.fetch, "io", fetcher.check))
@@ -92,9 +100,13 @@ class _Objects:
 
 def _read_file(path: Path) -> bytes:
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        # O_NONBLOCK: a named pipe must not hold the thread until somebody writes to it.
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         raise HandlerError("not_found", "there is no such object") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise HandlerError("not_found", "there is no such object")
     with os.fdopen(handle, "rb") as stream:
         content = stream.read(OBJECT_BYTES + 1)
     if len(content) > OBJECT_BYTES:
@@ -121,9 +133,13 @@ def _write_file(path: Path, content: bytes) -> None:
 class _Fetcher:
     """HTTP GET and POST to listed hosts only; redirects are answered and not followed."""
 
-    def __init__(self, hosts: frozenset[str], transport: httpx.AsyncBaseTransport | None) -> None:
-        self._hosts = hosts
-        self._transport = transport
+    def __init__(
+        self,
+        hosts: frozenset[str],
+        transport: httpx.AsyncBaseTransport | None,
+        resolve: Resolve | None,
+    ) -> None:
+        self._hosts, self._transport, self._resolve = hosts, transport, resolve
 
     def check(self, arguments: dict[str, Any]) -> None:
         _only(arguments, {"url", "method", "body", "encoding"})
@@ -150,42 +166,67 @@ class _Fetcher:
         _encoding(arguments)
 
     async def fetch(self, arguments: dict[str, Any], _: CallContext) -> dict[str, Any]:
-        url = str(arguments["url"])
-        await self._refuse_rebinding(urlsplit(url).hostname or "")
-        body = arguments.get("body")
         try:
             async with (
+                asyncio.timeout(FETCH_SECONDS),
                 httpx.AsyncClient(
                     transport=self._transport, timeout=FETCH_SECONDS, trust_env=False
                 ) as client,
-                client.stream(
-                    arguments.get("method", "GET"), url, content=body.encode() if body else None
-                ) as answer,
             ):
-                content = bytearray()
-                async for part in answer.aiter_bytes():
-                    content += part
-                    if len(content) > OBJECT_BYTES:
-                        raise HandlerError("too_large", f"more than {OBJECT_BYTES} bytes came")
+                return await self._send(client, arguments)
+        except TimeoutError:
+            raise HandlerError(
+                "not_fetched", f"the answer took longer than {FETCH_SECONDS:g} seconds"
+            ) from None
         except httpx.HTTPError as error:
             raise HandlerError("not_fetched", f"fetching failed: {type(error).__name__}") from None
+
+    async def _send(self, client: httpx.AsyncClient, arguments: dict[str, Any]) -> dict[str, Any]:
+        url, body = httpx.URL(str(arguments["url"])), arguments.get("body")
+        request = client.build_request(
+            arguments.get("method", "GET"),
+            url,
+            content=body.encode() if body else None,
+            headers={"accept-encoding": "identity"},  # a small answer must not unfold to a huge one
+        )
+        address = await self._address(url.host)
+        if address is not None:
+            # To the address that was checked: asked again, the name could lead elsewhere.
+            request.url = url.copy_with(host=address)
+            request.extensions["sni_hostname"] = url.host
+        answer = await client.send(request, stream=True)
+        try:
+            content = bytearray()
+            async for part in answer.aiter_raw():
+                content += part
+                if len(content) > OBJECT_BYTES:
+                    raise HandlerError("too_large", f"more than {OBJECT_BYTES} bytes came")
+        finally:
+            await answer.aclose()
         return {"status": answer.status_code, **_told(bytes(content), _encoding(arguments))}
 
-    async def _refuse_rebinding(self, host: str) -> None:
-        """A listed name must not lead to an inner address; such an address itself may be listed."""
-        if self._transport is not None or _is_address(host) or host == "localhost":
-            return
+    async def _address(self, host: str) -> str | None:
+        """The address to call for a listed name; None where the address itself is listed.
+
+        A listed name must not lead to an inner address: link-local ones answer with credentials.
+        """
+        if self._resolve is None or _is_address(host) or host == "localhost":
+            return None
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(
-                host, None, type=socket.SOCK_STREAM
-            )
+            found = await self._resolve(host)
         except OSError:
             raise HandlerError("not_fetched", "the host's name can't be resolved") from None
-        addresses = {ipaddress.ip_address(entry[4][0]) for entry in found}
-        if not all(address.is_global for address in addresses):
+        if not found or not all(ipaddress.ip_address(address).is_global for address in found):
             raise HandlerError(
                 "not_allowed", "the host's name leads to an inner address: list that address"
             )
+        return found[0]
+
+
+async def _resolve(host: str) -> list[str]:
+    loop = asyncio.get_running_loop()
+    entries = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return [str(entry[4][0]) for entry in entries]
 
 
 def _is_address(host: str) -> bool:

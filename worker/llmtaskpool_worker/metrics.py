@@ -62,6 +62,7 @@ class _StateCollector:
             value=state.threads_generation,
         )
         yield from _gpus(state)
+        yield from _kinds(state)
 
 
 _LANE_GAUGES: tuple[tuple[str, str, Callable[[LaneState], float]], ...] = (
@@ -139,6 +140,19 @@ def _gpus(state: WorkerState) -> Iterator[Metric]:
             busy.add_metric([str(gpu.index)], gpu.utilization)
     yield used
     yield busy
+
+
+def _kinds(state: WorkerState) -> Iterator[Metric]:
+    """Where each registered kind runs, and what spoke for it."""
+    share = GaugeMetricFamily(
+        "llmtaskpool_kind_compute_share",
+        "Share of its time that a kind of task computes; lane is where it runs for that",
+        labels=["kind", "lane"],
+    )
+    for kind, seen in state.kinds.items():
+        if total := seen.compute_seconds + seen.waiting_seconds:
+            share.add_metric([kind, seen.lane.value], seen.compute_seconds / total)
+    yield share
 
 
 class Metrics:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmtaskpool_worker.contract import LaneName
+from llmtaskpool_worker.contract import KindState, LaneName
 
 COMPUTE_FROM = 0.6
 IO_UNTIL = 0.3
@@ -88,6 +88,21 @@ class Nature:
             target = LaneName.IO
         if target is not seen.lane:
             seen.lane, seen.since_move = target, 0
+
+
+def kind_states(nature: Nature) -> dict[str, KindState]:
+    """All verdicts as the worker's state tells them."""
+    return {
+        verdict.kind: KindState(
+            lane=verdict.lane,
+            declared=verdict.declared,
+            compute_seconds=verdict.compute_seconds,
+            waiting_seconds=verdict.waiting_seconds,
+            runs=verdict.runs,
+            reason=verdict.reason,
+        )
+        for verdict in nature.verdicts()
+    }
 
 
 def _verdict(kind: str, seen: _Seen) -> Verdict:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from llmtaskpool_worker import profile
 from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT
 from llmtaskpool_worker.engines.protocol import ModelSpec
 from llmtaskpool_worker.errors import shown
@@ -114,6 +115,10 @@ class Settings(BaseSettings):
         None, description="Time per output token that the latency guard protects; unset: none."
     )
 
+    profiles: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (), description="Calibration profiles to start from, separated by commas."
+    )
+
     grace_seconds: Seconds = Field(
         30.0, description="After SIGTERM, work is given this long to finish."
     )
@@ -149,6 +154,18 @@ class Settings(BaseSettings):
     def _split_keys(cls, value: object) -> object:
         return [k for k in re.split(r"[,\s]+", value) if k] if isinstance(value, str) else value
 
+    @field_validator("profiles", mode="before")
+    @classmethod
+    def _split_profiles(cls, value: object) -> object:
+        return [p for p in re.split(r"[,\s]+", value) if p] if isinstance(value, str) else value
+
+    @field_validator("profiles")
+    @classmethod
+    def _check_profiles(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        for path in value:
+            profile.read(path)
+        return value
+
     @field_validator("fetch_hosts", mode="before")
     @classmethod
     def _split_hosts(cls, value: object) -> object:
@@ -175,6 +192,10 @@ class Settings(BaseSettings):
     def model_specs(self) -> list[ModelSpec]:
         """The models, parsed."""
         return [parse_model(text) for text in self.models]
+
+    def calibration(self) -> list[profile.CalibrationProfile]:
+        """The calibration profiles, read."""
+        return [profile.read(path) for path in self.profiles]
 
     def http_limits(self) -> HttpLimits:
         """The bounds of the HTTP servers."""

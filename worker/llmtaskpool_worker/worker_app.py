@@ -191,6 +191,7 @@ def _pool(
         new_id=lambda: f"{settings.worker_id}-{uuid4().hex}",  # tells who holds the task
         gpus=gpus,
         rss_bytes=rss_bytes,
+        profiles=settings.calibration(),
     )
 
 
