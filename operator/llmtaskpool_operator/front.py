@@ -1,26 +1,21 @@
 """The public port of a local pool: spreads connections over the ready workers.
 
-A request goes to the routed worker with the fewest connections from here and then the least
-load. Bytes stream both ways; the slower side sets the pace. Of HTTP the front knows only where
-messages end (http_framing.py): a client's connection that rests between two exchanges is tied
-to no worker, so the next request goes wherever there is room, a new worker gets its share from
-clients that keep their connections, and a worker that leaves takes no request with it. A request
-about one task goes to the worker that holds it, whose name is in the task's id.
+Which worker a request goes to is in routing.py. Bytes stream both ways; the slower side sets the
+pace. Of HTTP the front knows only where messages end (http_framing.py): a client's connection
+that rests between two exchanges is tied to no worker, so the next request goes wherever there is
+room, a new worker gets its share from clients that keep their connections, and a worker that
+leaves takes no request with it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from llmtaskpool_operator.http_framing import Exchanges
-
-_ABOUT_A_TASK = re.compile(
-    rb"[A-Z]+ /v1/tasks/([A-Za-z0-9][A-Za-z0-9._-]{0,252})-[0-9a-f]{32}[/? ]"
-)
+from llmtaskpool_operator.routing import Route, RoutingTable, owner_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,34 +33,16 @@ class FrontLimits:
     retry_after_seconds: int = 5
 
 
-@dataclass(slots=True, eq=False)
-class Route:
-    """One worker's data port. ``load`` breaks ties; it is what the worker last reported."""
-
-    worker_id: str
-    host: str
-    port: int
-    load: float = 0.0
-    open: bool = True
-    links: set[_Downstream] = field(default_factory=set)
-    empty: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-class Front:
-    """The listening port and its routes. All calls are from one asyncio loop.
-
-    ``starting`` tells whether a worker is on its way: only then is a request held.
-    """
+class Front(RoutingTable):
+    """The listening port over its routes. All calls are from one asyncio loop."""
 
     def __init__(
         self, limits: FrontLimits | None = None, starting: Callable[[], bool] = lambda: False
     ) -> None:
         self.limits = limits or FrontLimits()
+        super().__init__(self.limits.hold_seconds, starting)
         self.refused = 0
-        self._starting = starting
-        self._routes: dict[str, Route] = {}
         self._server: asyncio.Server | None = None
-        self._changed = asyncio.Event()
         self._clients: set[_Downstream] = set()
 
     async def start(self, host: str, port: int) -> int:
@@ -84,74 +61,6 @@ class Front:
             for client in list(self._clients):
                 client.abort()
             await self._server.wait_closed()
-
-    def route(self, worker_id: str, host: str, port: int) -> None:
-        """Send requests to this worker too."""
-        known = self._routes.get(worker_id)
-        if known is None or (known.host, known.port) != (host, port) or not known.open:
-            self._routes[worker_id] = Route(worker_id, host, port)
-            self._wake()
-
-    def unroute(self, worker_id: str) -> None:
-        """Send no new work to this worker; what it has is let end and may be asked about."""
-        route = self._routes.get(worker_id)
-        if route is not None:
-            route.open = False
-
-    def forget(self, worker_id: str) -> None:
-        """The worker is gone."""
-        self._routes.pop(worker_id, None)
-
-    def note_load(self, worker_id: str, load: float) -> None:
-        """What the worker last reported; breaks ties."""
-        route = self._routes.get(worker_id)
-        if route is not None:
-            route.load = load
-
-    def routed(self) -> list[str]:
-        """The workers that get requests."""
-        return [route.worker_id for route in self._routes.values() if route.open]
-
-    def open_connections(self, worker_id: str) -> int:
-        """Connections to this worker: one for each client that waits for an answer of it."""
-        route = self._routes.get(worker_id)
-        return len(route.links) if route is not None else 0
-
-    async def emptied(self, worker_id: str) -> None:
-        """Return once there is no connection from here to this worker."""
-        route = self._routes.get(worker_id)
-        if route is not None and route.links:
-            route.empty.clear()
-            await route.empty.wait()
-
-    def recheck(self) -> None:
-        """Wake held requests: whether a worker is starting may have changed."""
-        self._wake()
-
-    def _wake(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
-
-    def _best(self, tried: set[str]) -> Route | None:
-        routes = (r for r in self._routes.values() if r.open and r.worker_id not in tried)
-        return min(routes, key=lambda r: (len(r.links), r.load), default=None)
-
-    async def pick(self, tried: set[str], owner: str | None = None) -> Route | None:
-        """The route to use now; waits a bounded time for one while a worker is starting.
-
-        ``owner`` is preferred, also when it leaves.
-        """
-        if owner is not None and owner not in tried and owner in self._routes:
-            return self._routes[owner]
-        try:
-            async with asyncio.timeout(self.limits.hold_seconds):
-                while True:
-                    route = self._best(tried)
-                    if route is not None or not self._starting():
-                        return route
-                    await self._changed.wait()
-        except TimeoutError:
-            return None
 
 
 class _Downstream(asyncio.Protocol):
@@ -383,12 +292,6 @@ class _Upstream(asyncio.Protocol):
                 self._transport.abort()
             else:
                 self._transport.close()
-
-
-def owner_of(request: bytes) -> str | None:
-    """The worker whose task a request is about: ids are ``<worker id>-<32 hexadecimal digits>``."""
-    found = _ABOUT_A_TASK.match(request)
-    return found.group(1).decode() if found else None
 
 
 def error_answer(status: int, code: str, message: str, limits: FrontLimits) -> bytes:

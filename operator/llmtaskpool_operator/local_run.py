@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.text import Text
 
 from llmtaskpool_operator.api import LLMTaskPool
-from llmtaskpool_operator.demo import Demo, DemoReport, report, summary
+from llmtaskpool_operator.demo import Demo
+from llmtaskpool_operator.demo_report import DemoReport, report, summary
 from llmtaskpool_operator.live_view import JsonView, Line, View, view_for
 from llmtaskpool_operator.local_fleet import Unstartable
 from llmtaskpool_operator.local_pool import LocalOptions, LocalPool, PortTaken

@@ -1,0 +1,121 @@
+"""Which worker of a local pool a request goes to.
+
+The routed one with the fewest connections from here and then the least load. A request about one
+task goes to the worker that holds it, whose name is in the task's id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+_ABOUT_A_TASK = re.compile(
+    rb"[A-Z]+ /v1/tasks/([A-Za-z0-9][A-Za-z0-9._-]{0,252})-[0-9a-f]{32}[/? ]"
+)
+
+
+@dataclass(slots=True, eq=False)
+class Route:
+    """One worker's data port.
+
+    ``load`` breaks ties; it is what the worker last reported. ``links`` holds one entry for each
+    client that waits for an answer of it.
+    """
+
+    worker_id: str
+    host: str
+    port: int
+    load: float = 0.0
+    open: bool = True
+    links: set[object] = field(default_factory=set)
+    empty: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class RoutingTable:
+    """The workers that requests may go to. All calls are from one asyncio loop.
+
+    A request that finds none is held for ``hold_seconds``, but only while ``starting`` says that
+    a worker is on its way.
+    """
+
+    def __init__(self, hold_seconds: float, starting: Callable[[], bool]) -> None:
+        self._hold_seconds = hold_seconds
+        self._starting = starting
+        self._routes: dict[str, Route] = {}
+        self._changed = asyncio.Event()
+
+    def route(self, worker_id: str, host: str, port: int) -> None:
+        """Send requests to this worker too."""
+        known = self._routes.get(worker_id)
+        if known is None or (known.host, known.port) != (host, port) or not known.open:
+            self._routes[worker_id] = Route(worker_id, host, port)
+            self._wake()
+
+    def unroute(self, worker_id: str) -> None:
+        """Send no new work to this worker; what it has is let end and may be asked about."""
+        route = self._routes.get(worker_id)
+        if route is not None:
+            route.open = False
+
+    def forget(self, worker_id: str) -> None:
+        """The worker is gone."""
+        self._routes.pop(worker_id, None)
+
+    def note_load(self, worker_id: str, load: float) -> None:
+        """What the worker last reported; breaks ties."""
+        route = self._routes.get(worker_id)
+        if route is not None:
+            route.load = load
+
+    def routed(self) -> list[str]:
+        """The workers that get requests."""
+        return [route.worker_id for route in self._routes.values() if route.open]
+
+    def open_connections(self, worker_id: str) -> int:
+        """Connections to this worker: one for each client that waits for an answer of it."""
+        route = self._routes.get(worker_id)
+        return len(route.links) if route is not None else 0
+
+    async def emptied(self, worker_id: str) -> None:
+        """Return once there is no connection from here to this worker."""
+        route = self._routes.get(worker_id)
+        if route is not None and route.links:
+            route.empty.clear()
+            await route.empty.wait()
+
+    def recheck(self) -> None:
+        """Wake held requests: whether a worker is starting may have changed."""
+        self._wake()
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def _best(self, tried: set[str]) -> Route | None:
+        routes = (r for r in self._routes.values() if r.open and r.worker_id not in tried)
+        return min(routes, key=lambda r: (len(r.links), r.load), default=None)
+
+    async def pick(self, tried: set[str], owner: str | None = None) -> Route | None:
+        """The route to use now; waits a bounded time for one while a worker is starting.
+
+        ``owner`` is preferred, also when it leaves.
+        """
+        if owner is not None and owner not in tried and owner in self._routes:
+            return self._routes[owner]
+        try:
+            async with asyncio.timeout(self._hold_seconds):
+                while True:
+                    route = self._best(tried)
+                    if route is not None or not self._starting():
+                        return route
+                    await self._changed.wait()
+        except TimeoutError:
+            return None
+
+
+def owner_of(request: bytes) -> str | None:
+    """The worker whose task a request is about: ids are ``<worker id>-<32 hexadecimal digits>``."""
+    found = _ABOUT_A_TASK.match(request)
+    return found.group(1).decode() if found else None
