@@ -1,0 +1,141 @@
+"""Building the two images with buildah, and writing them to archives.
+
+What is built is keyed: the dependencies' layer by the lock file and its arguments, the image by
+that and by the sources. An archive carries the image's key in its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import tomllib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from pack import foundation, tools
+from pack.errors import PackError
+from pack.tools import ROOT
+
+_SOURCES = ("Dockerfile", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md")
+_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+
+
+class Target(StrEnum):
+    """The Dockerfile's targets."""
+
+    OPERATOR = "operator"
+    WORKER = "worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A built image: its name, the digest of what it is made of, and its id in the storage."""
+
+    name: str
+    key: str
+    id: str
+
+
+def name_of(target: Target) -> str:
+    """The name that the chart's development values and the tests use."""
+    return f"localhost/llmtaskpool-{target.value}:dev"
+
+
+def build(target: Target, say: Callable[[str], None], *, models: bool = False) -> Image:
+    """Build a target, or find it built from the same sources. ``models``: with real weights."""
+    tools.require("buildah")
+    foundation.make(say)
+    arguments = _arguments(target, models=models)
+    key = _digest(repr(sorted(arguments.items())).encode())
+    keyed = f"localhost/llmtaskpool-{target.value}:{key}"
+    if tools.image_id(keyed) is None:
+        say(f"{keyed}: building")
+        _build(target, arguments | {"REVISION": _revision()}, keyed)
+    tools.buildah("tag", keyed, name_of(target), what=f"buildah tag {name_of(target)}")
+    found = tools.image_id(keyed)
+    if found is None:
+        raise PackError(f"{keyed} was built and is not there", "look at `buildah images`")
+    return Image(name_of(target), key, found)
+
+
+def archive(target: Target, image: Image, say: Callable[[str], None]) -> Path:
+    """The image as an uncompressed docker archive in the cache; older ones of it are deleted."""
+    folder = tools.cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{target.value}-{image.key}.tar"
+    if path.exists():
+        return path
+    for old in folder.glob(f"{target.value}-*.tar"):
+        old.unlink()
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    say(f"{image.name}: writing {path}")
+    try:
+        tools.buildah(
+            "push",
+            "--quiet",
+            image.id,
+            f"docker-archive:{unfinished}:{image.name}",
+            what=f"buildah push {image.name}",
+            remedy=f"an image with torch needs 6 GB in {folder}",
+        )
+        unfinished.rename(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _build(target: Target, arguments: dict[str, str], name: str) -> None:
+    command = ["bud", "--layers", "--isolation", "chroot", "--format", "docker", "--pull-never"]
+    command += ["--target", target.value, "--tag", name]
+    if _CERTIFICATES.exists():  # the host may trust more than Debian does: a proxy, a mirror
+        command += ["--volume", f"{_CERTIFICATES.parent}:{_CERTIFICATES.parent}:ro"]
+    for key, value in arguments.items():
+        command += ["--build-arg", f"{key}={value}"]
+    tools.buildah(*command, str(ROOT), what=f"the build of {name}")
+
+
+def _arguments(target: Target, *, models: bool) -> dict[str, str]:
+    """Build arguments; they are all that an image depends on, but for its revision label."""
+    found = {
+        "BASE": foundation.BASE,
+        "BUILDER": foundation.BUILDER,
+        "LOCK": _digest((ROOT / "uv.lock").read_bytes()),
+        "SOURCES": _digest(*(path.read_bytes() for path in _source_files())),
+        "VERSION": str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]),
+    }
+    if target is Target.WORKER and models:
+        found["GROUPS"] = "--group models"
+    if _CERTIFICATES.exists():
+        found |= {"SSL_CERT_FILE": str(_CERTIFICATES), "PIP_CERT": str(_CERTIFICATES)}
+    indexes = {
+        "PIP_INDEX_URL": os.environ.get("PIP_INDEX_URL"),
+        "UV_DEFAULT_INDEX": os.environ.get("UV_DEFAULT_INDEX") or os.environ.get("PIP_INDEX_URL"),
+    }
+    return found | {name: url for name, url in indexes.items() if url}
+
+
+def _source_files() -> Iterable[Path]:
+    yield from (ROOT / name for name in _SOURCES)
+    for folder in ("operator", "worker"):
+        files = (path for path in (ROOT / folder).rglob("*") if path.is_file())
+        yield from sorted(path for path in files if "__pycache__" not in path.parts)
+
+
+def _digest(*parts: bytes) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(hashlib.sha256(part).digest())
+    return total.hexdigest()[:12]
+
+
+def _revision() -> str:
+    done = subprocess.run(  # noqa: S603 (git, with our own arguments)
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"],  # noqa: S607 (found on PATH)
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or "unknown"

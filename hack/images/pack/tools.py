@@ -1,0 +1,69 @@
+"""buildah and debootstrap, and where images are kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from pack.errors import PackError
+
+ROOT = Path(__file__).parents[3]
+_STORAGE = ("--storage-driver", "overlay")
+_PACKAGES = {"buildah": "buildah", "debootstrap": "debootstrap", "chroot": "coreutils"}
+
+
+def cache_folder() -> Path:
+    """`$LLMTASKPOOL_IMAGES_CACHE`, else `~/.cache/llmtaskpool/images`."""
+    named = os.environ.get("LLMTASKPOOL_IMAGES_CACHE")
+    return Path(named).resolve() if named else Path.home() / ".cache" / "llmtaskpool" / "images"
+
+
+def require(*tools: str) -> None:
+    """Raise a PackError with the command that installs what is missing."""
+    absent = [_PACKAGES[tool] for tool in tools if shutil.which(tool) is None]
+    if absent:
+        raise PackError(
+            f"not on PATH: {', '.join(absent)}",
+            f"run `apt-get install --no-install-recommends {' '.join(absent)}` as root "
+            "(Debian or Ubuntu)",
+        )
+    if os.geteuid() != 0:
+        raise PackError(
+            "images are built as root (chroot and overlay mounts)",
+            "run this with sudo, or use `docker build --target operator .`",
+        )
+
+
+def run(command: Sequence[str], what: str, *, remedy: str, log: Path | None = None) -> str:
+    """Run a command at the lowest priority; its standard output. Raises PackError."""
+    done = subprocess.run(  # noqa: S603 (our own command lines)
+        ["nice", "-n", "19", *command],  # noqa: S607 (coreutils)
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if log is not None:
+        log.write_text(done.stdout + done.stderr)
+    if done.returncode != 0:
+        where = f" (all of it: {log})" if log else ""
+        raise PackError(f"{what} failed{where}:\n{done.stderr.strip()[-2000:]}", remedy)
+    return done.stdout
+
+
+def buildah(*arguments: str, what: str, remedy: str = "see the message above") -> str:
+    """Run buildah over its overlay storage."""
+    return run(["buildah", *_STORAGE, *arguments], what, remedy=remedy)
+
+
+def image_id(name: str) -> str | None:
+    """The image's id, or None when there is none of this name."""
+    done = subprocess.run(  # noqa: S603 (buildah, with our own arguments)
+        ["buildah", *_STORAGE, "images", "--quiet", "--no-trunc", name],  # noqa: S607 (PATH)
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or None if done.returncode == 0 else None
