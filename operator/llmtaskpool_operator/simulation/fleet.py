@@ -1,0 +1,354 @@
+"""The pods and their queue as an event simulation. Pure.
+
+Each pod has a clock of its own that counts decode steps: a sequence that begins at step k and
+has o tokens ends at step k + o, whatever happens between, and a prompt of P tokens is through
+after P / chunk steps. Only the duration of a step changes, at events (a prompt is through, a
+sequence ends, one begins), so a pod jumps from event to event over any number of steps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heappop, heappush
+from math import inf, log2
+
+from llmtaskpool_worker.latency_guard import LatencyGuard
+from llmtaskpool_worker.priority import QueuePolicy
+from llmtaskpool_worker.task_queue import TaskQueue, Waiting
+
+from llmtaskpool_operator.simulation.service import PodModel
+from llmtaskpool_operator.simulation.trace import Trace
+
+FULL = 1 << 40
+"""The load of a pod that takes nothing."""
+PREFILL_LOAD = 8
+"""A prompt that waits for its prefill counts as so many decoding sequences in placement."""
+OUTPUT_PRIOR, OUTPUT_WEIGHT = 150.0, 0.002
+"""The running mean of output lengths (control.md, *What the worker must export*)."""
+IDLE_ACTIVITY, FULL_ACTIVITY = 0.2, 0.9
+"""SM activity of decoding: this much and rising with the batch, up to that at the knee."""
+
+
+class Pod:
+    """One pod. ``k`` is its step clock at time ``at``, ``period`` the seconds per step now."""
+
+    __slots__ = (
+        "activity",
+        "arrived",
+        "asked_at",
+        "at",
+        "batch",
+        "busy_seconds",
+        "done_work",
+        "draining",
+        "finishes",
+        "gone_at",
+        "guard",
+        "k",
+        "k_seen",
+        "kv",
+        "name",
+        "period",
+        "prefill_end",
+        "prefilling",
+        "prefills",
+        "ready",
+        "ready_at",
+        "running",
+        "sm_seconds",
+        "threads",
+        "threads_cap",
+        "threads_pending",
+    )
+
+    def __init__(self, name: str, asked_at: float, ready_at: float, threads: int) -> None:
+        self.name, self.asked_at, self.ready_at, self.gone_at = name, asked_at, ready_at, inf
+        self.ready = self.draining = False
+        self.k = self.k_seen = 0.0
+        self.at = ready_at
+        self.period = inf
+        self.activity = 0.0
+        self.batch = self.running = self.kv = 0
+        self.finishes: list[tuple[float, int]] = []
+        self.prefills: deque[int] = deque()
+        self.prefilling = -1
+        self.prefill_end = inf
+        self.threads = self.threads_cap = threads
+        self.threads_pending: int | None = None
+        self.guard: LatencyGuard | None = None
+        self.sm_seconds = self.busy_seconds = 0.0
+        self.arrived = self.done_work = 0.0
+
+    def settle(self, now: float) -> None:
+        """Bring the clock and the integrals to ``now``; no event lies between."""
+        passed = now - self.at
+        if passed > 0:
+            self.k += passed / self.period
+            self.sm_seconds += passed * self.activity
+            if self.running:
+                self.busy_seconds += passed
+            self.at = now
+
+
+class Fleet:
+    """The pods, the queue they share, and every request's times.
+
+    ``first_token_at`` and ``done_at`` are inf until it happens; seconds from the trace's start.
+    """
+
+    def __init__(
+        self, model: PodModel, trace: Trace, *, tpot_slo_seconds: float, queue: QueuePolicy | None,
+        ageing_seconds: float,
+    ) -> None:  # fmt: skip
+        self.model = model
+        self.knee = model.knee(tpot_slo_seconds)
+        per_token = model.seconds_per_token(tpot_slo_seconds)
+        seconds = model.prefill(trace.uncached)
+        chunks = trace.uncached.clip(min=1) / model.chunk_tokens
+        self._arrival: list[float] = [*trace.arrival.tolist(), inf]
+        self._output: list[int] = trace.output.tolist()
+        self._prompt: list[int] = trace.prompt.tolist()
+        self._kv_need: list[int] = (trace.prompt + trace.output).clip(max=model.kv_tokens).tolist()
+        self._prefill: list[float] = seconds.tolist()
+        self._chunks: list[float] = chunks.tolist()
+        self._per_chunk: list[float] = (seconds / chunks).tolist()
+        self._per_token, self._mean_output = per_token, OUTPUT_PRIOR
+        share = (FULL_ACTIVITY - IDLE_ACTIVITY) / self.knee
+        self._activity = [
+            min(FULL_ACTIVITY, IDLE_ACTIVITY + share * b) if b else 0.0
+            for b in range(len(model.step))
+        ]
+        n = len(trace)
+        self.first_token_at = [inf] * n
+        self.done_at = [inf] * n
+        self._work = [0.0] * n
+        self._next = 0
+        self.pods: list[Pod] = []
+        self._due: list[float] = [inf]
+        self._loads: list[int] = [FULL]
+        self._first_come = queue is None
+        self.queue = TaskQueue(
+            load=self._load, max_tasks=n + 1, max_bytes=1, ageing_seconds=ageing_seconds,
+            policy=queue or QueuePolicy.PRIORITY,
+        )  # fmt: skip
+        self._head = -1
+        self.queued = self.arrived = self.finished = 0
+        self.queued_work = self.arrived_work = 0.0
+        self._shared_out = 0.0
+
+    def __len__(self) -> int:
+        return len(self._output)
+
+    def add(self, pod: Pod) -> None:
+        """Let a pod exist; it takes work from ``open`` on."""
+        self.pods.append(pod)
+        self._due.insert(-1, inf)
+        self._loads.insert(-1, FULL)
+
+    def open(self, place: int, now: float) -> None:
+        """The pod is ready."""
+        pod = self.pods[place]
+        pod.ready, pod.at = True, now
+        self._pull(place, now)
+
+    def drain(self, place: int) -> None:
+        """The pod takes nothing more and goes when what it has is done."""
+        self.pods[place].draining = True
+        self._loads[place] = FULL
+
+    def remove_gone(self, now: float) -> list[Pod]:
+        """Take out the draining pods that are done (or never were ready)."""
+        gone = [pod for pod in self.pods if pod.draining and not pod.running]
+        for pod in gone:
+            place = self.pods.index(pod)
+            del self.pods[place], self._due[place], self._loads[place]
+            # A pod that ended its last task between two ticks went then.
+            pod.gone_at = max(pod.at, now - 1.0) if pod.ready else now
+        return gone
+
+    def set_threads(self, place: int, threads: int, now: float) -> None:
+        """Change N of a pod; nobody who runs is stopped."""
+        pod = self.pods[place]
+        pod.threads = threads
+        if pod.ready and not pod.draining:
+            self._pull(place, now)
+
+    def share_out_arrivals(self) -> None:
+        """Count what arrived since the last time evenly on the pods that take tasks.
+
+        A worker counts what reaches it; behind a balancer that is an even share.
+        """
+        serving = [pod for pod in self.pods if pod.ready and not pod.draining]
+        if serving:
+            each = (self.arrived_work - self._shared_out) / len(serving)
+            self._shared_out = self.arrived_work
+            for pod in serving:
+                pod.arrived += each
+
+    def unfinished_prefill(self, pod: Pod) -> float:
+        """Pod-seconds of prompts that were taken and are not through."""
+        waiting = sum(self._prefill[request] for request in pod.prefills)
+        if pod.prefilling < 0:
+            return waiting
+        left = (pod.prefill_end - pod.k) / self._chunks[pod.prefilling]
+        return waiting + max(0.0, left) * self._prefill[pod.prefilling]
+
+    def advance(self, until: float) -> None:
+        """Everything that happens before ``until``."""
+        due, loads, arrival, pods = self._due, self._loads, self._arrival, self.pods
+        at = self._next
+        coming = arrival[at]
+        while True:
+            now = min(due)
+            if coming <= now:
+                if coming >= until:
+                    break
+                work = self._work[at] = self._prefill[at] + self._mean_output * self._per_token
+                self.arrived_work += work
+                least = min(loads)
+                if self.queued or least == FULL or not self._place(least, at, coming):
+                    self._enqueue(at, coming)
+                at += 1
+                coming = arrival[at]
+            elif now >= until:
+                break
+            else:
+                place = due.index(now)
+                pod = pods[place]
+                finishes = pod.finishes
+                passed = now - pod.at
+                pod.at = now
+                pod.sm_seconds += passed * pod.activity
+                pod.busy_seconds += passed
+                if finishes and finishes[0][0] <= pod.prefill_end:
+                    pod.k, request = heappop(finishes)
+                    pod.batch -= 1
+                    self._finish(place, pod, request, now)
+                else:
+                    self._prefilled(place, pod, now)
+                if pod.prefilling < 0:
+                    batch = pod.batch
+                    pod.activity = self._activity[batch]
+                    if batch:
+                        pod.period = self.model.step[batch]
+                        due[place] = now + (finishes[0][0] - pod.k) * pod.period
+                    else:
+                        pod.period = due[place] = inf
+                else:
+                    pod.activity = 1.0
+                    pod.period = self.model.step[pod.batch] + self._per_chunk[pod.prefilling]
+                    end = pod.prefill_end
+                    if finishes and finishes[0][0] < end:
+                        end = finishes[0][0]
+                    due[place] = now + (end - pod.k) * pod.period
+        self.arrived = self._next = at
+
+    def _place(self, least: int, request: int, now: float) -> bool:
+        """Give an arrival to the pod with the least load; False if it doesn't fit there."""
+        place = self._loads.index(least)
+        pod = self.pods[place]
+        if pod.kv + self._kv_need[request] > self.model.kv_tokens:
+            return False
+        self._admit(place, pod, request)
+        if pod.prefilling < 0:
+            pod.settle(now)
+            self._begin_prefill(pod)
+            pod.activity = 1.0
+            pod.period = self.model.step[pod.batch] + self._per_chunk[request]
+            end = pod.prefill_end
+            if pod.finishes and pod.finishes[0][0] < end:
+                end = pod.finishes[0][0]
+            self._due[place] = now + (end - pod.k) * pod.period
+        return True
+
+    def _admit(self, place: int, pod: Pod, request: int) -> None:
+        pod.kv += self._kv_need[request]
+        pod.prefills.append(request)
+        running = pod.running = pod.running + 1
+        self._loads[place] = (
+            FULL if running >= pod.threads else running + PREFILL_LOAD * len(pod.prefills)
+        )
+
+    def _begin_prefill(self, pod: Pod) -> None:
+        request = pod.prefilling = pod.prefills.popleft()
+        pod.prefill_end = pod.k + self._chunks[request]
+
+    def _prefilled(self, place: int, pod: Pod, now: float) -> None:
+        pod.k = pod.prefill_end
+        request = pod.prefilling
+        self.first_token_at[request] = now
+        if pod.prefills:
+            self._begin_prefill(pod)
+            if self._loads[place] != FULL:
+                self._loads[place] -= PREFILL_LOAD
+        else:
+            pod.prefilling, pod.prefill_end = -1, inf
+        tokens = self._output[request] - 1
+        if tokens:
+            pod.batch += 1
+            heappush(pod.finishes, (pod.k + tokens, request))
+        else:
+            self._finish(place, pod, request, now)
+
+    def _finish(self, place: int, pod: Pod, request: int, now: float) -> None:
+        self.done_at[request] = now
+        self.finished += 1
+        pod.done_work += self._work[request]
+        pod.kv -= self._kv_need[request]
+        pod.running -= 1
+        self._mean_output += OUTPUT_WEIGHT * (self._output[request] - self._mean_output)
+        if pod.draining:
+            return
+        if self.queued:
+            self._pull_into(place, pod)
+        elif pod.running < pod.threads:
+            self._loads[place] = pod.running + PREFILL_LOAD * len(pod.prefills)
+
+    def _pull(self, place: int, now: float) -> None:
+        """Let a pod take from the queue what it has room for."""
+        pod = self.pods[place]
+        pod.settle(now)
+        self._pull_into(place, pod)
+        if pod.prefilling >= 0:
+            pod.activity = 1.0
+            pod.period = self.model.step[pod.batch] + self._per_chunk[pod.prefilling]
+            end = min(pod.prefill_end, pod.finishes[0][0] if pod.finishes else inf)
+            self._due[place] = now + (end - pod.k) * pod.period
+
+    def _pull_into(self, place: int, pod: Pod) -> None:
+        while pod.running < pod.threads and self.queued:
+            request = self._take(pod.at)
+            if pod.kv + self._kv_need[request] > self.model.kv_tokens:
+                self._head = request
+                break
+            self._head = -1
+            self.queued -= 1
+            self.queued_work -= self._work[request]
+            self._admit(place, pod, request)
+        if pod.prefilling < 0 and pod.prefills:
+            self._begin_prefill(pod)
+        full = pod.running >= pod.threads
+        self._loads[place] = FULL if full else pod.running + PREFILL_LOAD * len(pod.prefills)
+
+    def _enqueue(self, request: int, now: float) -> None:
+        size = 0 if self._first_come else round(2 * log2(self._prompt[request]))
+        self.queue.push(Waiting(str(request), None, size, 1.0, now))
+        self.queued += 1
+        self.queued_work += self._work[request]
+
+    def _take(self, now: float) -> int:
+        """The request that goes next; one that found no room before keeps its turn."""
+        if self._head >= 0:
+            return self._head
+        item = self.queue.take(now, lambda _: True)
+        assert item is not None  # noqa: S101 - asked only while somebody is queued
+        return int(item.id)
+
+    def _load(self, size: object) -> float:
+        """T of a cost class, which here is half an octave of prompt tokens."""
+        if self._first_come or not isinstance(size, int):
+            return 1.0
+        tokens = 2 ** (size / 2)
+        points = self.model.prefill_points
+        slope = points[-1][1] / points[-1][0]
+        return slope * tokens + self._mean_output * self._per_token
