@@ -32,6 +32,9 @@ PLURAL = "llmtaskpools"
 SINGULAR = "llmtaskpool"
 SHORT_NAMES = ("ltp",)
 
+NAME_MAX = 52
+"""Children's names add to it, and a pod's must stay within a host name."""
+DNS_1035 = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 ALPHA_PATTERN = r"^(Auto|[0-9]{1,6}(\.[0-9]{1,6})?)$"
 
 
@@ -345,6 +348,7 @@ class ConditionType(StrEnum):
     SCALING_LIMITED = "ScalingLimited"
     METRICS_AVAILABLE = "MetricsAvailable"
     DEGRADED = "Degraded"
+    SCALING_CONFLICT = "ScalingConflict"
 
 
 class Condition(Wire):
@@ -433,12 +437,14 @@ class ObjectMeta(Wire):
 
     model_config = ConfigDict(extra="ignore")
 
-    name: Name
-    """Name of the pool."""
+    name: Annotated[str, Field(min_length=1, max_length=NAME_MAX, pattern=DNS_1035)]
+    """Name of the pool; its Service has it too."""
     namespace: Annotated[str, Field(max_length=63, pattern=DNS_LABEL)] = "default"
     """Namespace of the pool."""
     generation: Annotated[int, Field(ge=0)] = 1
     """Generation of the spec."""
+    uid: str = ""
+    """Its identity, given by the API server."""
     labels: dict[str, str] = Field(default_factory=dict)
     """Labels."""
 

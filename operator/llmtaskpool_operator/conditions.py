@@ -23,7 +23,7 @@ from llmtaskpool_operator.api import (
 )
 from llmtaskpool_operator.deciding import PoolDecision
 from llmtaskpool_operator.law import Bound
-from llmtaskpool_operator.observation import PoolObservation
+from llmtaskpool_operator.observation import PoolObservation, Problem
 from llmtaskpool_operator.plan import Action, SetReplicas, SetThreads
 
 DEAD_BAND = 0.05
@@ -156,22 +156,33 @@ def _conditions(
     wanted, ready = status.desired_replicas, status.ready_replicas
     failed = [p.name for p in seen.staying if p.state and p.state.phase is Phase.FAILED]
     count = f"{ready} of {wanted} replicas are ready"
+    problems = list(seen.problems)
+    if failed:
+        message = f"models could not be loaded in {', '.join(failed)}"
+        problems.insert(0, Problem("ModelsFailed", message, stalled=True))
+    stalled = next((problem for problem in problems if problem.stalled), None)
     made = [
         condition(
             ConditionType.READY,
-            ready >= wanted and not failed,
+            ready >= wanted and stalled is None,
             "AllReady" if ready >= wanted else "NotAllReady",
-            count,
+            count if stalled is None else f"{count}; {stalled.message}",
         ),
         _metrics(condition, seen, decided),
         condition(
             ConditionType.DEGRADED,
-            bool(failed),
-            "ModelsFailed" if failed else "Healthy",
-            f"models could not be loaded in {', '.join(failed)}" if failed else "",
+            bool(problems),
+            problems[0].reason if problems else "Healthy",
+            "; ".join(problem.message for problem in problems),
         ),
         _active(condition, pool),
     ]
+    if seen.rival is not None:
+        message = (
+            f"{seen.rival} writes replicas while scaling.mode is {pool.spec.scaling.mode}, and is "
+            "not followed: set scaling.mode to External, or stop it"
+        )
+        made.append(condition(ConditionType.SCALING_CONFLICT, True, "OtherWriter", message))
     if decided.replicas is not None:
         bound = decided.replicas.bound
         made.append(
@@ -184,10 +195,8 @@ def _conditions(
         )
     elif (kept := old.get(ConditionType.SCALING_LIMITED.value)) is not None:
         made.append(kept)
-    if failed:
-        made.append(
-            condition(ConditionType.STALLED, holds=True, reason="ModelsFailed", message=count)
-        )
+    if stalled is not None:
+        made.append(condition(ConditionType.STALLED, True, stalled.reason, stalled.message))
     elif ready != wanted or status.draining_replicas:
         made.append(
             condition(ConditionType.RECONCILING, holds=True, reason="Scaling", message=count)

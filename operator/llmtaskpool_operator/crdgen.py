@@ -44,6 +44,14 @@ _COLUMNS = (
 )
 
 
+_NAME_RULE = {
+    "rule": f"self.metadata.name.size() <= {api.NAME_MAX}"
+    f" && self.metadata.name.matches('{api.DNS_1035}')",
+    "message": "metadata.name can't be that of a Service: use at most "
+    f"{api.NAME_MAX} of a-z, 0-9 and -, beginning with a letter and not ending with -",
+}
+
+
 def custom_resource_definition() -> dict[str, Any]:
     """The CRD as JSON values."""
     return {
@@ -98,6 +106,7 @@ def _version() -> dict[str, Any]:
                 "type": "object",
                 "description": "A pool of workers for prioritized AI tasks, sized by its operator.",
                 "required": ["spec"],
+                "x-kubernetes-validations": [_NAME_RULE],
                 "properties": {
                     "apiVersion": {"type": "string"},
                     "kind": {"type": "string"},

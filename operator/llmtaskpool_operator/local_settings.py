@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from llmtaskpool_operator import worker_options
 from llmtaskpool_operator.api import API_VERSION, KIND, LLMTaskPool, LLMTaskPoolSpec
 from llmtaskpool_operator.local_worker import WorkerCommand
 
@@ -140,28 +141,14 @@ def worker_command(
     ``cores`` of this machine are divided among the most workers that there may be, so that
     their torch threads don't fight for them; None leaves torch its own choice.
     """
-    compute, io = spec.threads.compute, spec.threads.io
+    grace = drain_seconds if drain_seconds is not None else 5.0
     options = [
-        *("--threads", str(compute.initial), "--io-threads", str(io.initial)),
-        *("--queue-limit", str(spec.queue.limit)),
-        *("--grace-seconds", f"{drain_seconds if drain_seconds is not None else 5.0:g}"),
-        *("--log-level", "warning"),
+        *worker_options.options(spec),
+        *("--grace-seconds", f"{grace:g}", "--log-level", "warning"),
     ]
-    for model in spec.models:
-        extra = "".join(f",{key}={value}" for key, value in model.options.items())
-        task = "" if model.task == "generate" else f",task={model.task}"
-        options += ["--model", f"{model.name}={model.source}{task}{extra}"]
     if cache_dir is not None:
         options += ["--cache-dir", str(cache_dir)]
-    environment = {
-        "LLMTASKPOOL_THREADS_MAX": str(compute.max),
-        "LLMTASKPOOL_IO_THREADS_MAX": str(io.max),
-        "LLMTASKPOOL_QUEUE_POLICY": spec.queue.policy,
-        "LLMTASKPOOL_AGEING_SECONDS": f"{max(spec.queue.ageing_seconds, 1e-3):g}",
-        "LLMTASKPOOL_TPOT_SLO_SECONDS": f"{spec.slo.tpot_seconds:g}",
-    }
-    if spec.queue.timeout_seconds is not None:
-        environment["LLMTASKPOOL_QUEUE_TIMEOUT_SECONDS"] = f"{spec.queue.timeout_seconds:g}"
+    environment = worker_options.environment(spec)
     if api_key_file is not None:
         environment["LLMTASKPOOL_API_KEYS_FILE"] = str(api_key_file.resolve())
     if data_dir is not None:

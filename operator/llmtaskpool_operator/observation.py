@@ -35,11 +35,28 @@ class PodObservation:
 
 
 @dataclass(frozen=True, slots=True)
+class Problem:
+    """Something in the pool's way: one word and a sentence with the remedy.
+
+    ``stalled``: it does not go away by itself.
+    """
+
+    reason: str
+    message: str
+    stalled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class PoolObservation:
-    """The pool now. ``replicas`` is what was asked for, starting ones counted."""
+    """The pool now. ``replicas`` is what was asked for, starting ones counted.
+
+    ``rival`` is who else writes the replicas that are the operator's to decide, if anybody.
+    """
 
     replicas: int
     pods: tuple[PodObservation, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    rival: str | None = None
 
     @property
     def staying(self) -> tuple[PodObservation, ...]:

@@ -62,6 +62,22 @@ def test_a_signal_ends_an_idle_worker_with_code_0(number):
         assert [line["event"] for line in worker.lines][-2:] == ["draining", "stopped"]
 
 
+def test_a_worker_that_goes_still_takes_requests_until_it_is_unrouted_and_keeps_no_connection():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        with worker_process(grace_seconds="600", unroute_seconds="600", fetch_hosts=host) as worker:
+            worker.wait_for("ready")
+            with worker.client() as http:
+                assert http.get("/v1/models").headers.get("connection") is None
+                os.kill(worker.pid, signal.SIGTERM)
+                worker.wait_for("draining")
+                assert http.get("/readyz").status_code == 503
+                fetch = {"kind": "io.fetch", "arguments": {"url": f"http://{host}/"}}
+                answer = http.post("/v1/tasks", json=fetch)
+            assert answer.status_code == 202
+            assert answer.headers["connection"] == "close"
+
+
 def test_a_second_signal_ends_a_worker_at_once_that_still_drains():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         host = f"127.0.0.1:{silent.getsockname()[1]}"

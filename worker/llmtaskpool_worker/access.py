@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import PurePath
 from uuid import uuid4
 
@@ -32,10 +33,12 @@ class Access:
     """ASGI: the outermost layer. Echoes or makes ``x-request-id``; logs route, status, seconds.
 
     The log has the route's pattern and not the path, and no query: those are the client's words.
+    While the worker is ``leaving``, each connection is closed after its answer.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, leaving: Callable[[], bool] = lambda: False) -> None:
         self._app = app
+        self._leaving = leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -48,7 +51,10 @@ class Access:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID] = request_id
+                if self._leaving():
+                    headers["connection"] = "close"  # the next request goes to another worker
             await send(message)
 
         try:

@@ -46,9 +46,12 @@ class Clocks:
 class Health:
     """The open routes."""
 
-    def __init__(self, pool: TaskPool, metrics: Metrics) -> None:
+    def __init__(
+        self, pool: TaskPool, metrics: Metrics, leaving: Callable[[], bool] = lambda: False
+    ) -> None:
         self._pool = pool
         self._metrics = metrics
+        self._leaving = leaving
 
     def routes(self) -> list[Route]:
         """For starlette."""
@@ -65,7 +68,7 @@ class Health:
 
     async def readyz(self, _request: Request) -> Response:
         """GET /readyz: 200 while new tasks are taken."""
-        phase = self._pool.state().phase
+        phase = Phase.DRAINING if self._leaving() else self._pool.state().phase
         ready = phase is Phase.READY and self._pool.alive()
         return answer({"phase": phase.value}, 200 if ready else 503)
 
@@ -88,12 +91,17 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     return response
 
 
-def _assemble(routes: list[Route], keys: Keys, open_routes: frozenset[str]) -> ASGIApp:
+def _assemble(
+    routes: list[Route],
+    keys: Keys,
+    open_routes: frozenset[str],
+    leaving: Callable[[], bool] = lambda: False,
+) -> ASGIApp:
     app = Starlette(
         routes=routes, exception_handlers={ApiError: answer_error, HTTPException: _answer_http}
     )
     app.router.redirect_slashes = False
-    return Access(RequireKey(app, keys, open_routes))
+    return Access(RequireKey(app, keys, open_routes), leaving)
 
 
 def data_app(
@@ -103,8 +111,12 @@ def data_app(
     keys: Keys,
     settings: Settings,
     clocks: Clocks,
+    leaving: Callable[[], bool] = lambda: False,
 ) -> ASGIApp:
-    """What the data port serves: OpenAI, tasks and the open routes."""
+    """What the data port serves: OpenAI, tasks and the open routes.
+
+    Once it is ``leaving`` it is unready and closes connections after their answers.
+    """
     limits = settings.http_limits()
     beat = settings.heartbeat_seconds
     openai = OpenAIRoutes(pool, catalog, limits, heartbeat_seconds=beat, wall_clock=clocks.wall)
@@ -116,8 +128,8 @@ def data_app(
         clock=clocks.monotonic,
         wall_clock=clocks.wall,
     )
-    routes = Health(pool, metrics).routes() + openai.routes() + tasks.routes()
-    return _assemble(routes, keys, OPEN_ROUTES)
+    routes = Health(pool, metrics, leaving).routes() + openai.routes() + tasks.routes()
+    return _assemble(routes, keys, OPEN_ROUTES, leaving)
 
 
 def control_app(pool: TaskPool, tokens: Keys, settings: Settings) -> ASGIApp:
@@ -195,6 +207,11 @@ class HttpServer:
             raise OSError(f"the server on {self._host} did not start")
         port: int = listener.getsockname()[1]
         return port
+
+    def close_idle(self) -> None:
+        """Close connections that wait for a request, and busy ones after their answer."""
+        for connection in list(self._server.server_state.connections):
+            connection.shutdown()
 
     async def stop(self) -> None:
         """Close idle connections, let answers that are being written end; idempotent."""

@@ -122,6 +122,10 @@ class Settings(BaseSettings):
     grace_seconds: Seconds = Field(
         30.0, description="After SIGTERM, work is given this long to finish."
     )
+    unroute_seconds: Seconds = Field(
+        0.0,
+        description="After SIGTERM, requests are still taken this long, while it is unready.",
+    )
     heartbeat_seconds: Positive = Field(
         15.0, description="A silent event stream sends a comment this often."
     )

@@ -133,6 +133,8 @@ class Worker:
     metrics: Metrics
     data: HttpServer
     control: HttpServer
+    leaving: asyncio.Event
+    """Set: it is about to end; unready, and no connection is kept."""
 
 
 def build(
@@ -161,7 +163,8 @@ def build(
     keys, tokens = keys_of(settings, clocks.monotonic)
     limits = settings.http_limits()
     alive = settings.keep_alive_seconds
-    data = data_app(pool, catalog, metrics, keys, settings, clocks)
+    leaving = asyncio.Event()
+    data = data_app(pool, catalog, metrics, keys, settings, clocks, leaving.is_set)
     control = control_app(pool, tokens, settings)
     return Worker(
         pool,
@@ -169,6 +172,7 @@ def build(
         metrics,
         HttpServer(data, settings.host, settings.port, limits, alive),
         HttpServer(control, settings.control_host, settings.control_port, limits, alive),
+        leaving,
     )
 
 
@@ -216,8 +220,9 @@ def announce_on_stdout(line: dict[str, Any]) -> None:
 async def run(settings: Settings, announce: Announce = announce_on_stdout) -> int:
     """Serve until SIGTERM or SIGINT; the exit code.
 
-    The first signal drains: not ready, no new tasks, up to ``grace_seconds`` for what is
-    accepted, error frames for the rest. The second ends the process at once.
+    The first signal drains: unready, with connections closed after each answer, for
+    ``unroute_seconds``; then no new tasks, up to ``grace_seconds`` for what is accepted, error
+    frames for the rest. The second ends the process at once.
 
     Raises:
         KeysUnreadable, OSError: a key file or an address can't be had.
@@ -253,6 +258,9 @@ async def run_worker(worker: Worker, settings: Settings, announce: Announce) -> 
     try:
         await stopping.wait()
         announce({"event": "draining"})
+        worker.leaving.set()
+        await asyncio.sleep(settings.unroute_seconds)
+        worker.data.close_idle()
         await worker.pool.stop(settings.grace_seconds)
     finally:
         telling.cancel()

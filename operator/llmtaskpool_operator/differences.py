@@ -1,0 +1,54 @@
+"""Whether a live object has all that we want of it; what the server adds is its own. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmtaskpool_operator.manifests import Manifest
+from llmtaskpool_operator.quantities import number
+
+
+def agrees(wanted: Any, live: Any) -> bool:
+    """Whether every value of ``wanted`` is in ``live``.
+
+    Lists must have the same length and order. An empty value may be absent, as the server drops
+    it; numbers that are written differently (1 and "1000m") are equal.
+    """
+    if isinstance(wanted, dict):
+        if not isinstance(live, dict):
+            return not wanted and live is None
+        return all(agrees(value, live.get(key)) for key, value in wanted.items())
+    if isinstance(wanted, list):
+        if not isinstance(live, list):
+            return not wanted and live is None
+        return len(wanted) == len(live) and all(map(agrees, wanted, live))
+    if wanted == live or (live is None and wanted in ("", False)):
+        return True
+    if isinstance(wanted, bool) or isinstance(live, bool) or live is None:
+        return False
+    one, other = number(wanted), number(live)
+    return one is not None and one == other
+
+
+def owned_by(live: Manifest, uid: str) -> bool:
+    """Whether the pool with this uid is the object's controller."""
+    owners = live.get("metadata", {}).get("ownerReferences") or ()
+    return any(owner.get("uid") == uid and owner.get("controller") for owner in owners)
+
+
+def writer_of(live: Manifest, path: tuple[str, ...], *, subresource: str = "") -> str | None:
+    """Who, by managedFields, last wrote the field at ``path`` (of ``subresource`` alone if given).
+
+    None when nobody is on record.
+    """
+    latest: tuple[str, str] | None = None
+    for entry in live.get("metadata", {}).get("managedFields") or ():
+        if subresource and entry.get("subresource") != subresource:
+            continue
+        fields: Any = entry.get("fieldsV1", {})
+        for part in path:
+            fields = fields.get(f"f:{part}") if isinstance(fields, dict) else None
+        if fields is not None:
+            found = (str(entry.get("time", "")), str(entry.get("manager", "unknown")))
+            latest = max(latest, found) if latest else found
+    return latest[1] if latest else None
