@@ -99,7 +99,7 @@ def _llama2_70b() -> PodModel:
     sizes = [1.0, *(float(2**k) for k in range(5, 18))]
     return PodModel(
         name="llama2-70b on 4 x A100",
-        step=(0.0, *(0.034 + 0.0007 * b for b in range(1, LARGEST_BATCH + 1))),
+        step=(0.0, *(0.030 + 0.0005 * b for b in range(1, LARGEST_BATCH + 1))),
         prefill_points=tuple((p, 0.037 + 2.5e-4 * p + 2e-9 * p * p) for p in sizes),
     )
 
@@ -109,5 +109,5 @@ LLAMA2_70B = _llama2_70b()
 
 The constants are fitted so that the mean work per request of the study's traces comes out
 (docs/simulate.md has the fit): prefill 37 ms + 0.25 ms a token + 2 ns a token squared
-(attention), a step 34 ms + 0.7 ms a sequence. KV: 320 GB less the weights, 0.33 MB a token.
+(attention), a step 30 ms + 0.5 ms a sequence. KV: 320 GB less the weights, 0.33 MB a token.
 """
