@@ -12,6 +12,11 @@ FROM ${BUILDER} AS tools
 ARG PIP_INDEX_URL
 ARG PIP_CERT
 RUN python3 -m venv /tools && /tools/bin/pip install --quiet --no-cache-dir uv==0.13.9
+# How uv installs: bytecode is made now, as the root file system can't be written later, and it is
+# trusted whatever the builder does to time stamps.
+RUN printf '%s\n' 'export UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy UV_CACHE_DIR=/var/cache/uv' \
+      'export UV_COMPILE_BYTECODE=1 PYC_INVALIDATION_MODE=UNCHECKED_HASH' \
+      'export uv=/mnt/tools/bin/uv to=/opt/llmtaskpool' > /tools/environment
 WORKDIR /src
 COPY pyproject.toml uv.lock ./
 
@@ -31,24 +36,22 @@ ENV PATH=/opt/llmtaskpool/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp \
-    USER=llmtaskpool \
-    UV_PYTHON_DOWNLOADS=never \
-    UV_LINK_MODE=copy \
-    UV_COMPILE_BYTECODE=1 \
-    PYC_INVALIDATION_MODE=UNCHECKED_HASH \
-    UV_CACHE_DIR=/var/cache/uv
+    USER=llmtaskpool
 
 FROM dependencies AS operator-dependencies
 ARG UV_DEFAULT_INDEX
 ARG SSL_CERT_FILE
 ARG LOCK
 RUN --mount=type=bind,from=tools,target=/mnt --mount=type=cache,target=/var/cache/uv \
-    set -e; uv=/mnt/tools/bin/uv; \
+    set -e; . /mnt/tools/environment; \
     $uv export --quiet --project /mnt/src --frozen --no-default-groups --no-emit-project \
       --extra operator -o /tmp/locked.txt; \
-    $uv venv --quiet --python "$(command -v python3)" /opt/llmtaskpool; \
-    $uv pip install --quiet --python /opt/llmtaskpool --require-hashes -r /tmp/locked.txt; \
-    rm /tmp/locked.txt
+    $uv venv --quiet --python "$(command -v python3)" $to; \
+    $uv pip install --quiet --python $to --no-deps --require-hashes -r /tmp/locked.txt; \
+    rm /tmp/locked.txt $to/.lock; \
+    # 35 MB of bytecode of one class per file, of which the operator loads next to none.
+    cd $to/lib/python3*/site-packages/kubernetes; \
+    rm -r client/models/__pycache__ client/api/__pycache__ aio/client/models/__pycache__
 
 FROM dependencies AS worker-dependencies
 ARG UV_DEFAULT_INDEX
@@ -61,22 +64,22 @@ ARG GROUPS=""
 # the locked version, and its nvidia packages are left out. Empty: the locked CUDA build.
 ARG TORCH_INDEX=""
 RUN --mount=type=bind,from=tools,target=/mnt --mount=type=cache,target=/var/cache/uv \
-    set -e; uv=/mnt/tools/bin/uv; prune=""; \
+    set -e; . /mnt/tools/environment; prune=""; \
     [ -z "$TORCH_INDEX" ] || prune="--prune torch"; \
     $uv export --quiet --project /mnt/src --frozen --no-default-groups --no-emit-project \
       $EXTRAS $GROUPS $prune -o /tmp/locked.txt; \
-    $uv venv --quiet --python "$(command -v python3)" /opt/llmtaskpool; \
-    $uv pip install --quiet --python /opt/llmtaskpool --require-hashes -r /tmp/locked.txt; \
-    [ -z "$TORCH_INDEX" ] || $uv pip install --quiet --python /opt/llmtaskpool \
+    $uv venv --quiet --python "$(command -v python3)" $to; \
+    $uv pip install --quiet --python $to --no-deps --require-hashes -r /tmp/locked.txt; \
+    [ -z "$TORCH_INDEX" ] || $uv pip install --quiet --python $to \
       --index "$TORCH_INDEX" --index-strategy unsafe-best-match \
       "torch==$(sed -n '/^name = "torch"$/{n;s/version = "\(.*\)"/\1/p;q}' /mnt/src/uv.lock)"; \
-    rm /tmp/locked.txt
+    rm /tmp/locked.txt $to/.lock
 
 FROM operator-dependencies AS operator
 ARG SOURCES
 RUN --mount=type=bind,from=wheel,target=/mnt \
-    /mnt/tools/bin/uv pip install --quiet --python /opt/llmtaskpool --no-deps --offline --no-cache \
-      /mnt/dist/*.whl
+    . /mnt/tools/environment; \
+    $uv pip install --quiet --python $to --no-deps --offline --no-cache /mnt/dist/*.whl; rm $to/.lock
 ARG VERSION=0.0.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="llmtaskpool-operator" \
@@ -95,8 +98,8 @@ CMD ["operate"]
 FROM worker-dependencies AS worker
 ARG SOURCES
 RUN --mount=type=bind,from=wheel,target=/mnt \
-    /mnt/tools/bin/uv pip install --quiet --python /opt/llmtaskpool --no-deps --offline --no-cache \
-      /mnt/dist/*.whl
+    . /mnt/tools/environment; \
+    $uv pip install --quiet --python $to --no-deps --offline --no-cache /mnt/dist/*.whl; rm $to/.lock
 # The control port stays on loopback until whoever starts the worker gives it tokens.
 ENV LLMTASKPOOL_HOST=0.0.0.0
 ARG VERSION=0.0.0

@@ -50,10 +50,12 @@ def build(target: Target, say: Callable[[str], None], *, models: bool = False) -
     foundation.make(say)
     arguments = _arguments(target, models=models)
     key = _digest(repr(sorted(arguments.items())).encode())
-    keyed = f"localhost/llmtaskpool-{target.value}:{key}"
+    repository = f"localhost/llmtaskpool-{target.value}"
+    keyed = f"{repository}:{key}"
     if tools.image_id(keyed) is None:
         say(f"{keyed}: building")
         _build(target, arguments | {"REVISION": _revision()}, keyed)
+        tools.forget(repository, keep=keyed)
     tools.buildah("tag", keyed, name_of(target), what=f"buildah tag {name_of(target)}")
     found = tools.image_id(keyed)
     if found is None:

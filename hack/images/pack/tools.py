@@ -11,7 +11,6 @@ from pathlib import Path
 from pack.errors import PackError
 
 ROOT = Path(__file__).parents[3]
-_STORAGE = ("--storage-driver", "overlay")
 _PACKAGES = {"buildah": "buildah", "debootstrap": "debootstrap", "chroot": "coreutils"}
 
 
@@ -54,16 +53,35 @@ def run(command: Sequence[str], what: str, *, remedy: str, log: Path | None = No
 
 
 def buildah(*arguments: str, what: str, remedy: str = "see the message above") -> str:
-    """Run buildah over its overlay storage."""
-    return run(["buildah", *_STORAGE, *arguments], what, remedy=remedy)
+    """Run buildah over a storage of our own: what else is built on this machine stays untouched."""
+    return run([*_buildah(), *arguments], what, remedy=remedy)
+
+
+def _buildah() -> list[str]:
+    storage = cache_folder() / "storage"
+    return [
+        "buildah",
+        "--storage-driver=overlay",
+        f"--root={storage / 'root'}",
+        f"--runroot={storage / 'run'}",
+    ]
 
 
 def image_id(name: str) -> str | None:
     """The image's id, or None when there is none of this name."""
     done = subprocess.run(  # noqa: S603 (buildah, with our own arguments)
-        ["buildah", *_STORAGE, "images", "--quiet", "--no-trunc", name],  # noqa: S607 (PATH)
+        [*_buildah(), "images", "--quiet", "--no-trunc", name],
         capture_output=True,
         text=True,
         check=False,
     )
     return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def forget(repository: str, *, keep: str) -> None:
+    """Delete the repository's images but ``keep``, and layers that no image uses any more."""
+    listed = buildah("images", "--format", "{{.Name}}:{{.Tag}}", what="buildah images")
+    old = [n for n in listed.split() if n.startswith(f"{repository}:") and n != keep]
+    if old:
+        buildah("rmi", *old, what=f"buildah rmi {' '.join(old)}")
+    buildah("rmi", "--prune", "--force", what="buildah rmi --prune")
