@@ -50,10 +50,14 @@ class LettersEngine:
 
     def send(self, message) -> None:
         match message:
+            case Admit(prompt=[]):
+                self._fail(message.id, "empty_prompt")
             case Admit():
                 self._waiting.append(message)
-            case AdmitEmbedding():
+            case AdmitEmbedding() if self.spec.task == "embed":
                 self._vectors.append(message)
+            case AdmitEmbedding():
+                self._fail(message.id, "wrong_model")
             case Cancel(id=request_id):
                 self._cancelled.append(request_id)
             case SetThreads(n=n):
@@ -77,12 +81,23 @@ class LettersEngine:
             self._stepping.cancel()
         self._events.put_nowait(None)
 
+    def _fail(self, request_id: int, code: str) -> None:
+        self._events.put_nowait(RequestFailed(request_id, code, code))
+
     def _be_ready(self) -> None:
         self._events.put_nowait(Loading("loading", 1.0))
         dimensions = 3 if self.spec.task == "embed" else None
         self._events.put_nowait(
             Ready(256, 0x110000, [], "cpu", "float32", self.slots, embedding_dimensions=dimensions)
         )
+
+    def _leave(self, request_id: int) -> bool:
+        """Take a cancelled request out; whether there was one."""
+        for request in self._waiting:
+            if request.id == request_id:
+                self._waiting.remove(request)
+                return True
+        return self._running.pop(request_id, None) is not None
 
     async def _step_for_ever(self) -> None:
         while True:
@@ -98,7 +113,7 @@ class LettersEngine:
         if any(POISON in request.prompt for request, _ in self._running.values()):
             self.kill()
             return
-        ended = [Finished(i, "cancelled") for i in self._cancelled if self._running.pop(i, None)]
+        ended = [Finished(i, "cancelled") for i in self._cancelled if self._leave(i)]
         self._cancelled.clear()
         tokens = []
         for request_id, (request, place) in [*self._running.items()]:
