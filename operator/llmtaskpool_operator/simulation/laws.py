@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from llmtaskpool_worker.contract import LaneName, LaneState, Phase, Work, WorkerState
+from llmtaskpool_worker.contract import LaneName, LaneState, Phase, WorkerState
 
 from llmtaskpool_operator import law
 from llmtaskpool_operator.api import LLMTaskPoolSpec
@@ -158,29 +158,28 @@ def as_observation(sample: PoolSample) -> PoolObservation:
     )
 
 
+_LANE = LaneState(threads=0, threads_cap=0, active=0, queued=0, queue_limit=0)
+_STATE = WorkerState(worker_id="", started_at=0, observed_at=0, phase=Phase.READY, lanes={})
+
+
 def _state(pod: PodSample) -> WorkerState:
-    # Not validated: the numbers are the simulator's own, and there are millions of samples.
-    lane = LaneState.model_construct(
-        threads=pod.threads,
-        threads_cap=pod.threads_cap,
-        active=pod.running,
-        queued=pod.queued,
-        queue_limit=0,
-        oldest_wait_seconds=0.0,
+    # Copies are not validated: the numbers are the simulator's own, and there are millions.
+    lane = _LANE.model_copy(
+        update={
+            "threads": pod.threads,
+            "threads_cap": pod.threads_cap,
+            "active": pod.running,
+            "queued": pod.queued,
+        }
     )
-    work = Work.model_construct(
-        arrived_seconds_total=pod.arrived_work,
-        done_seconds_total=pod.done_work,
-        waiting_seconds=pod.waiting_work,
+    work = _STATE.work.model_copy(
+        update={
+            "arrived_seconds_total": pod.arrived_work,
+            "done_seconds_total": pod.done_work,
+            "waiting_seconds": pod.waiting_work,
+        }
     )
-    return WorkerState.model_construct(
-        worker_id=pod.name,
-        started_at=0.0,
-        observed_at=0.0,
-        phase=Phase.DRAINING if pod.draining else Phase.READY,
-        lanes={LaneName.COMPUTE: lane},
-        work=work,
-    )
+    return _STATE.model_copy(update={"lanes": {LaneName.COMPUTE: lane}, "work": work})
 
 
 def _mean(values: list[float | None]) -> float | None:

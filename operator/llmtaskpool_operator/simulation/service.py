@@ -56,13 +56,20 @@ class PodModel:
 
         The batch is the efficient one among those that the objective lets happen.
         """
-        cost = self._cost()
-        cost.resize(cost.knee(tpot_slo_seconds))
-        return cost.seconds_per_token()
+        return self._within(tpot_slo_seconds).seconds_per_token()
+
+    def efficient_batch(self, tpot_slo_seconds: float) -> int:
+        """The smallest batch with most of the throughput that the objective lets happen."""
+        return self._within(tpot_slo_seconds).efficient_batch()
 
     def with_start_up(self, seconds: float) -> PodModel:
         """The same pod, ready ``seconds`` after it was asked for."""
         return replace(self, start_up_seconds=seconds)
+
+    def _within(self, tpot_slo_seconds: float) -> ModelCost:
+        cost = self._cost()
+        cost.resize(cost.knee(tpot_slo_seconds))
+        return cost
 
     def _cost(self) -> ModelCost:
         cost = ModelCost(max_batch=len(self.step) - 1)
