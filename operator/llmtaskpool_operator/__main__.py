@@ -19,11 +19,20 @@ from typer.core import TyperGroup
 _COMMANDS = {
     "local": ("llmtaskpool_operator.local_cli", "A pool on this machine, no cluster needed."),
     "decide": ("llmtaskpool_operator.decide_cli", "The equation on numbers you give."),
+    "operate": ("llmtaskpool_operator.operate_cli", "The operator: pools on Kubernetes."),
+    "explain": ("llmtaskpool_operator.explain_cli", "Why a pool has the size that it has."),
+    "top": ("llmtaskpool_operator.top_cli", "A live view of the pools of a cluster."),
     "simulate": ("llmtaskpool_operator.simulate_cli", "The law over a trace of requests."),
     "crd": ("llmtaskpool_operator.__main__", "Print the CustomResourceDefinition."),
     "version": ("llmtaskpool_operator.__main__", "Versions of what is installed."),
 }
-_EXTRA = {"local": "worker", "simulate": "simulate"}
+_EXTRA = {
+    "local": "worker",
+    "operate": "operator",
+    "explain": "operator",
+    "top": "operator",
+    "simulate": "simulate",
+}
 _PIECES = ("torch", "transformers", "kopf", "kubernetes", "pydantic", "starlette")
 _UsageError: Any = typer.BadParameter.__base__  # typer names only this one of its errors
 BAD_INPUT = 2

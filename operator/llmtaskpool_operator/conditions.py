@@ -65,6 +65,19 @@ def status_of(
     return status.model_copy(update={"conditions": conditions})
 
 
+def invalid_status(
+    before: LLMTaskPoolStatus, faults: Sequence[str], generation: int, at: str
+) -> LLMTaskPoolStatus:
+    """The status of a pool whose spec this operator can't read: what runs is left as it is."""
+    condition = _Maker({c.type: c for c in before.conditions}, generation, at)
+    message = "; ".join(faults)
+    conditions = [
+        condition(ConditionType.READY, False, "InvalidSpec", message),
+        condition(ConditionType.STALLED, True, "InvalidSpec", message),
+    ]
+    return before.model_copy(update={"observed_generation": generation, "conditions": conditions})
+
+
 def _wanted(seen: PoolObservation, plan: Sequence[Action]) -> int:
     return next((a.replicas for a in plan if isinstance(a, SetReplicas)), seen.replicas)
 

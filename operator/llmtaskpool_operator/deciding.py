@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from statistics import median_low
 
 from llmtaskpool_worker.contract import LaneName
 
@@ -65,8 +66,9 @@ def decide_pool(
             observed = observed_replicas(spec, seen, history)
             decision, carried = law.decide(replica_policy(spec), observed, memory.replicas, now)
             memory = replace(memory, replicas=carried)
+    usual = {lane: _usual(seen, lane) for lane in LaneName}
     decided = [
-        _lane(spec, pod, lane, memory, now)
+        _lane(spec, pod, lane, usual[lane], memory, now)
         for pod in seen.staying
         if pod.ready and pod.fresh
         for lane in LaneName
@@ -116,6 +118,7 @@ def _lane(
     spec: LLMTaskPoolSpec,
     pod: PodObservation,
     lane: LaneName,
+    usual: int | None,
     memory: PoolMemory,
     now: float,
 ) -> tuple[ThreadDecision | None, law.Memory]:
@@ -127,5 +130,21 @@ def _lane(
     policy = thread_policy(wanted)
     if wanted.mode == "Fixed":
         policy = replace(policy, minimum=wanted.initial, maximum=wanted.initial)
-    decision, carried = law.decide(policy, observed_threads(state), carried, now)
+    seen = observed_threads(state)
+    if usual is not None and pod.state is not None and pod.state.threads_generation == 0:
+        seen = replace(seen, current=usual)
+    decision, carried = law.decide(policy, seen, carried, now)
     return ThreadDecision(pod.name, lane, decision), carried
+
+
+def _usual(seen: PoolObservation, lane: LaneName) -> int | None:
+    """What the pool's pods have, from which a pod that was never set starts; None: nothing yet."""
+    known = [
+        pod.state.lanes[lane].threads
+        for pod in seen.staying
+        if pod.state is not None
+        and pod.fresh
+        and pod.state.threads_generation > 0
+        and lane in pod.state.lanes
+    ]
+    return median_low(known) if known else None

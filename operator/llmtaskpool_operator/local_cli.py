@@ -10,12 +10,11 @@ from typing import Annotated, NoReturn
 import typer
 
 from llmtaskpool_operator.local_settings import (
-    BadPool,
     demo_pool,
     machine_cores,
-    pool_from_file,
     pool_from_options,
 )
+from llmtaskpool_operator.pool_file import BadPool, pool_from_file
 
 BAD_INPUT = 2
 DEFAULT_PORT = 8080

@@ -63,10 +63,15 @@ def _threads(seen: PoolObservation, decided: PoolDecision) -> list[Action]:
     pods = {pod.name: pod for pod in seen.staying}
     actions: list[Action] = []
     for name, pod in pods.items():
+        if pod.state is None:
+            continue
+        lanes = pod.state.lanes
         moved = [
-            d for d in decided.threads if d.pod == name and d.decision.desired != d.decision.current
+            d
+            for d in decided.threads
+            if d.pod == name and d.decision.desired != lanes[d.lane].threads
         ]
-        if moved and pod.state is not None:
+        if moved:
             actions.append(
                 SetThreads(
                     pod=name,

@@ -27,7 +27,7 @@ DRIVER = """
 import asyncio, json, sys
 from llmtaskpool_operator.local_pool import LocalOptions
 from llmtaskpool_operator.local_run import run
-from llmtaskpool_operator.local_settings import parse_pool
+from llmtaskpool_operator.pool_file import parse_pool
 from llmtaskpool_operator.local_worker import WorkerCommand
 pool, program, environment, drain = json.loads(sys.argv[1])
 command = WorkerCommand(tuple(program), (), environment)

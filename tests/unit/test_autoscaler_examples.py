@@ -16,7 +16,7 @@ import pytest
 import yaml
 from llmtaskpool_operator import law
 from llmtaskpool_operator.api import API_VERSION, KIND, ScalingMode
-from llmtaskpool_operator.local_settings import pool_from_file
+from llmtaskpool_operator.pool_file import pool_from_file
 from llmtaskpool_operator.simulation.hpa import hpa_from_total
 from llmtaskpool_worker.contract import LaneName, LaneState, Phase, Work, WorkerState
 from llmtaskpool_worker.metrics import Metrics

@@ -1,0 +1,139 @@
+"""What the operator knows of the cluster: pools, their Deployments and their pods.
+
+Fed by watch events and by lists; an older state never replaces a newer one, so both may come in
+any order. Lists also mend what a watch has missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from llmtaskpool_operator.api import KIND
+from llmtaskpool_operator.manifests import POOL_LABEL, Manifest
+
+WATCHED = (KIND, "Deployment", "Pod")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PoolKey:
+    """Where a pool is."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(slots=True)
+class _Known:
+    """Objects of one kind, by pool and name."""
+
+    by_pool: dict[PoolKey, dict[str, Manifest]] = field(default_factory=dict)
+    removed: dict[tuple[PoolKey, str], int] = field(default_factory=dict)
+
+
+class ClusterStore:
+    """``changed(key)`` is told of each pool that something happened to which asks for a turn."""
+
+    def __init__(self, changed: Callable[[PoolKey], None]) -> None:
+        self._changed = changed
+        self._known = {kind: _Known() for kind in WATCHED}
+
+    def pools(self) -> tuple[PoolKey, ...]:
+        """All pools that are known."""
+        return tuple(self._known[KIND].by_pool)
+
+    def pool(self, key: PoolKey) -> Manifest | None:
+        """The pool, as last seen."""
+        return self._known[KIND].by_pool.get(key, {}).get(key.name)
+
+    def deployment(self, key: PoolKey) -> Manifest | None:
+        """The pool's Deployment."""
+        return self._known["Deployment"].by_pool.get(key, {}).get(key.name)
+
+    def pods(self, key: PoolKey) -> tuple[Manifest, ...]:
+        """The pool's pods, by name."""
+        pods = self._known["Pod"].by_pool.get(key, {})
+        return tuple(pods[name] for name in sorted(pods))
+
+    def seen(self, kind: str, body: Manifest) -> None:
+        """An object is as ``body`` says, unless something newer is known."""
+        key = _pool_of(kind, body)
+        if key is None:
+            return
+        known, name = self._known[kind], body["metadata"]["name"]
+        before = known.by_pool.get(key, {}).get(name)
+        version = _version(body)
+        if before is not None and _version(before) >= version:
+            return
+        if known.removed.get((key, name), -1) >= version:
+            return
+        known.by_pool.setdefault(key, {})[name] = body
+        if before is None or _asks_for_turn(kind, before, body):
+            self._changed(key)
+
+    def gone(self, kind: str, body: Manifest) -> None:
+        """An object was deleted; ``body`` is its last state."""
+        key = _pool_of(kind, body)
+        if key is None:
+            return
+        known, name = self._known[kind], body["metadata"]["name"]
+        current = known.by_pool.get(key, {}).get(name)
+        if current is not None and _version(current) > _version(body):
+            return  # it was made again in the meantime
+        # A list that was asked for before must not bring it back.
+        known.removed[key, name] = _version(body)
+        self._drop(kind, key, name)
+        self._changed(key)
+
+    def listed(self, kind: str, items: Iterable[Manifest], version: str, within: str = "") -> None:
+        """All objects of a kind (of one namespace if given) are these, at that resource version."""
+        at, found = _number(version), set()
+        for item in items:
+            if (key := _pool_of(kind, item)) is not None:
+                found.add((key, item["metadata"]["name"]))
+                self.seen(kind, item)
+        known = self._known[kind]
+        for key, objects in list(known.by_pool.items()):
+            if within and key.namespace != within:
+                continue
+            for name, body in list(objects.items()):
+                if (key, name) not in found and _version(body) <= at:
+                    self._drop(kind, key, name)
+                    self._changed(key)
+        known.removed = {key: gone for key, gone in known.removed.items() if gone > at}
+
+    def _drop(self, kind: str, key: PoolKey, name: str) -> None:
+        objects = self._known[kind].by_pool.get(key, {})
+        objects.pop(name, None)
+        if not objects:
+            self._known[kind].by_pool.pop(key, None)
+
+
+def _pool_of(kind: str, body: Manifest) -> PoolKey | None:
+    meta = body.get("metadata", {})
+    namespace, name = str(meta.get("namespace", "")), meta.get("name")
+    if kind != KIND:
+        name = (meta.get("labels") or {}).get(POOL_LABEL)
+    return PoolKey(namespace, str(name)) if name else None
+
+
+def _asks_for_turn(kind: str, before: Mapping[str, Manifest], after: Manifest) -> bool:
+    """Our own status writes come back as events: those are no news."""
+    if kind != KIND:
+        return True
+    old, new = before["metadata"], after["metadata"]
+    return any(
+        old.get(name) != new.get(name) for name in ("generation", "uid", "deletionTimestamp")
+    )
+
+
+def _version(body: Manifest) -> int:
+    return _number(str(body.get("metadata", {}).get("resourceVersion", "")))
+
+
+def _number(version: str) -> int:
+    """Resource versions of one kind are ordered numbers since Kubernetes 1.35."""
+    return int(version) if version.isdecimal() else 0

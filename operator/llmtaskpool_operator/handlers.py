@@ -1,0 +1,67 @@
+"""kopf, the watch engine: events of pools, Deployments and pods go into the store; nothing else.
+
+Only event handlers: create, update, timer and daemon handlers would write annotations and
+finalizers into the objects that they watch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import kopf
+
+from llmtaskpool_operator.api import GROUP, KIND, PLURAL, VERSION
+from llmtaskpool_operator.cluster_store import ClusterStore
+from llmtaskpool_operator.manifests import POOL_LABEL
+
+_RESOURCES = {
+    KIND: (GROUP, VERSION, PLURAL),
+    "Deployment": ("apps", "v1", "deployments"),
+    "Pod": ("", "v1", "pods"),
+}
+
+
+async def watch(
+    store: ClusterStore, namespaces: Sequence[str], stopping: asyncio.Event, ready: asyncio.Event
+) -> None:
+    """Watch until ``stopping`` is set or a signal comes; no ``namespaces`` means all.
+
+    Installs handlers for SIGTERM and SIGINT. Sets ``ready`` when watching begins.
+    """
+    registry = kopf.OperatorRegistry()
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True  # the CRD is there before this starts; no RBAC for CRDs
+    settings.watching.chunk_size = 500
+    settings.queueing.idle_timeout = 1.0  # thousands of pods: tasks that wait cost memory
+    for group, version, plural in (_RESOURCES["Deployment"], _RESOURCES["Pod"]):
+        settings.watching.label_selectors[group, version, plural] = POOL_LABEL
+    kopf.on.login(registry=registry)(_login)
+    for kind, resource in _RESOURCES.items():
+        kopf.on.event(*resource, registry=registry, id=f"watch-{kind}")(_fed(store, kind))
+    await kopf.operator(
+        registry=registry,
+        settings=settings,
+        standalone=True,
+        clusterwide=not namespaces,
+        namespaces=list(namespaces),
+        stop_flag=stopping,
+        ready_flag=ready,
+    )
+
+
+def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+
+def _fed(store: ClusterStore, kind: str) -> Any:
+    async def on_event(event: kopf.RawEvent, **_: Any) -> None:
+        body = dict(event["object"])
+        if event["type"] == "DELETED":
+            store.gone(kind, body)
+        else:
+            store.seen(kind, body)
+
+    return on_event

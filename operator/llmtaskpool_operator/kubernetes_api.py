@@ -1,0 +1,216 @@
+"""The few requests that the operator makes of the API server, over ``kubernetes.aio``.
+
+Manifests go and come as plain dicts. Every request is bounded in time, and every failure is an
+ApiFailure with a code and one line; a write needs ``may_write`` at that moment (the fence).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import aiohttp
+from kubernetes.aio.client import ApiClient
+
+from llmtaskpool_operator.api import GROUP, KIND, PLURAL, VERSION
+from llmtaskpool_operator.manifests import Manifest
+
+MANAGER = "llmtaskpool"
+REQUEST_SECONDS = 10.0
+PAGE = 500
+_APPLY = "application/apply-patch+yaml"
+_MERGE = "application/merge-patch+json"
+_PATHS = {
+    KIND: f"apis/{GROUP}/{VERSION}/{{}}/{PLURAL}",
+    "Deployment": "apis/apps/v1/{}/deployments",
+    "Pod": "api/v1/{}/pods",
+    "Service": "api/v1/{}/services",
+    "ServiceAccount": "api/v1/{}/serviceaccounts",
+    "Secret": "api/v1/{}/secrets",
+    "NetworkPolicy": "apis/networking.k8s.io/v1/{}/networkpolicies",
+    "PodDisruptionBudget": "apis/policy/v1/{}/poddisruptionbudgets",
+    "Lease": "apis/coordination.k8s.io/v1/{}/leases",
+    "Event": "apis/events.k8s.io/v1/{}/events",
+}
+
+
+class ApiFailure(Exception):
+    """A request that failed. ``code`` 0: no answer. ``retry_after``: seconds the server asks."""
+
+    def __init__(self, code: int, text: str, retry_after: float | None = None) -> None:
+        super().__init__(text)
+        self.code = code
+        self.retry_after = retry_after
+
+
+class Fenced(Exception):
+    """A write that was not sent: this replica does not lead (any more)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Objects of one kind and the resource version that the list is of."""
+
+    items: tuple[Manifest, ...]
+    version: str
+
+
+class KubernetesApi:
+    """``failed(verb, code)`` is told of every failure; ``may_write`` is asked before each write."""
+
+    def __init__(
+        self,
+        client: ApiClient,
+        *,
+        may_write: Callable[[], bool] = lambda: True,
+        failed: Callable[[str, int], None] = lambda _verb, _code: None,
+    ) -> None:
+        self._client = client
+        self._may_write = may_write
+        self._failed = failed
+
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        """The object, or None when there is none. Raises ApiFailure."""
+        try:
+            return await self._json("get", "GET", _path(kind, namespace, name))
+        except ApiFailure as failure:
+            if failure.code == 404:
+                return None
+            raise
+
+    async def list(self, kind: str, namespace: str = "", selector: str = "") -> Listed:
+        """All objects of a kind in a namespace, or in all. Raises ApiFailure."""
+        items: list[Manifest] = []
+        query = {"limit": str(PAGE)} | ({"labelSelector": selector} if selector else {})
+        while True:
+            page = await self._json("list", "GET", _path(kind, namespace), query)
+            items += page.get("items") or ()
+            meta = page.get("metadata", {})
+            if not meta.get("continue"):
+                return Listed(tuple(items), str(meta.get("resourceVersion", "")))
+            query["continue"] = meta["continue"]
+
+    async def apply(
+        self, manifest: Manifest, *, version: str | None = None, subresource: str = ""
+    ) -> Manifest:
+        """Server-side apply; the object as it is now.
+
+        With ``version`` only while the object is of that resource version. Raises ApiFailure,
+        with code 409 when it is not, and Fenced.
+        """
+        meta = manifest["metadata"]
+        if version is not None:
+            manifest = manifest | {"metadata": meta | {"resourceVersion": version}}
+        path = _path(manifest["kind"], meta["namespace"], meta["name"], subresource)
+        query = {"fieldManager": MANAGER, "force": "true"}
+        return await self._write("patch", "PATCH", path, query, manifest, _APPLY)
+
+    async def create(self, manifest: Manifest) -> Manifest:
+        """Create an object; a 409 says that there is one. Raises ApiFailure, Fenced."""
+        path = _path(manifest["kind"], manifest["metadata"]["namespace"])
+        return await self._write("create", "POST", path, {"fieldManager": MANAGER}, manifest)
+
+    async def replace(self, manifest: Manifest) -> Manifest:
+        """Put an object in the place of the one of its resource version. Raises ApiFailure."""
+        meta = manifest["metadata"]
+        path = _path(manifest["kind"], meta["namespace"], meta["name"])
+        return await self._write("update", "PUT", path, {"fieldManager": MANAGER}, manifest)
+
+    async def merge(self, kind: str, namespace: str, name: str, patch: Manifest) -> Manifest:
+        """Merge-patch an object. Raises ApiFailure, Fenced."""
+        path = _path(kind, namespace, name)
+        return await self._write("patch", "PATCH", path, {"fieldManager": MANAGER}, patch, _MERGE)
+
+    async def served(self) -> bool:
+        """Whether the server knows our custom resource. Raises ApiFailure."""
+        try:
+            found = await self._json("get", "GET", f"/apis/{GROUP}/{VERSION}")
+        except ApiFailure as failure:
+            if failure.code == 404:
+                return False
+            raise
+        return any(resource.get("name") == PLURAL for resource in found.get("resources", ()))
+
+    async def _write(
+        self,
+        verb: str,
+        method: str,
+        path: str,
+        query: dict[str, str],
+        body: Manifest,
+        content_type: str = "application/json",
+    ) -> Manifest:
+        if not self._may_write():
+            raise Fenced(f"{verb} {path}: this replica does not lead")
+        return await self._json(verb, method, path, query, body, content_type)
+
+    async def _json(
+        self,
+        verb: str,
+        method: str,
+        path: str,
+        query: dict[str, str] | None = None,
+        body: Manifest | None = None,
+        content_type: str = "application/json",
+    ) -> Manifest:
+        try:
+            return await self._exchange(method, path, query, body, content_type)
+        except ApiFailure as failure:
+            if failure.code != 404:
+                self._failed(verb, failure.code)
+            raise
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str] | None,
+        body: Manifest | None,
+        content_type: str,
+    ) -> Manifest:
+        headers = {"Content-Type": content_type, "Accept": "application/json"}
+        call = await self._client.param_serialize(
+            method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
+        )
+        method, url, headers, body = call[0], call[1], call[2], call[3]
+        if query:
+            url += f"?{urlencode(query)}"
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                answer = await self._client.call_api(method, url, headers, body)
+                raw = await answer.read()
+        except TimeoutError:
+            raise ApiFailure(0, f"no answer within {REQUEST_SECONDS:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise ApiFailure(0, f"{type(error).__name__} on {method} {path}") from None
+        found = _parsed(raw)
+        if answer.status >= 400:
+            message = str(found.get("message") or answer.reason or "no reason given")[:500]
+            after = _seconds(answer.headers.get("Retry-After"))
+            raise ApiFailure(answer.status, f"{answer.status}: {message}", after)
+        return found
+
+
+def _path(kind: str, namespace: str, name: str = "", subresource: str = "") -> str:
+    place = f"namespaces/{quote(namespace, safe='')}" if namespace else ""
+    parts = ["", *_PATHS[kind].format(place).split("/"), quote(name, safe=""), subresource]
+    return "/".join(part for i, part in enumerate(parts) if part or i == 0)
+
+
+def _parsed(raw: bytes) -> Manifest:
+    try:
+        found: Any = json.loads(raw)
+    except ValueError:
+        return {"message": "the answer is no JSON"}
+    return found if isinstance(found, dict) else {"message": "the answer is no object"}
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return min(max(float(text), 0.0), 300.0) if text else None
+    except ValueError:
+        return None

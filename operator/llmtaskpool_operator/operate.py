@@ -1,0 +1,233 @@
+"""The running operator: watches, election, turns, and the pages that tell of them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kubernetes.aio import config
+from kubernetes.aio.client import ApiClient, Configuration
+
+from llmtaskpool_operator.api import KIND
+from llmtaskpool_operator.cluster_store import WATCHED, ClusterStore, PoolKey
+from llmtaskpool_operator.controller import Controller, OperatorIdentity
+from llmtaskpool_operator.election import Election
+from llmtaskpool_operator.handlers import watch
+from llmtaskpool_operator.health import HealthPages
+from llmtaskpool_operator.kubernetes_api import ApiFailure, Fenced, KubernetesApi
+from llmtaskpool_operator.kubernetes_backend import ClusterAccess
+from llmtaskpool_operator.manifests import POOL_LABEL
+from llmtaskpool_operator.metrics import OperatorMetrics
+from llmtaskpool_operator.operator_settings import OperatorSettings
+from llmtaskpool_operator.work_queue import WorkQueue
+from llmtaskpool_operator.worker_client import ClientLimits, WorkerClient, open_http
+
+LEASE = "llmtaskpool-operator"
+KEY_SECRET = "llmtaskpool-operator-key"  # noqa: S105  a name
+PODS_EVERY = 5
+"""Pods are many and big: they are listed at every fifth resync."""
+STUCK_SECONDS = 120.0
+WAIT_FOR_CRD_SECONDS = 5.0
+
+log = logging.getLogger("llmtaskpool.operator")
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """``steady`` goes on while the process stands still; ``wall`` is since the epoch."""
+
+    steady: Callable[[], float]
+    wall: Callable[[], float]
+
+
+def system_clocks() -> Clocks:
+    """This machine's. CLOCK_BOOTTIME counts a suspended machine's time too, for the fence."""
+    epoch = time.time() - time.monotonic()
+    return Clocks(
+        steady=lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        wall=lambda: epoch + time.monotonic(),
+    )
+
+
+class Operator:
+    """One replica. ``run`` ends on SIGTERM or SIGINT."""
+
+    def __init__(self, settings: OperatorSettings, clocks: Clocks) -> None:
+        self._settings = settings
+        self._clocks = clocks
+        self.metrics = OperatorMetrics()
+        self.queue: WorkQueue[PoolKey] = WorkQueue(clocks.steady)
+        self.store = ClusterStore(self.queue.add)
+        self._synced = False
+        self._stopping = asyncio.Event()
+        self._watching = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until a signal. Raises OSError when the port is taken, ConfigException."""
+        client = ApiClient(await _configuration())
+        limits = ClientLimits(connections=1024)
+        async with client, open_http(limits) as http:
+            unfenced = KubernetesApi(client, failed=self.metrics.api_error)
+            election = Election(
+                unfenced,
+                name=LEASE,
+                namespace=self._settings.namespace,
+                identity=self._settings.identity,
+                clock=self._clocks.steady,
+                wall=self._clocks.wall,
+            )
+            api = KubernetesApi(client, may_write=election.leads, failed=self.metrics.api_error)
+            port = self._settings.control_port
+
+            def worker(address: str, token: str) -> WorkerClient:
+                return WorkerClient(http, f"http://{address}:{port}", token, limits)
+
+            access = ClusterAccess(self.store, api, worker)
+            pages = HealthPages(self.metrics, alive=self.alive, ready=self.ready)
+            async with pages.serving(self._settings.host, self._settings.port):
+                await self._wait_for_crd(unfenced)
+                await self._serve(election, access)
+
+    def alive(self) -> bool:
+        """No pool has been due for minutes without anybody taking it up."""
+        self.metrics.queue(self.queue.depth, self.queue.oldest_seconds)
+        return self.queue.oldest_seconds < STUCK_SECONDS
+
+    def ready(self) -> bool:
+        """It watches, and knows what there is."""
+        return self._watching.is_set() and self._synced
+
+    async def _serve(self, election: Election, access: ClusterAccess) -> None:
+        watching = asyncio.create_task(
+            watch(self.store, self._settings.namespaces, self._stopping, self._watching)
+        )
+        syncing = asyncio.create_task(self._resync(access.api))
+        electing = asyncio.create_task(election.run(lambda: self._lead(access)))
+        tasks = {watching, syncing, electing}
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._stopping.set()
+            electing.cancel()
+            syncing.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            if not task.cancelled():
+                await task
+
+    async def _lead(self, access: ClusterAccess) -> None:
+        """Work on all pools until cancelled."""
+        self.metrics.leading(True)
+        try:
+            identity = OperatorIdentity(
+                name=self._settings.identity,
+                namespace=self._settings.namespace,
+                worker_image=self._settings.worker_image,
+                key=await _key(access.api, self._settings.namespace),
+            )
+            await self._list(access.api, WATCHED)
+            controller = Controller(access, identity, self.metrics, self._clocks.wall)
+            for key in self.store.pools():
+                self.queue.add(key)
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(self._settings.concurrency):
+                    workers.create_task(self._work(controller))
+        finally:
+            self.metrics.leading(False)
+
+    async def _work(self, controller: Controller) -> None:
+        """Take a pool, do its turn, for ever."""
+        while True:
+            key = await self.queue.take()
+            began = self._clocks.steady()
+            try:
+                again_after = await controller.turn(key)
+            except ApiFailure as failure:
+                result, wait = "failed", self.queue.failed(key, failure.retry_after)
+                log.warning("%s: %s; again in %.1f s", key, failure, wait)
+            except Fenced as fenced:
+                result = "fenced"
+                self.queue.done(key)
+                log.warning("%s: %s", key, fenced)
+            except Exception:
+                # One pool's fault must not end the operator for all others.
+                result, wait = "failed", self.queue.failed(key)
+                log.exception("%s: the turn failed; again in %.1f s", key, wait)
+            except BaseException:
+                self.queue.done(key)
+                raise
+            else:
+                result = "ok"
+                self.queue.done(key, again_after)
+            self.metrics.turn(result, self._clocks.steady() - began)
+
+    async def _resync(self, api: KubernetesApi) -> None:
+        """List what is watched, again and again: a watch that missed something is mended."""
+        rounds = 0
+        while True:
+            kinds = WATCHED if rounds % PODS_EVERY == 0 else WATCHED[:2]
+            try:
+                await self._list(api, kinds)
+            except ApiFailure as failure:
+                log.warning("resync: %s", failure)
+                await asyncio.sleep(min(5.0, self._settings.resync_seconds))
+                continue
+            self._synced = True
+            rounds += 1
+            await asyncio.sleep(self._settings.resync_seconds)
+
+    async def _list(self, api: KubernetesApi, kinds: tuple[str, ...]) -> None:
+        for kind in kinds:
+            for namespace in self._settings.namespaces or ("",):
+                found = await api.list(kind, namespace, "" if kind == KIND else POOL_LABEL)
+                self.store.listed(kind, found.items, found.version, within=namespace)
+
+    async def _wait_for_crd(self, api: KubernetesApi) -> None:
+        told = ""
+        while True:
+            problem = "apply crds/llmtaskpool.yaml: the API server does not know LLMTaskPool yet"
+            with contextlib.suppress(ApiFailure):
+                if await api.served():
+                    return
+            if problem != told:
+                log.warning("waiting: %s", problem)
+                told = problem
+            await asyncio.sleep(WAIT_FOR_CRD_SECONDS)
+
+
+async def _configuration() -> Configuration:
+    """In a pod the pod's own, else the kubeconfig's."""
+    configuration = Configuration()
+    configuration.connection_pool_maxsize = 256
+    try:
+        config.load_incluster_config(client_configuration=configuration)
+    except config.ConfigException:
+        await config.load_kube_config(client_configuration=configuration)
+    return configuration
+
+
+async def _key(api: KubernetesApi, namespace: str) -> bytes:
+    """The secret that control tokens are derived from; made by the first who leads."""
+    while True:
+        found = await api.get("Secret", namespace, KEY_SECRET)
+        if found is not None:
+            return base64.b64decode(found["data"]["key"])
+        fresh = base64.b64encode(secrets.token_bytes(32)).decode()
+        secret = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": KEY_SECRET, "namespace": namespace},
+            "type": "Opaque",
+            "data": {"key": fresh},
+        }
+        try:
+            await api.create(secret)
+        except ApiFailure as failure:
+            if failure.code != 409:
+                raise

@@ -1,0 +1,68 @@
+"""What the pods of a pool say of themselves, asked all at once and waited for only so long.
+
+A pod that doesn't answer delays nobody: its last answer stays, and gets older.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from llmtaskpool_worker.contract import WorkerState
+
+from llmtaskpool_operator.worker_client import WorkerClient, WorkerUnreachable
+
+WAIT_SECONDS = 0.8
+"""A turn waits this long for answers; later ones are used by the next turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A pod's state, the time it is of, and the last error, if the last request had one."""
+
+    state: WorkerState | None = None
+    at: float = float("-inf")
+    error: str | None = None
+
+
+class PodStates:
+    """The last answers of one pool's pods, by name."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._answers: dict[str, Answer] = {}
+        self._asking: dict[str, asyncio.Task[None]] = {}
+
+    async def read(
+        self, clients: Mapping[str, WorkerClient], wait_seconds: float = WAIT_SECONDS
+    ) -> Mapping[str, Answer]:
+        """Ask every pod that is not being asked already; the last answers of all."""
+        self.forget(set(self._answers) - set(clients))
+        for name, client in clients.items():
+            if name not in self._asking:
+                self._asking[name] = asyncio.create_task(self._ask(name, client))
+        if self._asking:
+            await asyncio.wait(self._asking.values(), timeout=wait_seconds)
+        return {name: self._answers.get(name, Answer()) for name in clients}
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Those pods are gone."""
+        for name in list(names):
+            self._answers.pop(name, None)
+            if (task := self._asking.pop(name, None)) is not None:
+                task.cancel()
+
+    def close(self) -> None:
+        """Ask no more."""
+        self.forget(set(self._answers) | set(self._asking))
+
+    async def _ask(self, name: str, client: WorkerClient) -> None:
+        asked_at = self._clock()
+        try:
+            self._answers[name] = Answer(await client.state(), asked_at)
+        except WorkerUnreachable as error:
+            last = self._answers.get(name, Answer())
+            self._answers[name] = Answer(last.state, last.at, str(error))
+        finally:
+            self._asking.pop(name, None)
