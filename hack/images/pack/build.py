@@ -1,6 +1,6 @@
 """Building the two images with buildah, and writing them to archives.
 
-What is built is keyed: the dependencies' layer by the lock file and its arguments, the image by
+What is built is keyed: the dependencies' layer by what the lock file says of them, the image by
 that and by the sources. An archive carries the image's key in its name.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import tomllib
 from collections.abc import Callable, Iterable
@@ -20,6 +21,7 @@ from pack.errors import PackError
 from pack.tools import ROOT
 
 _SOURCES = ("Dockerfile", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md")
+_EXTRAS = {"operator": ("operator",), "worker": ("worker", "gguf")}  # as in the Dockerfile
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -101,15 +103,16 @@ def _build(target: Target, arguments: dict[str, str], name: str) -> None:
 
 def _arguments(target: Target, *, models: bool) -> dict[str, str]:
     """Build arguments; they are all that an image depends on, but for its revision label."""
+    groups = ["models"] if models and target is Target.WORKER else []
     found = {
         "BASE": foundation.BASE,
         "BUILDER": foundation.BUILDER,
-        "LOCK": _digest((ROOT / "uv.lock").read_bytes()),
+        "LOCK": _digest(_locked(_EXTRAS[target], groups)),
         "SOURCES": _digest(*(path.read_bytes() for path in _source_files())),
         "VERSION": str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]),
     }
-    if target is Target.WORKER and models:
-        found["GROUPS"] = "--group models"
+    if groups:
+        found["GROUPS"] = " ".join(f"--group {group}" for group in groups)
     if _CERTIFICATES.exists():
         found |= {"SSL_CERT_FILE": str(_CERTIFICATES), "PIP_CERT": str(_CERTIFICATES)}
     indexes = {
@@ -117,6 +120,17 @@ def _arguments(target: Target, *, models: bool) -> dict[str, str]:
         "UV_DEFAULT_INDEX": os.environ.get("UV_DEFAULT_INDEX") or os.environ.get("PIP_INDEX_URL"),
     }
     return found | {name: url for name, url in indexes.items() if url}
+
+
+def _locked(extras: Iterable[str], groups: Iterable[str]) -> bytes:
+    """What the lock file says of these pieces: a change of any other leaves the layer as it is."""
+    uv = os.environ.get("UV") or shutil.which("uv") or str(ROOT / ".tools" / "bin" / "uv")
+    command = [uv, "export", "--quiet", "--project", str(ROOT), "--frozen", "--no-header"]
+    command += ["--no-annotate", "--no-default-groups", "--no-emit-project"]
+    command += [part for extra in extras for part in ("--extra", extra)]
+    command += [part for group in groups for part in ("--group", group)]
+    remedy = "run `make install`: it needs uv on PATH or in .tools, and a current uv.lock"
+    return tools.run(command, "uv export", remedy=remedy).encode()
 
 
 def _source_files() -> Iterable[Path]:

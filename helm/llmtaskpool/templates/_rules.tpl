@@ -1,0 +1,56 @@
+{{/*
+All that the operator may do, and nothing else. Each line has its reason; tests/chart/test_rbac.py
+compares with the requests that the operator's code makes.
+*/}}
+
+{{/* In the namespaces that it serves. */}}
+{{- define "llmtaskpool.rules" -}}
+- apiGroups: [llmtaskpool.io] # pools are read; spec is never written
+  resources: [llmtaskpools]
+  verbs: [get, list, watch]
+- apiGroups: [llmtaskpool.io]
+  resources: [llmtaskpools/status]
+  verbs: [patch]
+- apiGroups: [llmtaskpool.io] # children name their pool as owner, with blockOwnerDeletion
+  resources: [llmtaskpools/finalizers]
+  verbs: [update]
+- apiGroups: [apps] # the workers
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [""] # watched; patched with their deletion cost
+  resources: [pods]
+  verbs: [get, list, watch, patch]
+- apiGroups: [""]
+  resources: [services, serviceaccounts]
+  verbs: [get, create, patch]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, create, patch]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, create, patch]
+- apiGroups: [""] # control tokens are written and never read
+  resources: [secrets]
+  verbs: [create, patch]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create]
+{{- end -}}
+
+{{/* In its own namespace: the lease, and the key that control tokens are derived from. */}}
+{{- define "llmtaskpool.ownRules" -}}
+- apiGroups: [coordination.k8s.io] # `create` can't be narrowed to a name
+  resources: [leases]
+  verbs: [create]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [llmtaskpool-operator]
+  verbs: [get, update]
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create]
+- apiGroups: [""]
+  resources: [secrets]
+  resourceNames: [llmtaskpool-operator-key]
+  verbs: [get]
+{{- end -}}
