@@ -88,6 +88,10 @@ class HpaBehavior:
     that was wanted in the last 300 s, without a limit.
 
     https://kubernetes.io/docs/concepts/workloads/autoscaling/horizontal-pod-autoscale/#default-behavior
+
+    Replayed against kube-controller-manager 1.37 on examples/hpa.yaml (11 minutes, an external
+    metric that rises, falls and goes away) every decision is the same but one: an object without
+    a ``behavior`` block goes up to max(4, 2 N), so from 1 pod to 4 where the page says 5.
     """
 
     down_window_seconds: ClassVar[float] = 300.0
