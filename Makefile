@@ -8,7 +8,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 RUN := $(UV) run --no-sync
 SYNC := $(UV) sync --locked --all-extras
 
-.PHONY: help install demo test check lint types contracts rig unit crd bench clean
+.PHONY: help install demo test check lint types contracts rig unit crd chart images bench clean
 
 help: ## This list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,14 +39,22 @@ types: ## mypy, strict
 contracts: ## Who may import whom
 	$(RUN) lint-imports
 
-rig: ## Build the test cluster's control plane: 10 minutes once, then seconds
+rig: ## Build the test cluster's control plane and helm: 12 minutes once, then seconds
 	$(RUN) python hack/cluster build --control-plane
+	$(RUN) python hack/cluster build --only helm
 
 unit: ## All tests
 	$(RUN) pytest
 
 crd: ## Write crds/llmtaskpool.yaml anew from the model
 	$(RUN) llmtaskpool crd > crds/llmtaskpool.yaml
+	$(MAKE) chart
+
+chart: ## Write what is made from crds/ and the chart: deploy/install.yaml and the chart's CRD
+	$(RUN) python hack/chart.py
+
+images: ## Build the operator's and the worker's image, without Docker (docs/images.md)
+	$(RUN) python hack/images build operator worker
 
 bench: ## The benchmarks behind the README's tables
 	$(RUN) python benchmarks/engine.py

@@ -1,6 +1,6 @@
 {{/*
-All that the operator may do, and nothing else. Each line has its reason; tests/chart/test_rbac.py
-compares with the requests that the operator's code makes.
+All that the operator may do, and nothing else. Each line has its reason; the same list stands in
+tests/chart/test_rbac.py, so that a new right is asked for twice.
 */}}
 
 {{/* In the namespaces that it serves. */}}

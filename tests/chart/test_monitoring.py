@@ -1,0 +1,249 @@
+"""Alerts, dashboard and monitors: about metrics that exist, in queries that parse."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from charts import ALL_MONITORING, CHART, ROOT, Helm, named
+from llmtaskpool_operator import manifests
+from llmtaskpool_operator.metrics import OperatorMetrics
+
+ALERTS = CHART / "files" / "alerts.yaml"
+DASHBOARD = CHART / "files" / "dashboard.json"
+_NAME = re.compile(r"\b(?:llmtaskpool_[a-z_]+|vllm:[a-z_]+|process_[a-z_]+)\b")
+
+
+def alerts() -> list[dict[str, Any]]:
+    return [
+        rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]
+    ]
+
+
+def panels() -> list[dict[str, Any]]:
+    return [one for one in json.loads(DASHBOARD.read_text())["panels"] if one["type"] != "row"]
+
+
+def expressions() -> list[str]:
+    return [rule["expr"] for rule in alerts()] + [
+        target["expr"] for panel in panels() for target in panel["targets"]
+    ]
+
+
+def known_names() -> set[str]:
+    """The workers' metrics by their page in docs, the operator's by its registry."""
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    operators = OperatorMetrics().registry.collect()
+    return {
+        *re.findall(r"^\| `([a-z_:]+)`", page, re.MULTILINE),
+        *(f"{one.name}_total" if one.type == "counter" else one.name for one in operators),
+        "process_resident_memory_bytes",
+    }
+
+
+def test_every_query_is_about_metrics_that_there_are() -> None:
+    asked = {name for text in expressions() for name in _NAME.findall(text)}
+    assert len(asked) > 20
+    known = known_names()
+    for name in asked:
+        assert name.removesuffix("_bucket") in known, name
+
+
+def test_every_alert_says_what_is_wrong_how_bad_it_is_and_what_to_do() -> None:
+    for rule in alerts():
+        assert rule["alert"].startswith("LLMTaskPool")
+        assert rule["labels"]["severity"] in {"critical", "warning"}
+        assert {"summary", "description", "runbook"} <= set(rule["annotations"])
+
+
+def test_alerts_and_panels_parse(promtool: Path, tmp_path: Path) -> None:
+    variables = {"$__rate_interval": "1m", "$namespace": "x", "$pool": "x"}
+    rules = []
+    for number, text in enumerate(expressions()):
+        for name, value in variables.items():
+            text = text.replace(name, value)
+        rules.append({"record": f"q:{number}", "expr": text})
+    asked = tmp_path / "asked.yaml"
+    asked.write_text(yaml.safe_dump({"groups": [{"name": "all", "rules": rules}]}))
+    for path in (asked, ALERTS):
+        done = subprocess.run(
+            [str(promtool), "check", "rules", str(path)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def series(name: str, values: str, **labels: str) -> dict[str, str]:
+    inside = ",".join(f'{key}="{value}"' for key, value in labels.items())
+    return {"series": f"{name}{{{inside}}}", "values": values}
+
+
+POOL = {"namespace": "a", "pool": "p"}
+FLAT = "x40"
+CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]] = {
+    # alert: (series under which it fires, series under which it doesn't)
+    "LLMTaskPoolNoLeader": (
+        [series("llmtaskpool_operator_leader", f"0+0{FLAT}", pod="o")],
+        [series("llmtaskpool_operator_leader", f"1+0{FLAT}", pod="o")],
+    ),
+    "LLMTaskPoolTurnsFail": (
+        [
+            series("llmtaskpool_operator_turns_total", f"0+30{FLAT}", result="failed"),
+            series("llmtaskpool_operator_turns_total", f"0+60{FLAT}", result="ok"),
+        ],
+        [
+            series("llmtaskpool_operator_turns_total", f"0+1{FLAT}", result="failed"),
+            series("llmtaskpool_operator_turns_total", f"0+60{FLAT}", result="ok"),
+        ],
+    ),
+    "LLMTaskPoolOperatorBehind": (
+        [series("llmtaskpool_operator_queue_oldest_seconds", f"40+0{FLAT}")],
+        [series("llmtaskpool_operator_queue_oldest_seconds", f"2+0{FLAT}")],
+    ),
+    "LLMTaskPoolNotReady": (
+        [
+            series("llmtaskpool_operator_ready_replicas", f"1+0{FLAT}", **POOL),
+            series("llmtaskpool_operator_desired_replicas", f"2+0{FLAT}", **POOL),
+        ],
+        [
+            series("llmtaskpool_operator_ready_replicas", f"2+0{FLAT}", **POOL),
+            series("llmtaskpool_operator_desired_replicas", f"2+0{FLAT}", **POOL),
+        ],
+    ),
+    "LLMTaskPoolModelFailed": (
+        [series("llmtaskpool_phase", f"1+0{FLAT}", phase="failed", pod="w", **POOL)],
+        [series("llmtaskpool_phase", f"0+0{FLAT}", phase="failed", pod="w", **POOL)],
+    ),
+    "LLMTaskPoolEngineStands": (
+        [
+            series("llmtaskpool_tasks_active", f"3+0{FLAT}", lane="compute", pod="w", **POOL),
+            series("llmtaskpool_steps_total", f"90+0{FLAT}", pod="w", **POOL),
+        ],
+        [
+            series("llmtaskpool_tasks_active", f"3+0{FLAT}", lane="compute", pod="w", **POOL),
+            series("llmtaskpool_steps_total", f"90+500{FLAT}", pod="w", **POOL),
+        ],
+    ),
+    "LLMTaskPoolQueueFull": (
+        [
+            series("llmtaskpool_tasks_queued", f"250+0{FLAT}", lane="compute", pod="w", **POOL),
+            series("llmtaskpool_queue_limit", f"256+0{FLAT}", lane="compute", pod="w", **POOL),
+        ],
+        [
+            series("llmtaskpool_tasks_queued", f"200+0{FLAT}", lane="compute", pod="w", **POOL),
+            series("llmtaskpool_queue_limit", f"256+0{FLAT}", lane="compute", pod="w", **POOL),
+        ],
+    ),
+    "LLMTaskPoolRejects": (
+        [series("llmtaskpool_tasks_total", f"0+60{FLAT}", outcome="rejected", pod="w", **POOL)],
+        [series("llmtaskpool_tasks_total", f"5+0{FLAT}", outcome="rejected", pod="w", **POOL)],
+    ),
+    "LLMTaskPoolTasksFail": (
+        [
+            series("llmtaskpool_tasks_total", f"0+10{FLAT}", outcome="failed", pod="w", **POOL),
+            series("llmtaskpool_tasks_total", f"0+60{FLAT}", outcome="succeeded", pod="w", **POOL),
+        ],
+        [
+            series("llmtaskpool_tasks_total", f"0+1{FLAT}", outcome="failed", pod="w", **POOL),
+            series("llmtaskpool_tasks_total", f"0+60{FLAT}", outcome="succeeded", pod="w", **POOL),
+        ],
+    ),
+    "LLMTaskPoolWaitsLong": (
+        [series("llmtaskpool_oldest_wait_seconds", f"700+0{FLAT}", lane="io", pod="w", **POOL)],
+        [series("llmtaskpool_oldest_wait_seconds", f"300+0{FLAT}", lane="io", pod="w", **POOL)],
+    ),
+}
+
+
+def test_every_alert_has_a_case() -> None:
+    assert set(CASES) == {rule["alert"] for rule in alerts()}
+
+
+@pytest.mark.parametrize("alert", CASES)
+def test_each_alert_fires_when_it_should_and_not_otherwise(
+    promtool: Path, tmp_path: Path, alert: str
+) -> None:
+    # promtool compares annotations word by word: here the words don't matter, the firing does.
+    rule = next(rule for rule in alerts() if rule["alert"] == alert)
+    alone = {"groups": [{"name": "one", "rules": [{**rule, "annotations": {}}]}]}
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(alone))
+    firing, silent = CASES[alert]
+    kept = {key: value for s in firing for key, value in re.findall(r'(\w+)="(\w+)"', s["series"])}
+    grouped = re.search(r"by \(([^)]*)\)", rule["expr"])
+    names = grouped[1].replace(" ", "").split(",") if grouped else []
+    if alert == "LLMTaskPoolNotReady":  # compares two gauges label by label
+        names = list(POOL)
+    labels = {name: kept[name] for name in names} | {"severity": rule["labels"]["severity"]}
+    tests = [
+        {
+            "interval": "1m",
+            "input_series": given,
+            "alert_rule_test": [
+                {
+                    "eval_time": "35m",
+                    "alertname": alert,
+                    "exp_alerts": [{"exp_labels": labels}] if fires else [],
+                }
+            ],
+        }
+        for given, fires in ((firing, True), (silent, False))
+    ]
+    asked = tmp_path / "test.yaml"
+    asked.write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "tests": tests}))
+    done = subprocess.run(
+        [str(promtool), "test", "rules", str(asked)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_dashboard_has_no_overlapping_panels_and_uses_its_variables() -> None:
+    board = json.loads(DASHBOARD.read_text())
+    taken: set[tuple[int, int]] = set()
+    for panel in board["panels"]:
+        at = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(at["x"], at["x"] + at["w"])
+            for y in range(at["y"], at["y"] + at["h"])
+        }
+        assert not cells & taken, panel["title"]
+        taken |= cells
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+    assert {one["name"] for one in board["templating"]["list"]} == {
+        "datasource",
+        "namespace",
+        "pool",
+    }
+    assert all(panel["description"] for panel in panels())
+
+
+def test_monitors_point_at_ports_and_labels_that_are_there(helm: Helm) -> None:
+    objects = helm.render({"monitoring": ALL_MONITORING})
+    service = named(objects, "Service")
+    monitor = named(objects, "ServiceMonitor")["spec"]
+    assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert monitor["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
+    workers = named(objects, "PodMonitor")["spec"]
+    assert workers["namespaceSelector"] == {"any": True}
+    labels = manifests.selector_labels("p")
+    assert workers["selector"]["matchLabels"].items() <= labels.items()
+    assert workers["podMetricsEndpoints"][0]["port"] == manifests.DATA
+    meta = re.sub(r"[^a-zA-Z0-9]", "_", manifests.POOL_LABEL)
+    source = workers["podMetricsEndpoints"][0]["relabelings"][0]["sourceLabels"]
+    assert source == [f"__meta_kubernetes_pod_label_{meta}"]
+    assert named(objects, "PrometheusRule")["spec"] == yaml.safe_load(ALERTS.read_text())
+    dashboard = named(objects, "ConfigMap")
+    assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(dashboard["data"]["llmtaskpool.json"]) == json.loads(DASHBOARD.read_text())
+
+
+def test_monitors_of_a_namespaced_install_stay_in_its_namespaces(helm: Helm) -> None:
+    objects = helm.render({"monitoring": ALL_MONITORING, "namespaces": ["team-a"]})
+    assert named(objects, "PodMonitor")["spec"]["namespaceSelector"] == {"matchNames": ["team-a"]}
