@@ -127,7 +127,22 @@ def _recorded(
                     reason=reasons[0][:1024],
                 )
             )
-    return [*new, *before.last_decisions][:KEPT_DECISIONS]
+    kept = list(before.last_decisions)
+    return [*(_joined(one, kept) for one in new), *kept][:KEPT_DECISIONS]
+
+
+def _joined(new: RecordedDecision, kept: list[RecordedDecision]) -> RecordedDecision:
+    """With an unfinished move the same way, which is taken out of ``kept``.
+
+    A lane that gives up a thread a second would soon be all that one sees.
+    """
+    last = next((one for one in kept if one.what == new.what), None)
+    if last is None or last.after != new.before or new.what == "replicas":
+        return new
+    if (last.after > last.before) != (new.after > new.before):
+        return new
+    kept.remove(last)
+    return new.model_copy(update={"before": last.before})
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,15 +36,10 @@ def owned_by(live: Manifest, uid: str) -> bool:
     return any(owner.get("uid") == uid and owner.get("controller") for owner in owners)
 
 
-def writer_of(live: Manifest, path: tuple[str, ...], *, subresource: str = "") -> str | None:
-    """Who, by managedFields, last wrote the field at ``path`` (of ``subresource`` alone if given).
-
-    None when nobody is on record.
-    """
+def writer_of(live: Manifest, path: tuple[str, ...]) -> str | None:
+    """Who, by managedFields, last wrote the field at ``path``; None when nobody is on record."""
     latest: tuple[str, str] | None = None
     for entry in live.get("metadata", {}).get("managedFields") or ():
-        if subresource and entry.get("subresource") != subresource:
-            continue
         fields: Any = entry.get("fieldsV1", {})
         for part in path:
             fields = fields.get(f"f:{part}") if isinstance(fields, dict) else None

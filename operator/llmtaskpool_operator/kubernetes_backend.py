@@ -146,9 +146,9 @@ class KubernetesBackend:
             return None
         path = ("spec", "replicas")
         pool = self._access.store.pool(self._key)
-        by_scale = writer_of(pool, path, subresource="scale") if pool else None
-        if by_scale is not None:
-            return f"{by_scale} (through /scale)"
+        # A write through a custom resource's /scale leaves no manager in managedFields (1.37).
+        if pool and self._pool.spec.replicas is not None and writer_of(pool, path) is None:
+            return "whoever writes /scale (HPA, KEDA, kubectl scale)"
         on_deployment = writer_of(live, path) if live else None
         if on_deployment not in (None, MANAGER):
             return f"{on_deployment} (on the Deployment)"

@@ -140,7 +140,7 @@ def _account_name(pool: LLMTaskPool) -> str:
 
 
 def _token_name(pool: LLMTaskPool) -> str:
-    return f"{pool.metadata.name}-control"
+    return f"{pool.metadata.name}-llmtaskpool-control"
 
 
 def _service_account(pool: LLMTaskPool) -> Manifest:
@@ -266,6 +266,7 @@ def _container(spec: LLMTaskPoolSpec, around: Surroundings, *, keyed: bool) -> M
     container: Manifest = {
         "name": CONTAINER,
         "image": spec.image or around.image,
+        "imagePullPolicy": "IfNotPresent",
         "args": [
             "serve",
             *("--host", "0.0.0.0", "--control-host", "0.0.0.0"),  # noqa: S104  the pod's address

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Protocol
 
 from llmtaskpool_operator import law
@@ -17,6 +16,7 @@ from llmtaskpool_operator.conditions import status_of
 from llmtaskpool_operator.deciding import PoolDecision, PoolMemory, decide_pool
 from llmtaskpool_operator.observation import PoolObservation
 from llmtaskpool_operator.plan import Action, plan
+from llmtaskpool_operator.telling import rfc3339
 
 
 class Backend(Protocol):
@@ -74,8 +74,7 @@ async def reconcile(
         for action, outcome in zip(actions, done, strict=True)
         if isinstance(outcome, Exception)
     )
-    at = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")
-    status = status_of(pool, observed, decisions, actions, memory.status, at)
+    status = status_of(pool, observed, decisions, actions, memory.status, rfc3339(now))
     return ReconcileResult(
         observed=observed,
         decisions=decisions,

@@ -51,7 +51,7 @@ def notes(
     ]
     old = _by_type(before)
     for kind, condition in _by_type(status).items():
-        if kind in _TOLD and old.get(kind, (_TOLD[kind], ""))[0] != condition[0]:
+        if kind in _TOLD and condition[0] not in ("Unknown", old.get(kind, (_TOLD[kind], ""))[0]):
             good = condition[0] == _TOLD[kind]
             made.append(
                 Note(

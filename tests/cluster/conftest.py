@@ -23,6 +23,9 @@ from typing import Any, TypeVar
 import pytest
 import rig
 import yaml
+from fakes.mini_kubelet import MiniKubelet, mini_kubelet
+from fakes.operator_process import OperatorProcess, operator_process
+from fakes.slow_server import slow_server
 from kubernetes import client, config
 from rig.commands import kubebuilder_programs
 
@@ -155,3 +158,50 @@ def crd(api_server: Cluster) -> dict[str, Any]:
 
     wait_for(f"{name} established", established)
     return body
+
+
+@dataclass(frozen=True, slots=True)
+class Operated:
+    """A cluster with our CRD, a running operator, and pods that run as processes."""
+
+    cluster: Cluster
+    kubelet: MiniKubelet
+    operator: OperatorProcess
+    slow: str
+    """host:port of a server that io.fetch may call: tests/fakes/slow_server.py."""
+
+
+def with_crd(cluster: Cluster, *namespaces: str) -> None:
+    """The committed CRD, established; and these namespaces."""
+    body: dict[str, Any] = yaml.safe_load(CRD_FILE.read_text())
+    path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{body['metadata']['name']}"
+    status, answer = cluster.request(
+        "PATCH",
+        f"{path}?fieldManager=tests&force=true&fieldValidation=Strict",
+        body,
+        Content_Type="application/apply-patch+yaml",
+    )
+    assert status in {200, 201}, answer.decode()
+    served = "/apis/llmtaskpool.io/v1alpha1/llmtaskpools"
+    wait_for("the CRD is served", lambda: cluster.request("GET", served)[0] == 200)
+    for name in namespaces:
+        namespace = {"metadata": {"name": name}}
+        cluster.request("POST", "/api/v1/namespaces", namespace, Content_Type="application/json")
+
+
+OPERATOR_NAMESPACE = "llmtaskpool-system"
+
+
+@pytest.fixture(scope="session")
+def operated(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operated]:
+    with_crd(cluster, OPERATOR_NAMESPACE)
+    folder = tmp_path_factory.mktemp("operated")
+    with (
+        slow_server() as slow,
+        mini_kubelet(
+            cluster.request, folder / "pods", environment={"LLMTASKPOOL_FETCH_HOSTS": slow}
+        ) as kubelet,
+        operator_process(cluster.kubeconfig, folder) as operator,
+    ):
+        operator.wait_ready()
+        yield Operated(cluster, kubelet, operator, slow)

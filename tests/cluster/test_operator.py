@@ -1,0 +1,178 @@
+"""A pool on a real API server: what a user applies comes to be, is scaled, and goes again.
+
+Pods are real worker processes without models (fakes/mini_kubelet.py).
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from .conftest import Operated, wait_for
+from .pools import Pools, manifest
+
+
+@pytest.fixture
+def pools(operated: Operated, namespace: str) -> Iterator[Pools]:
+    made = Pools(operated.cluster, namespace)
+    yield made
+    for item in made.get(made.path).get("items", ()):
+        made.delete(item["metadata"]["name"])
+    wait_for("all pods gone", lambda: not namespaced(operated, namespace), 60)
+
+
+def namespaced(operated: Operated, namespace: str) -> list[str]:
+    return [p.name for p in list(operated.kubelet.pods.values()) if p.namespace == namespace]
+
+
+def test_an_applied_pool_gets_its_children_and_is_ready(pools: Pools) -> None:
+    pools.apply(manifest(scaling={"minReplicas": 2}))
+    pools.wait_ready(2)
+    uid = pools.pool()["metadata"]["uid"]
+    core, ns = "/api/v1", f"namespaces/{pools.namespace}"
+    children = {
+        "Deployment": f"/apis/apps/v1/{ns}/deployments/p",
+        "Service": f"{core}/{ns}/services/p",
+        "ServiceAccount": f"{core}/{ns}/serviceaccounts/p-worker",
+        "Secret": f"{core}/{ns}/secrets/p-llmtaskpool-control",
+        "PodDisruptionBudget": f"/apis/policy/v1/{ns}/poddisruptionbudgets/p-worker",
+        "NetworkPolicy": f"/apis/networking.k8s.io/v1/{ns}/networkpolicies/p-worker",
+    }
+    for kind, path in children.items():
+        owners = pools.get(path).get("metadata", {}).get("ownerReferences", [])
+        assert [owner["uid"] for owner in owners] == [uid], kind
+    assert pools.get(children["ServiceAccount"])["automountServiceAccountToken"] is False
+    assert pools.status()["selector"].endswith("llmtaskpool.io/pool=p")
+    assert pools.status()["observedGeneration"] == 1
+
+
+def test_the_users_object_is_left_as_it_was_written(pools: Pools) -> None:
+    before = pools.apply(manifest())
+    pools.wait_ready(1)
+    after = pools.pool()
+    server_owned = ("managedFields", "resourceVersion")
+    for body in (before, after):
+        for name in server_owned:
+            body["metadata"].pop(name)
+    assert after["metadata"] == before["metadata"]
+    assert after["spec"] == before["spec"]
+
+
+def test_a_deleted_pool_takes_its_children_with_it_and_its_workers_end_in_order(
+    operated: Operated, pools: Pools
+) -> None:
+    pools.apply(manifest())
+    pools.wait_ready(1)
+    (name,) = namespaced(operated, pools.namespace)
+    pools.delete()
+    wait_for("the pod ended", lambda: name in operated.kubelet.ended, 60)
+    assert operated.kubelet.ended[name] == 0
+    assert name not in operated.kubelet.killed
+    path = f"/apis/apps/v1/namespaces/{pools.namespace}/deployments/p"
+    wait_for("the Deployment gone", lambda: not pools.get(path), 60)
+
+
+def test_in_mode_fixed_replicas_are_what_the_spec_says(pools: Pools) -> None:
+    pools.apply(manifest(replicas=2, scaling={"mode": "Fixed"}))
+    pools.wait_ready(2)
+    pools.apply(manifest(replicas=1, scaling={"mode": "Fixed"}))
+    pools.wait_ready(1)
+    wait_for("one pod", lambda: len(pools.pods()) == 1, 60)
+
+
+def test_in_mode_external_whoever_writes_scale_decides(pools: Pools) -> None:
+    pools.apply(manifest(scaling={"mode": "External"}))
+    pools.wait_ready(1)
+    pools.scale(2)
+    pools.wait_ready(2)
+    scale = pools.get(f"{pools.path}/p/scale")
+    assert scale["status"]["replicas"] == 2
+    assert scale["status"]["selector"] == pools.status()["selector"]
+    assert not pools.condition("ScalingConflict")
+
+
+def test_in_mode_auto_a_write_to_scale_is_not_followed_and_its_writer_is_named(
+    pools: Pools,
+) -> None:
+    pools.apply(manifest())
+    pools.wait_ready(1)
+    pools.scale(3)
+    conflict = wait_for("ScalingConflict", lambda: pools.condition("ScalingConflict"))
+    assert conflict["status"] == "True"
+    assert "External" in conflict["message"]
+    assert pools.asked_for() == 1
+
+
+def test_a_paused_pool_keeps_its_replicas(pools: Pools) -> None:
+    pools.apply(manifest())
+    pools.wait_ready(1)
+    pools.apply(manifest(scaling={"minReplicas": 3, "paused": True}))
+    wait_for("seen", lambda: pools.status().get("observedGeneration") == 2)
+    assert pools.condition("ScalingActive")["reason"] == "Paused"
+    assert pools.asked_for() == 1
+    pools.apply(manifest(scaling={"minReplicas": 3}))
+    wait_for("three asked for", lambda: pools.asked_for() == 3)
+
+
+def test_advise_decides_in_public_and_does_nothing(pools: Pools) -> None:
+    pools.apply(manifest())
+    pools.wait_ready(1)
+    pools.apply(manifest(scaling={"minReplicas": 3, "mode": "Advise"}))
+    limited = wait_for(
+        "the advice",
+        lambda: "3" in (found := pools.condition("ScalingLimited")).get("message", "") and found,
+    )
+    assert "minimum is 3" in limited["message"]
+    assert pools.asked_for() == 1
+
+
+def test_somebody_elses_object_of_that_name_is_not_touched_and_named(pools: Pools) -> None:
+    theirs = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "p"},
+        "spec": {"ports": [{"port": 9, "protocol": "TCP"}], "selector": {"app": "theirs"}},
+    }
+    path = f"/api/v1/namespaces/{pools.namespace}/services"
+    before = pools.send("POST", path, theirs)
+    pools.apply(manifest())
+    stalled = wait_for("Stalled", lambda: pools.condition("Stalled"))
+    assert stalled["reason"] == "NameTaken"
+    assert "Service p" in stalled["message"]
+    after = pools.get(f"{path}/p")
+    assert after["spec"] == before["spec"]
+    assert after["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+
+
+def test_somebody_elses_deployment_is_never_scaled(pools: Pools) -> None:
+    labels = {"app": "theirs"}
+    container = {"name": "main", "image": "example.invalid/none"}
+    spec = {
+        "replicas": 0,
+        "selector": {"matchLabels": labels},
+        "template": {"metadata": {"labels": labels}, "spec": {"containers": [container]}},
+    }
+    theirs = {"metadata": {"name": "p"}, "spec": spec}
+    pools.send("POST", f"/apis/apps/v1/namespaces/{pools.namespace}/deployments", theirs)
+    pools.apply(manifest(scaling={"minReplicas": 2}))
+    stalled = wait_for("Stalled", lambda: pools.condition("Stalled"))
+    assert "Deployment p" in stalled["message"]
+    time.sleep(2.5)  # two turns more
+    assert pools.asked_for() == 0
+
+
+def test_a_child_that_somebody_changed_is_mended(pools: Pools) -> None:
+    pools.apply(manifest())
+    pools.wait_ready(1)
+    wanted = copy.deepcopy(pools.deployment()["spec"]["template"])
+    path = f"/apis/apps/v1/namespaces/{pools.namespace}/deployments/p?fieldManager=kubectl-edit"
+    containers = [{"name": "worker", "image": "example.invalid/other"}]
+    bad = {"spec": {"template": {"spec": {"containers": containers}}}}
+    status, answer = pools.cluster.request(
+        "PATCH", path, bad, Content_Type="application/strategic-merge-patch+json"
+    )
+    assert status == 200, answer.decode()
+    wait_for("mended", lambda: pools.deployment()["spec"]["template"] == wanted)
