@@ -21,8 +21,6 @@ from llmtaskpool_operator.simulation.trace import Trace
 WANTED = 0.99
 BIN_SECONDS = 30.0
 _LOADS = (1.05, 0.9)
-_REPAIRS = 8
-_THINNINGS = 8
 
 
 class Schedule:
@@ -44,21 +42,24 @@ class Schedule:
 
 def clairvoyant(
     trace: Trace, setting: Setting, wanted: float = WANTED,
-    progress: Callable[[float], None] = lambda _: None,
+    progress: Callable[[float], None] = lambda _: None, *, repairs: int = 8, thinnings: int = 8,
 ) -> Outcome:  # fmt: skip
-    """The cheapest run found with ``wanted`` of the requests served, or else the best served."""
+    """The cheapest run found with ``wanted`` of the requests served, or else the best served.
+
+    ``repairs`` runs at most for each of two first schedules, and then ``thinnings``.
+    """
     search = _Search(trace, setting, wanted)
-    runs = len(_LOADS) * _REPAIRS + _THINNINGS
+    runs = len(_LOADS) * repairs + thinnings
     for number, load in enumerate(_LOADS):
         schedule = search.by_work(load)
-        for repair in range(_REPAIRS):
-            progress((number * _REPAIRS + repair) / runs)
+        for repair in range(repairs):
+            progress((number * repairs + repair) / runs)
             outcome = search.tried(schedule)
             if outcome.slo >= wanted:
                 break
             schedule = search.repaired(schedule, outcome)
-    for number in range(_THINNINGS):
-        progress((len(_LOADS) * _REPAIRS + number) / runs)
+    for number in range(thinnings):
+        progress((len(_LOADS) * repairs + number) / runs)
         search.tried(search.thinned(number))
     progress(1.0)
     return search.best[1]
