@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import aiohttp
-from kubernetes.aio.client import ApiClient
+from kubernetes.aio import config
+from kubernetes.aio.client import ApiClient, Configuration
 
 from llmtaskpool_operator.api import GROUP, KIND, PLURAL, VERSION
 from llmtaskpool_operator.manifests import Manifest
@@ -57,6 +59,26 @@ class Listed:
 
     items: tuple[Manifest, ...]
     version: str
+
+
+class NoCluster(Exception):
+    """There is no way to an API server; the message has the remedy."""
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[ApiClient]:
+    """A client with the pod's own rights, or outside a pod the kubeconfig's. Raises NoCluster."""
+    configuration = Configuration()
+    configuration.connection_pool_maxsize = 256
+    try:
+        try:
+            config.load_incluster_config(client_configuration=configuration)
+        except config.ConfigException:
+            await config.load_kube_config(client_configuration=configuration)
+    except (config.ConfigException, OSError) as error:
+        raise NoCluster(f"no cluster: {error}: set KUBECONFIG, or run in a pod") from None
+    async with ApiClient(configuration) as client:
+        yield client
 
 
 class KubernetesApi:

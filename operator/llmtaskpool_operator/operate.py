@@ -11,16 +11,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kubernetes.aio import config
-from kubernetes.aio.client import ApiClient, Configuration
-
 from llmtaskpool_operator.api import KIND
 from llmtaskpool_operator.cluster_store import WATCHED, ClusterStore, PoolKey
 from llmtaskpool_operator.controller import Controller, OperatorIdentity
 from llmtaskpool_operator.election import Election
 from llmtaskpool_operator.handlers import watch
 from llmtaskpool_operator.health import HealthPages
-from llmtaskpool_operator.kubernetes_api import ApiFailure, Fenced, KubernetesApi
+from llmtaskpool_operator.kubernetes_api import ApiFailure, Fenced, KubernetesApi, connected
 from llmtaskpool_operator.kubernetes_backend import ClusterAccess
 from llmtaskpool_operator.manifests import POOL_LABEL
 from llmtaskpool_operator.metrics import OperatorMetrics
@@ -69,10 +66,9 @@ class Operator:
         self._watching = asyncio.Event()
 
     async def run(self) -> None:
-        """Serve until a signal. Raises OSError when the port is taken, ConfigException."""
-        client = ApiClient(await _configuration())
+        """Serve until a signal. Raises OSError when the port is taken, NoCluster."""
         limits = ClientLimits(connections=1024)
-        async with client, open_http(limits) as http:
+        async with connected() as client, open_http(limits) as http:
             unfenced = KubernetesApi(client, failed=self.metrics.api_error)
             election = Election(
                 unfenced,
@@ -199,17 +195,6 @@ class Operator:
                 log.warning("waiting: %s", problem)
                 told = problem
             await asyncio.sleep(WAIT_FOR_CRD_SECONDS)
-
-
-async def _configuration() -> Configuration:
-    """In a pod the pod's own, else the kubeconfig's."""
-    configuration = Configuration()
-    configuration.connection_pool_maxsize = 256
-    try:
-        config.load_incluster_config(client_configuration=configuration)
-    except config.ConfigException:
-        await config.load_kube_config(client_configuration=configuration)
-    return configuration
 
 
 async def _key(api: KubernetesApi, namespace: str) -> bytes:

@@ -42,14 +42,13 @@ def operate(
     )
     for noisy in ("httpx", "httpcore", "kopf", "aiohttp.access"):
         logging.getLogger(noisy).setLevel("DEBUG" if log_level == "debug" else "WARNING")
-    from kubernetes.aio.config import ConfigException  # after the options, which may be bad
-
+    from llmtaskpool_operator.kubernetes_api import NoCluster  # after the options, which may be bad
     from llmtaskpool_operator.operate import Operator, system_clocks
 
     try:
         asyncio.run(Operator(settings, system_clocks()).run())
-    except ConfigException as error:
-        _refuse(f"no cluster: {error}: set KUBECONFIG, or run in a pod")
+    except NoCluster as error:
+        _refuse(str(error))
     except OSError as error:
         _refuse(f"port {settings.port}: {error.strerror}: use another --port")
 

@@ -16,12 +16,19 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 CAPACITY = 4  # requests of this worker that run at full speed: the unit of its work counters
 
 
 def setting(name: str, default: float) -> float:
     return float(os.environ.get(f"STAND_IN_{name}", default))
+
+
+def control_token() -> str:
+    if file := os.environ.get("LLMTASKPOOL_CONTROL_TOKENS_FILE"):
+        return Path(file).read_text().strip()
+    return os.environ["LLMTASKPOOL_CONTROL_TOKENS"]
 
 
 class Lane:
@@ -104,7 +111,7 @@ class StandIn:
         }
 
     async def control(self, method: str, path: str, headers: dict, body: dict):
-        if headers.get("authorization") != f"Bearer {os.environ['LLMTASKPOOL_CONTROL_TOKENS']}":
+        if headers.get("authorization") != f"Bearer {control_token()}":
             return 401, {"error": {"message": "no valid key"}}
         if (method, path) == ("GET", "/control/v1/state"):
             return 200, self.state()
@@ -251,7 +258,7 @@ async def run(options: argparse.Namespace) -> int:
     engine = await asyncio.create_subprocess_exec(
         sys.executable, "-c", "import sys; sys.stdin.read()", stdin=subprocess.PIPE
     )
-    data = await asyncio.start_server(worker.serve(is_control=False), "127.0.0.1", options.port)
+    data = await asyncio.start_server(worker.serve(is_control=False), options.host, options.port)
     control = await asyncio.start_server(
         worker.serve(is_control=True), options.control_host, options.control_port
     )
@@ -286,7 +293,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--control-host", default="127.0.0.1")
     parser.add_argument("--control-port", type=int, default=8001)
-    parser.add_argument("--worker-id", default="worker")
+    parser.add_argument("--worker-id", default=os.environ.get("LLMTASKPOOL_WORKER_ID", "worker"))
     parser.add_argument("--threads", type=int, default=4)
     parser.add_argument("--io-threads", type=int, default=8)
     parser.add_argument("--queue-limit", type=int, default=1000)
