@@ -149,10 +149,10 @@ def test_hpa_shrinks_to_the_highest_recommendation_of_five_minutes() -> None:
 
 def test_keda_on_queue_wants_three_pods_for_thirty_messages_of_ten() -> None:
     """Source: keda.sh, Azure Storage Queue: queueLength 10 and 30 messages in the queue scale to
-    3 pods; the default is 5."""
+    3 pods; at the default of 5, 20 messages scale to 4."""
     assert hpa_from_total(1, 30, 10) == 3
     assert KedaOnQueue(10).decide(_queue(0, 1, 30)) == 3
-    assert KedaOnQueue(None).decide(_queue(0, 1, 20)) == 4
+    assert KedaOnQueue(5).decide(_queue(0, 1, 20)) == 4
 
 
 def test_keda_on_concurrency_counts_what_runs_and_what_waits() -> None:
