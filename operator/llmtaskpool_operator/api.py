@@ -7,10 +7,11 @@ description there. Pure.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from llmtaskpool_worker.contract import LaneName
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from llmtaskpool_operator.api_rules import (
     ANY_OBJECT,
@@ -23,6 +24,7 @@ from llmtaskpool_operator.api_rules import (
     Word,
     list_map,
 )
+from llmtaskpool_operator.schedule import CRON_PATTERN, problem_of
 
 GROUP = "llmtaskpool.io"
 VERSION = "v1alpha1"
@@ -107,6 +109,28 @@ class Behavior(Wire):
     """Shrinking. Default: after 300 s, unlimited."""
 
 
+class MinimumSchedule(Wire):
+    """A minimum of replicas for some hours, as of KEDA's cron scaler."""
+
+    start: Annotated[str, Field(min_length=9, max_length=100, pattern=CRON_PATTERN)]
+    """When it begins, as a cron expression of five fields: `0 8 * * 1-5`."""
+    end: Annotated[str, Field(min_length=9, max_length=100, pattern=CRON_PATTERN)]
+    """When it ends, in the same form."""
+    time_zone: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_+/-]+$")] = (
+        "UTC"
+    )
+    """Time zone of both, as in the IANA database: `Europe/Berlin`."""
+    min_replicas: Annotated[int, Field(ge=1, le=10_000)]
+    """The least replicas in between; `maxReplicas` holds all the same."""
+
+    @model_validator(mode="after")
+    def _can_be_read(self) -> Self:
+        problem = problem_of(self.start, self.end, self.time_zone)
+        if problem is not None:
+            raise PydanticCustomError("schedule", "{text}", {"text": problem})
+        return self
+
+
 class Scaling(Wire):
     """How the pool's replicas are decided: N_new = N + alpha (U - targetUtilization)."""
 
@@ -118,6 +142,11 @@ class Scaling(Wire):
     """The least replicas. 0 lets an idle pool go away; the first task then waits for a start."""
     max_replicas: Annotated[int, Field(ge=1, le=10_000)] = 10
     """The most replicas."""
+    schedules: Annotated[
+        list[MinimumSchedule],
+        Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "atomic"}),
+    ] = Field(default_factory=list)
+    """Higher minimums at known hours, so that pods are there before the work is."""
     target_utilization: Annotated[float, Field(ge=0.05, le=2)] = 0.9
     """Utilization to steer for: pod-seconds of work offered per second and replica. Use 0.8 when
     pods take 2 min or more to start, or when traffic is very bursty."""

@@ -21,6 +21,7 @@ from llmtaskpool_operator.observation import (
     observed_replicas,
     observed_threads,
 )
+from llmtaskpool_operator.schedule import scheduled_minimum
 
 LaneOfPod = tuple[str, LaneName]
 
@@ -64,7 +65,9 @@ def decide_pool(
         memory = replace(memory, history=history, replicas_at=now)
         if scaling.mode in (ScalingMode.AUTO, ScalingMode.ADVISE):
             observed = observed_replicas(spec, seen, history)
-            decision, carried = law.decide(replica_policy(spec), observed, memory.replicas, now)
+            decision, carried = law.decide(
+                replica_policy(spec, now), observed, memory.replicas, now
+            )
             memory = replace(memory, replicas=carried)
     usual = {lane: _usual(seen, lane) for lane in LaneName}
     decided = [
@@ -78,11 +81,12 @@ def decide_pool(
     return PoolDecision(decision, made), replace(memory, threads=threads)
 
 
-def replica_policy(spec: LLMTaskPoolSpec) -> law.Policy:
-    """The law's settings for replicas."""
+def replica_policy(spec: LLMTaskPoolSpec, now: float) -> law.Policy:
+    """The law's settings for replicas at ``now``, seconds since the epoch."""
     scaling, behavior = spec.scaling, spec.scaling.behavior
+    scheduled = min(scheduled_minimum(scaling.schedules, now), scaling.max_replicas)
     return law.Policy(
-        minimum=scaling.min_replicas,
+        minimum=max(scaling.min_replicas, scheduled),
         maximum=scaling.max_replicas,
         target=scaling.target_utilization,
         alpha=None if scaling.alpha == "Auto" else float(scaling.alpha),

@@ -122,7 +122,7 @@ class Ours:
 
     def __init__(self, spec: LLMTaskPoolSpec) -> None:
         self._spec = spec
-        self._policy = replica_policy(spec)
+        self._policy = replica_policy(spec, 0.0)
         self._history = History()
         self._memory = law.Memory()
 

@@ -1,0 +1,321 @@
+"""The operator at scale: 1,000 pools, 5,000 pods, on a real API server with kwok's nodes.
+
+    sudo .venv/bin/python benchmarks/operator_scale.py [--pools 1000] [--output json]
+
+Needs root: a stub answers for all pods, on the addresses that kwok gives them, through a local
+route that is removed afterwards. Everything runs on this machine, the API server too, so the
+operator's share of the cores is measured by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "hack" / "cluster"), str(ROOT / "tests"), str(ROOT / "operator")]
+
+import rig  # noqa: E402  found through the line above
+from aiohttp import web  # noqa: E402
+from fakes.operator_process import OperatorProcess  # noqa: E402
+from kubernetes.aio import config  # noqa: E402
+from kubernetes.aio.client import ApiClient, Configuration, CustomObjectsApi  # noqa: E402
+from llmtaskpool_operator.api import API_VERSION, KIND  # noqa: E402
+from llmtaskpool_operator.kubernetes_api import ApiFailure, KubernetesApi  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.progress import Progress  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+NAMESPACE, SYSTEM = "bench", "llmtaskpool-system"
+LIMITS = {
+    "pools Ready, p99 s": 60.0,
+    "idle: operator cores": 0.2,
+    "idle: operator MiB": 200.0,
+    "idle: writes per pool and 10 min": 1.0,
+    "spec change to first write, p99 s": 2.0,
+    "full read cycle, s": 15.0,
+}
+AT_ONCE = 32
+
+
+@dataclass(slots=True)
+class Stub:
+    """Answers the control routes for every address; remembers which were asked since ``since``."""
+
+    asked: dict[str, float]
+
+    async def state(self, request: web.Request) -> web.Response:
+        """GET /control/v1/state."""
+        name = request.transport.get_extra_info("sockname")[0]
+        self.asked[name] = time.monotonic()
+        lane = {"threads": 4, "threads_cap": 64, "active": 0, "queued": 0, "queue_limit": 100}
+        return web.json_response(
+            {
+                "worker_id": name,
+                "started_at": 0.0,
+                "observed_at": 0.0,
+                "phase": "ready",
+                "threads_generation": 1,
+                "lanes": {"compute": lane | {"threads": 1}, "io": lane | {"threads": 1}},
+            }
+        )
+
+    async def threads(self, request: web.Request) -> web.Response:
+        """PUT /control/v1/threads."""
+        body = await request.json()
+        return web.json_response({"generation": body["generation"], "threads": body["threads"]})
+
+
+@contextlib.contextmanager
+def pods_answer_here() -> Iterator[None]:
+    """All of kwok's addresses are this machine's."""
+    route = ["local", "10.128.0.0/16", "dev", "lo"]
+    subprocess.run(["ip", "route", "add", *route], check=True)  # noqa: S607
+    try:
+        yield
+    finally:
+        subprocess.run(["ip", "route", "del", *route], check=False)  # noqa: S607
+
+
+def pool(name: str, replicas: int, limit: int = 256) -> dict[str, Any]:
+    """A pool of so many replicas."""
+    scaling = {"mode": "Fixed", "maxReplicas": max(replicas, 1)}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {
+            "replicas": replicas,
+            "scaling": scaling,
+            "queue": {"limit": limit},
+            "threads": {"compute": {"initial": 1}, "io": {"initial": 1}},
+        },
+    }
+
+
+async def all_of(jobs: list[Callable[[], Awaitable[Any]]]) -> list[Any]:
+    """Do the jobs, a few at a time; a server that is busy is asked again."""
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(job: Callable[[], Awaitable[Any]]) -> Any:
+        async with gate:
+            for _ in range(20):
+                try:
+                    return await job()
+                except ApiFailure as failure:
+                    if failure.code not in (0, 409, 429, 500, 503):
+                        raise
+                    await asyncio.sleep(failure.retry_after or 0.5)
+            return None
+
+    return list(await asyncio.gather(*(one(job) for job in jobs)))
+
+
+def ready(body: dict[str, Any]) -> bool:
+    """Whether the pool says that it is Ready."""
+    conditions = (body.get("status") or {}).get("conditions") or ()
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
+def p99(values: list[float]) -> float:
+    """The 99th percentile."""
+    return sorted(values)[min(len(values) - 1, int(0.99 * len(values)))]
+
+
+async def ready_times(api: KubernetesApi, count: int, progress: Progress, text: str) -> list[float]:
+    """Seconds from now until each pool was first seen Ready (looked at once a second)."""
+    began, seen = time.monotonic(), {}
+    job = progress.add_task(text, total=count)
+    while len(seen) < count and time.monotonic() - began < 600:
+        for body in (await api.list(KIND, NAMESPACE)).items:
+            if ready(body):
+                seen.setdefault(body["metadata"]["name"], time.monotonic() - began)
+        progress.update(job, completed=len(seen))
+        await asyncio.sleep(1.0)
+    return list(seen.values())
+
+
+async def measure(plane: Any, folder: Path, args: argparse.Namespace) -> dict[str, float]:
+    """All numbers, by what they are."""
+    stub = Stub({})
+    app = web.Application()
+    app.router.add_get("/control/v1/state", stub.state)
+    app.router.add_put("/control/v1/threads", stub.threads)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "0.0.0.0", 8001, backlog=4096).start()  # noqa: S104  all pods
+    configuration = Configuration()
+    await config.load_kube_config(str(plane.kubeconfig), client_configuration=configuration)
+    operator = OperatorProcess(plane.kubeconfig, folder / "operator.log", identity="bench")
+    async with ApiClient(configuration) as client:
+        api = KubernetesApi(client)
+        await apply_crd(plane)
+        operator.start()
+        try:
+            await asyncio.to_thread(operator.wait_ready, 60)
+            with Progress(console=Console(stderr=True)) as progress:
+                return await scenarios(
+                    CustomObjectsApi(client), api, operator, stub, plane, args, progress
+                )
+        finally:
+            operator.kill()
+            await runner.cleanup()
+
+
+async def apply_crd(plane: Any) -> None:
+    """The CRD and the namespaces."""
+    from kubernetes import client as sync
+    from kubernetes import config as sync_config
+
+    cluster = sync_config.new_client_from_config(str(plane.kubeconfig))
+    body = yaml.safe_load((ROOT / "crds" / "llmtaskpool.yaml").read_text())
+    sync.ApiextensionsV1Api(cluster).create_custom_resource_definition(body)
+    for name in (NAMESPACE, SYSTEM):
+        sync.CoreV1Api(cluster).create_namespace({"metadata": {"name": name}})
+    for _ in range(100):
+        with contextlib.suppress(sync.ApiException):
+            sync.CustomObjectsApi(cluster).list_namespaced_custom_object(
+                "llmtaskpool.io", "v1alpha1", NAMESPACE, "llmtaskpools"
+            )
+            return
+        await asyncio.sleep(0.1)
+
+
+async def scenarios(
+    objects: CustomObjectsApi,
+    api: KubernetesApi,
+    operator: OperatorProcess,
+    stub: Stub,
+    plane: Any,
+    args: argparse.Namespace,
+    progress: Progress,
+) -> dict[str, float]:
+    """Create, rest, grow, change."""
+    found: dict[str, float] = {}
+    names = [f"pool-{number}" for number in range(args.pools)]
+    creating = asyncio.create_task(
+        all_of([lambda name=name: api.create(pool(name, 1)) for name in names])
+    )
+    times = await ready_times(api, len(names), progress, "creating pools")
+    await creating
+    found["pools Ready"] = float(len(times))
+    found["pools Ready, p99 s"] = p99(times)
+
+    process = psutil.Process(operator.process.pid)
+    await asyncio.sleep(args.settle)
+    lines = count_writes(plane.audit_log)
+    cpu, began = sum(process.cpu_times()[:2]), time.monotonic()
+    job = progress.add_task("idle", total=args.idle)
+    while (passed := time.monotonic() - began) < args.idle:
+        progress.update(job, completed=passed)
+        await asyncio.sleep(1)
+    passed = time.monotonic() - began
+    found["idle: operator cores"] = (sum(process.cpu_times()[:2]) - cpu) / passed
+    found["idle: operator MiB"] = process.memory_info().rss / 2**20
+    writes = count_writes(plane.audit_log) - lines
+    found["idle: writes per pool and 10 min"] = writes / len(names) * 600 / passed
+
+    many = names[: args.many]
+    rest = names[args.many :]
+    await all_of(
+        [
+            lambda name=name: objects.delete_namespaced_custom_object(
+                "llmtaskpool.io", "v1alpha1", NAMESPACE, "llmtaskpools", name
+            )
+            for name in rest
+        ]
+    )
+    await all_of([lambda name=name: api.apply(pool(name, args.replicas)) for name in many])
+    wanted = len(many) * args.replicas
+    job = progress.add_task("growing to many pods", total=wanted)
+    began = time.monotonic()
+    total = 0
+    while total < wanted and time.monotonic() - began < 900:
+        bodies = (await api.list(KIND, NAMESPACE)).items
+        total = sum((b.get("status") or {}).get("readyReplicas", 0) for b in bodies)
+        progress.update(job, completed=total)
+        await asyncio.sleep(2)
+    found["pods ready"] = float(total)
+    await asyncio.sleep(args.settle)
+
+    since = time.monotonic()
+    while sum(at >= since for at in stub.asked.values()) < total:
+        await asyncio.sleep(0.05)
+        if time.monotonic() - since > 120:
+            break
+    found["full read cycle, s"] = time.monotonic() - since
+
+    waits = []
+    for name in progress.track(many[:50], description="spec changes"):
+        before = (await api.get("Deployment", NAMESPACE, name))["metadata"]["generation"]
+        await api.apply(pool(name, args.replicas, limit=99))
+        began = time.monotonic()
+        while (await api.get("Deployment", NAMESPACE, name))["metadata"]["generation"] == before:
+            await asyncio.sleep(0.02)
+            if time.monotonic() - began > 30:
+                break
+        waits.append(time.monotonic() - began)
+    found["spec change to first write, p99 s"] = p99(waits)
+    found["operator MiB with many pods"] = process.memory_info().rss / 2**20
+    return found
+
+
+def count_writes(audit: Path) -> int:
+    """Writes of pools and their children that the operator made, its Lease left out."""
+    count = 0
+    with audit.open() as lines:
+        for line in lines:
+            event = json.loads(line)
+            agent = event.get("userAgent", "")
+            reference = event.get("objectRef") or {}
+            if event.get("stage") != "ResponseComplete" or reference.get("namespace") != NAMESPACE:
+                continue
+            if event["verb"] in ("create", "update", "patch", "delete") and (
+                "OpenAPI-Generator" in agent or "kopf" in agent or "python" in agent.lower()
+            ):
+                count += 1
+    return count
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pools", type=int, default=1000)
+    parser.add_argument("--many", type=int, default=200, help="pools that get many pods")
+    parser.add_argument("--replicas", type=int, default=25, help="pods of each of those")
+    parser.add_argument("--idle", type=float, default=120.0, help="seconds of idleness measured")
+    parser.add_argument("--settle", type=float, default=30.0)
+    parser.add_argument("--output", choices=["text", "json"], default="text")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="llmtaskpool-bench-") as name:
+        folder = Path(name)
+        options = rig.Options(fake_nodes=4, audit=True)
+        with rig.control_plane(folder / "state", options) as plane, pods_answer_here():
+            found = asyncio.run(measure(plane, folder, args))
+    if args.output == "json":
+        print(json.dumps(found))
+        return
+    table = Table(title=f"{args.pools} pools, then {args.many} pools of {args.replicas} pods")
+    for title in ("what", "measured", "limit"):
+        table.add_column(title, justify="left" if title == "what" else "right")
+    for what, value in found.items():
+        limit = LIMITS.get(what)
+        table.add_row(what, f"{value:.2f}", "" if limit is None else f"{limit:g}")
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
