@@ -32,6 +32,12 @@ class _Known:
 
     by_pool: dict[PoolKey, dict[str, Manifest]] = field(default_factory=dict)
     removed: dict[tuple[PoolKey, str], int] = field(default_factory=dict)
+    listed: dict[str, int] = field(default_factory=dict)
+    """The newest list's version by namespace, "" for all."""
+
+    def missing(self, key: PoolKey, version: int) -> bool:
+        """Whether a list that is newer than this unknown object did not have it."""
+        return any(self.listed.get(scope, -1) >= version for scope in ("", key.namespace))
 
 
 class ClusterStore:
@@ -70,6 +76,8 @@ class ClusterStore:
             return
         if known.removed.get((key, name), -1) >= version:
             return
+        if before is None and known.missing(key, version):
+            return
         known.by_pool.setdefault(key, {})[name] = body
         if before is None or _asks_for_turn(kind, before, body):
             self._changed(key)
@@ -104,6 +112,7 @@ class ClusterStore:
                     self._drop(kind, key, name)
                     self._changed(key)
         known.removed = {key: gone for key, gone in known.removed.items() if gone > at}
+        known.listed[within] = max(at, known.listed.get(within, -1))
 
     def _drop(self, kind: str, key: PoolKey, name: str) -> None:
         objects = self._known[kind].by_pool.get(key, {})

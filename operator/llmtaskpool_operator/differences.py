@@ -7,24 +7,30 @@ from typing import Any
 from llmtaskpool_operator.manifests import Manifest
 from llmtaskpool_operator.quantities import number
 
+_AMOUNTS = ("limits", "requests")
+"""Only in these are 1 and "1000m" equal: anywhere else "1" and "01" are two words."""
 
-def agrees(wanted: Any, live: Any) -> bool:
+
+def agrees(wanted: Any, live: Any, *, amounts: bool = False) -> bool:
     """Whether every value of ``wanted`` is in ``live``.
 
     Lists must have the same length and order. An empty value may be absent, as the server drops
-    it; numbers that are written differently (1 and "1000m") are equal.
+    it. ``amounts``: these are quantities, which may be written differently.
     """
     if isinstance(wanted, dict):
         if not isinstance(live, dict):
             return not wanted and live is None
-        return all(agrees(value, live.get(key)) for key, value in wanted.items())
+        return all(
+            agrees(value, live.get(key), amounts=amounts or key in _AMOUNTS)
+            for key, value in wanted.items()
+        )
     if isinstance(wanted, list):
         if not isinstance(live, list):
             return not wanted and live is None
         return len(wanted) == len(live) and all(map(agrees, wanted, live))
     if wanted == live or (live is None and wanted in ("", False)):
         return True
-    if isinstance(wanted, bool) or isinstance(live, bool) or live is None:
+    if not amounts or isinstance(wanted, bool) or isinstance(live, bool) or live is None:
         return False
     one, other = number(wanted), number(live)
     return one is not None and one == other

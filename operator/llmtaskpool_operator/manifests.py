@@ -271,7 +271,8 @@ def _container(spec: LLMTaskPoolSpec, around: Surroundings, *, keyed: bool) -> M
             "serve",
             *("--host", "0.0.0.0", "--control-host", "0.0.0.0"),  # noqa: S104  the pod's address
             *("--grace-seconds", f"{spec.scaling.drain_seconds:g}"),
-            *worker_options.options(spec),
+            # Kubernetes puts variables in the place of $(NAME) in arguments; $$ stays a $.
+            *(option.replace("$", "$$") for option in worker_options.options(spec)),
         ],
         "env": [*_environment(spec, keyed=keyed), _POD_NAME],
         "ports": [
