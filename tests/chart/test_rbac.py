@@ -12,11 +12,11 @@ Right = tuple[str, str, str]
 """Group, resource, verb."""
 
 SERVED: set[Right] = {
-    *(("llmtaskpool.io", "llmtaskpools", verb) for verb in ("get", "list", "watch")),
+    *(("llmtaskpool.io", "llmtaskpools", verb) for verb in ("list", "watch")),
     ("llmtaskpool.io", "llmtaskpools/status", "patch"),
     ("llmtaskpool.io", "llmtaskpools/finalizers", "update"),
     *(("apps", "deployments", verb) for verb in ("get", "list", "watch", "create", "patch")),
-    *(("", "pods", verb) for verb in ("get", "list", "watch", "patch")),
+    *(("", "pods", verb) for verb in ("list", "watch", "patch")),
     *(
         (group, resource, verb)
         for group, resource in (

@@ -7,7 +7,7 @@ tests/chart/test_rbac.py, so that a new right is asked for twice.
 {{- define "llmtaskpool.rules" -}}
 - apiGroups: [llmtaskpool.io] # pools are read; spec is never written
   resources: [llmtaskpools]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [llmtaskpool.io]
   resources: [llmtaskpools/status]
   verbs: [patch]
@@ -19,7 +19,7 @@ tests/chart/test_rbac.py, so that a new right is asked for twice.
   verbs: [get, list, watch, create, patch]
 - apiGroups: [""] # watched; patched with their deletion cost
   resources: [pods]
-  verbs: [get, list, watch, patch]
+  verbs: [list, watch, patch]
 - apiGroups: [""]
   resources: [services, serviceaccounts]
   verbs: [get, create, patch]
