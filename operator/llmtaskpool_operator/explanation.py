@@ -68,7 +68,7 @@ def _row(status: LLMTaskPoolStatus | None) -> tuple[str | Text, ...]:
         str(status.queued),
         "-" if status.utilization is None else f"{status.utilization:.2f}",
         Text(word, style="green" if good else "yellow"),
-        f"{last.what} {last.before} -> {last.after}: {last.reason}" if last else "",
+        Text(f"{last.what} {last.before} -> {last.after}: {last.reason}" if last else ""),
     )
 
 
@@ -115,5 +115,6 @@ def _decisions(status: LLMTaskPoolStatus) -> Table:
     for title in ("WHEN", "WHAT", "CHANGE", "WHY"):
         table.add_column(title)
     for made in status.last_decisions:
-        table.add_row(made.time, made.what, f"{made.before} -> {made.after}", made.reason)
+        # As Text: a bracket in a reason is no markup.
+        table.add_row(made.time, made.what, f"{made.before} -> {made.after}", Text(made.reason))
     return table

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from llmtaskpool_operator.api import GROUP, KIND, PLURAL, VERSION
 from llmtaskpool_operator.manifests import Manifest
+
+# It warns of what NoCluster tells.
+logging.getLogger("kubernetes.aio.config.kube_config").setLevel(logging.ERROR)
 
 MANAGER = "llmtaskpool"
 REQUEST_SECONDS = 10.0
@@ -75,8 +79,9 @@ async def connected() -> AsyncIterator[ApiClient]:
             config.load_incluster_config(client_configuration=configuration)
         except config.ConfigException:
             await config.load_kube_config(client_configuration=configuration)
-    except (config.ConfigException, OSError) as error:
-        raise NoCluster(f"no cluster: {error}: set KUBECONFIG, or run in a pod") from None
+    except Exception as error:  # an odd kubeconfig fails in the loader in many ways
+        why = " ".join(str(error).split())[:300]
+        raise NoCluster(f"no cluster: {why}: set KUBECONFIG, or run in a pod") from None
     async with ApiClient(configuration) as client:
         yield client
 
