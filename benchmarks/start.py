@@ -90,6 +90,7 @@ def _first_token(url: str, began: float) -> None:
             with http.stream("POST", "/v1/chat/completions", json=ASKED) as answer:
                 if answer.status_code == 503:
                     assert time.perf_counter() - began < DEADLINE_SECONDS, "no worker got ready"
+                    time.sleep(0.05)
                     continue
                 assert answer.status_code == 200, answer.read()
                 for line in answer.iter_lines():
