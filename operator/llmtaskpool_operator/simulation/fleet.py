@@ -22,7 +22,7 @@ from llmtaskpool_operator.simulation.trace import Trace
 FULL = 1 << 40
 """The load of a pod that takes nothing."""
 PREFILL_LOAD = 8
-"""A prompt that waits for its prefill counts as so many decoding sequences in placement."""
+"""A prompt that is not through counts as so many decoding sequences more in placement."""
 OUTPUT_PRIOR, OUTPUT_WEIGHT = 150.0, 0.002
 """The running mean of output lengths (control.md, *What the worker must export*)."""
 IDLE_ACTIVITY, FULL_ACTIVITY = 0.2, 0.9
@@ -88,6 +88,12 @@ class Pod:
             if self.running:
                 self.busy_seconds += passed
             self.at = now
+
+    def load(self) -> int:
+        """Its place in line for arrivals: less is sooner, FULL takes none."""
+        if self.running >= self.threads:
+            return FULL
+        return self.running + PREFILL_LOAD * (len(self.prefills) + (self.prefilling >= 0))
 
 
 class Fleet:
@@ -196,6 +202,8 @@ class Fleet:
     def advance(self, until: float) -> None:
         """Everything that happens before ``until``."""
         due, loads, arrival, pods = self._due, self._loads, self._arrival, self.pods
+        prefill, work, per_token = self._prefill, self._work, self._per_token
+        step, per_chunk, activity = self.model.step, self._per_chunk, self._activity
         at = self._next
         coming = arrival[at]
         while True:
@@ -203,71 +211,77 @@ class Fleet:
             if coming <= now:
                 if coming >= until:
                     break
-                work = self._work[at] = self._prefill[at] + self._mean_output * self._per_token
-                self.arrived_work += work
+                amount = work[at] = prefill[at] + self._mean_output * per_token
+                self.arrived_work += amount
                 least = min(loads)
                 if self.queued or least == FULL or not self._place(least, at, coming):
                     self._enqueue(at, coming)
                 at += 1
                 coming = arrival[at]
-            elif now >= until:
+                continue
+            if now >= until:
                 break
+            place = due.index(now)
+            pod = pods[place]
+            finishes = pod.finishes
+            passed = now - pod.at
+            pod.at = now
+            pod.sm_seconds += passed * pod.activity
+            pod.busy_seconds += passed
+            if finishes and finishes[0][0] <= pod.prefill_end:
+                pod.k, request = heappop(finishes)
+                pod.batch -= 1
+                self._finish(place, pod, request, now)
             else:
-                place = due.index(now)
-                pod = pods[place]
-                finishes = pod.finishes
-                passed = now - pod.at
-                pod.at = now
-                pod.sm_seconds += passed * pod.activity
-                pod.busy_seconds += passed
-                if finishes and finishes[0][0] <= pod.prefill_end:
-                    pod.k, request = heappop(finishes)
-                    pod.batch -= 1
-                    self._finish(place, pod, request, now)
-                else:
-                    self._prefilled(place, pod, now)
-                if pod.prefilling < 0:
-                    batch = pod.batch
-                    pod.activity = self._activity[batch]
-                    if batch:
-                        pod.period = self.model.step[batch]
-                        due[place] = now + (finishes[0][0] - pod.k) * pod.period
-                    else:
-                        pod.period = due[place] = inf
-                else:
-                    pod.activity = 1.0
-                    pod.period = self.model.step[pod.batch] + self._per_chunk[pod.prefilling]
-                    end = pod.prefill_end
-                    if finishes and finishes[0][0] < end:
-                        end = finishes[0][0]
-                    due[place] = now + (end - pod.k) * pod.period
+                self._prefilled(place, pod, now)
+            request = pod.prefilling
+            if request >= 0:
+                pod.activity = 1.0
+                pod.period = period = step[pod.batch] + per_chunk[request]
+                end = pod.prefill_end
+                if finishes and finishes[0][0] < end:
+                    end = finishes[0][0]
+                due[place] = now + (end - pod.k) * period
+            elif finishes:
+                batch = pod.batch
+                pod.activity = activity[batch]
+                pod.period = period = step[batch]
+                due[place] = now + (finishes[0][0] - pod.k) * period
+            else:
+                pod.activity = 0.0
+                pod.period = due[place] = inf
         self.arrived = self._next = at
 
     def _place(self, least: int, request: int, now: float) -> bool:
         """Give an arrival to the pod with the least load; False if it doesn't fit there."""
         place = self._loads.index(least)
         pod = self.pods[place]
-        if pod.kv + self._kv_need[request] > self.model.kv_tokens:
+        kv = pod.kv + self._kv_need[request]
+        if kv > self.model.kv_tokens:
             return False
-        self._admit(place, pod, request)
-        if pod.prefilling < 0:
-            pod.settle(now)
-            self._begin_prefill(pod)
-            pod.activity = 1.0
-            pod.period = self.model.step[pod.batch] + self._per_chunk[request]
-            end = pod.prefill_end
-            if pod.finishes and pod.finishes[0][0] < end:
-                end = pod.finishes[0][0]
-            self._due[place] = now + (end - pod.k) * pod.period
-        return True
-
-    def _admit(self, place: int, pod: Pod, request: int) -> None:
-        pod.kv += self._kv_need[request]
-        pod.prefills.append(request)
+        pod.kv = kv
         running = pod.running = pod.running + 1
-        self._loads[place] = (
-            FULL if running >= pod.threads else running + PREFILL_LOAD * len(pod.prefills)
-        )
+        self._loads[place] = FULL if running >= pod.threads else least + 1 + PREFILL_LOAD
+        if pod.prefilling >= 0:
+            pod.prefills.append(request)
+            return True
+        # The settle, prefill and due time of the general case, for the one prompt.
+        passed = now - pod.at
+        if passed > 0:
+            pod.k += passed / pod.period
+            pod.sm_seconds += passed * pod.activity
+            if running > 1:
+                pod.busy_seconds += passed
+            pod.at = now
+        pod.prefilling = request
+        end = pod.prefill_end = pod.k + self._chunks[request]
+        pod.activity = 1.0
+        pod.period = period = self.model.step[pod.batch] + self._per_chunk[request]
+        finishes = pod.finishes
+        if finishes and finishes[0][0] < end:
+            end = finishes[0][0]
+        self._due[place] = now + (end - pod.k) * period
+        return True
 
     def _begin_prefill(self, pod: Pod) -> None:
         request = pod.prefilling = pod.prefills.popleft()
@@ -279,10 +293,10 @@ class Fleet:
         self.first_token_at[request] = now
         if pod.prefills:
             self._begin_prefill(pod)
-            if self._loads[place] != FULL:
-                self._loads[place] -= PREFILL_LOAD
         else:
             pod.prefilling, pod.prefill_end = -1, inf
+        if self._loads[place] != FULL:
+            self._loads[place] -= PREFILL_LOAD
         tokens = self._output[request] - 1
         if tokens:
             pod.batch += 1
@@ -301,8 +315,8 @@ class Fleet:
             return
         if self.queued:
             self._pull_into(place, pod)
-        elif pod.running < pod.threads:
-            self._loads[place] = pod.running + PREFILL_LOAD * len(pod.prefills)
+        else:
+            self._loads[place] = pod.load()
 
     def _pull(self, place: int, now: float) -> None:
         """Let a pod take from the queue what it has room for."""
@@ -324,11 +338,12 @@ class Fleet:
             self._head = -1
             self.queued -= 1
             self.queued_work -= self._work[request]
-            self._admit(place, pod, request)
+            pod.kv += self._kv_need[request]
+            pod.running += 1
+            pod.prefills.append(request)
         if pod.prefilling < 0 and pod.prefills:
             self._begin_prefill(pod)
-        full = pod.running >= pod.threads
-        self._loads[place] = FULL if full else pod.running + PREFILL_LOAD * len(pod.prefills)
+        self._loads[place] = pod.load()
 
     def _enqueue(self, request: int, now: float) -> None:
         size = 0 if self._first_come else round(2 * log2(self._prompt[request]))
