@@ -80,4 +80,7 @@ class Pools:
             same = status.get("readyReplicas") == replicas == status.get("desiredReplicas")
             return same and conditions.get("Ready") == "True"
 
-        wait_for(f"{replicas} of {name} ready: {self.status(name)}", ready, within)
+        try:
+            wait_for(f"{replicas} of {name} ready", ready, within)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.status(name)}") from None

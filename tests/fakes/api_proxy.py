@@ -101,13 +101,14 @@ class ApiProxy:
                     raise web.HTTPServiceUnavailable
             kept = {k: v for k, v in answer.headers.items() if k.lower() not in _HOP}
             response = web.StreamResponse(status=answer.status, headers=kept)
-            await response.prepare(request)
-            if "watch=true" in request.raw_path:
-                async for line in self._events(path, answer):
-                    await response.write(line)
-            else:
-                await response.write(await answer.read())
-            await response.write_eof()
+            with contextlib.suppress(aiohttp.ClientConnectionResetError):  # the operator is gone
+                await response.prepare(request)
+                if "watch=true" in request.raw_path:
+                    async for line in self._events(path, answer):
+                        await response.write(line)
+                else:
+                    await response.write(await answer.read())
+                await response.write_eof()
             return response
 
     async def _events(self, path: str, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

@@ -176,10 +176,8 @@ class MiniKubelet:
             running.process = self._spawn(pod, running.address, running.folder)
             running.ready = False
             self._tell(running)
-        if running.name in self.deaf:
-            return
         ready = _ready(running.address)
-        if ready != running.ready:
+        if ready != running.ready and running.name not in self.deaf:
             running.ready = ready
             self._tell(running)
 
