@@ -88,7 +88,10 @@ class Controller:
             generation = int(body["metadata"]["generation"])
             before = ours.memory.status or LLMTaskPoolStatus()
             status = invalid_status(before, bad.faults, generation, rfc3339(self._clock()))
+            ours.memory = replace(ours.memory, status=status)
             await self._write_status(body, ours, status)
+            for note in notes(before, status, 0, ()):
+                await self._write_event(body, note)
             return CHILDREN_SECONDS
         backend = KubernetesBackend(pool, self._around(pool), self._access, ours.states)
         problems = await self._ensure(backend, pool, ours)
@@ -147,7 +150,9 @@ class Controller:
         for action in result.plan:
             log.info("%s/%s: %s", meta["namespace"], meta["name"], action.reason)
         await self._write_status(body, ours, result.status)
-        for note in notes(before, result.status, result.observed.replicas, result.plan):
+        undone = [failure.action for failure in result.failures]
+        done = [action for action in result.plan if action not in undone]
+        for note in notes(before, result.status, result.observed.replicas, done):
             await self._write_event(body, note)
 
     async def _write_status(
@@ -223,6 +228,7 @@ def next_turn_seconds(result: ReconcileResult) -> float:
     resting = (
         not result.plan
         and not seen.problems
+        and len(seen.pods) == seen.replicas
         and all(
             pod.ready and not pod.draining and pod.state is not None and not _busy(pod.state.lanes)
             for pod in seen.pods

@@ -74,7 +74,9 @@ async def reconcile(
         for action, outcome in zip(actions, done, strict=True)
         if isinstance(outcome, Exception)
     )
-    status = status_of(pool, observed, decisions, actions, memory.status, rfc3339(now))
+    undone = [failure.action for failure in failures]
+    told = [action for action in actions if action not in undone]
+    status = status_of(pool, observed, decisions, told, memory.status, rfc3339(now))
     return ReconcileResult(
         observed=observed,
         decisions=decisions,

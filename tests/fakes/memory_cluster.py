@@ -1,0 +1,82 @@
+"""A cluster in memory for one pool: API server, store, and workers that answer what they are told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fakes.cluster_objects import NAME, NAMESPACE, pod_body, pool_body
+from fakes.memory_api import MemoryApi
+from llmtaskpool_operator.api import KIND
+from llmtaskpool_operator.cluster_store import ClusterStore, PoolKey
+from llmtaskpool_operator.kubernetes_backend import ClusterAccess
+from llmtaskpool_operator.worker_client import ThreadsRefused, WorkerUnreachable
+from llmtaskpool_worker.contract import WorkerState
+
+KEY = PoolKey(NAMESPACE, NAME)
+
+
+class MemoryCluster:
+    """``states`` are the workers' answers by pod; ``threads`` what was set, with its generation."""
+
+    def __init__(self) -> None:
+        self.api = MemoryApi()
+        self.turns: list[PoolKey] = []
+        self.store = ClusterStore(self.turns.append)
+        self.states: dict[str, WorkerState] = {}
+        self.threads: list[tuple[str, int, dict[str, int]]] = []
+        self.tokens: set[str] = set()
+        self.refuses = False
+        self.access = ClusterAccess(self.store, self.api, self._worker)
+
+    def put(self, body: Any) -> Any:
+        """Somebody writes an object, and the watch tells of it."""
+        found = self.api.put(body)
+        self.store.seen(found["kind"], found)
+        return found
+
+    def pool(self, **spec: Any) -> Any:
+        return self.put(pool_body(**spec))
+
+    def pods(self, *names: str, state: WorkerState | None = None, **about: Any) -> None:
+        for name in names:
+            self.put(pod_body(name, **about))
+            if state is not None:
+                self.states[name] = state
+
+    def catch_up(self) -> None:
+        """The watches tell of all that was written."""
+        for (kind, _, _), body in list(self.api.objects.items()):
+            if kind in (KIND, "Deployment", "Pod"):
+                self.store.seen(kind, body)
+
+    @property
+    def deployment(self) -> Any:
+        return self.api.find("Deployment", NAMESPACE, NAME)
+
+    def cost(self, pod: str) -> str | None:
+        metadata = self.api.find("Pod", NAMESPACE, pod)["metadata"]
+        return metadata.get("annotations", {}).get("controller.kubernetes.io/pod-deletion-cost")
+
+    def marked(self) -> list[str]:
+        names = [name for kind, _, name in self.api.objects if kind == "Pod"]
+        return sorted(name for name in names if self.cost(name) is not None)
+
+    def _worker(self, address: str, token: str) -> Any:
+        self.tokens.add(token)
+        return _Worker(self, address.removeprefix("ip-of-"))
+
+
+class _Worker:
+    def __init__(self, cluster: MemoryCluster, name: str) -> None:
+        self._cluster = cluster
+        self._name = name
+
+    async def state(self) -> WorkerState:
+        if self._name not in self._cluster.states:
+            raise WorkerUnreachable("no answer within 2 s")
+        return self._cluster.states[self._name]
+
+    async def set_threads(self, generation: int, threads: Any) -> None:
+        if self._cluster.refuses:
+            raise ThreadsRefused("the worker has a newer generation in force")
+        self._cluster.threads.append((self._name, generation, dict(threads)))

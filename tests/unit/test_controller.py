@@ -1,0 +1,450 @@
+"""Whole turns of a pool on a cluster in memory: what is done, what is told, when it comes again."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Any
+
+import pytest
+from fakes.cluster_objects import NAME, NAMESPACE, UID, pod_body, pool_body, worker_state
+from fakes.memory_cluster import KEY, MemoryCluster
+from llmtaskpool_operator.api import KIND
+from llmtaskpool_operator.controller import (
+    CHILDREN_SECONDS,
+    Controller,
+    OperatorIdentity,
+    control_token,
+)
+from llmtaskpool_operator.kubernetes_api import ApiFailure, Fenced
+from llmtaskpool_operator.metrics import OperatorMetrics
+from prometheus_client import generate_latest
+
+SECRET = b"the operator's key"
+STATUS = ("apply/status", KIND, NAME)
+THREADS = {"compute": {"mode": "Fixed", "initial": 4}}
+AT_REST: dict[str, Any] = {"threads": THREADS}
+"""A pool that wants what its one idle pod has."""
+ODD: dict[str, Any] = {"scaling": {"minReplicas": 9, "maxReplicas": 2}}
+
+
+class Rig:
+    """One controller and the cluster that it works on, at ``now``."""
+
+    def __init__(self, **spec: Any) -> None:
+        self.cluster = MemoryCluster()
+        self.api = self.cluster.api
+        self.now = 1_800_000_000.0
+        self.metrics = OperatorMetrics()
+        self.controller = self.another()
+        self.cluster.pool(**spec)
+
+    def another(self) -> Controller:
+        """Another replica's, which remembers nothing."""
+        identity = OperatorIdentity("replica-1", "llmtaskpool-system", "worker:1", SECRET)
+        return Controller(self.cluster.access, identity, self.metrics, lambda: self.now)
+
+    def turn(self) -> float | None:
+        """One turn, after which the watches have told of all that was written."""
+        self.api.calls.clear()
+        self.api.bodies.clear()
+        try:
+            return asyncio.run(self.controller.turn(KEY))
+        finally:
+            self.cluster.catch_up()
+
+    def settled(self, **pod: Any) -> Rig:
+        """With its one pod, after the turns that it takes to get there."""
+        self.turn()
+        self.cluster.pods("a", state=worker_state("a"), **pod)
+        for _ in range(3):
+            self.now += 5
+            self.turn()
+        return self
+
+    def respec(self, **spec: Any) -> None:
+        body = self.api.find(KIND, NAMESPACE, NAME)
+        self.cluster.put(body | {"spec": spec})
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return self.api.find(KIND, NAMESPACE, NAME).get("status", {})
+
+    def condition(self, kind: str) -> dict[str, Any]:
+        return next((c for c in self.status.get("conditions", ()) if c["type"] == kind), {})
+
+    @property
+    def events(self) -> list[str]:
+        return [body["reason"] for key, body in self.api.objects.items() if key[0] == "Event"]
+
+    @property
+    def writes(self) -> list[Any]:
+        return [call for call in self.api.writes if call[1] != "Event"]
+
+
+# A pool's life
+
+
+def test_the_first_turn_makes_all_children_and_tells_a_status() -> None:
+    rig = Rig(scaling={"minReplicas": 2})
+    assert rig.turn() == 1.0
+    kinds = [key[0] for key in rig.api.objects]
+    for kind in ("ServiceAccount", "Secret", "NetworkPolicy", "Service", "Deployment"):
+        assert kind in kinds
+    assert rig.cluster.deployment["spec"]["replicas"] == 2
+    assert rig.status["observedGeneration"] == 1
+    assert rig.status["desiredReplicas"] == 2
+    assert rig.status["selector"].endswith("llmtaskpool.io/pool=chat")
+    assert rig.condition("Ready")["status"] == "False"
+
+
+def test_work_that_arrives_makes_the_deployment_larger_and_an_event_tells_why() -> None:
+    rig = Rig(scaling={"maxReplicas": 8}, **AT_REST).settled()
+    rig.cluster.states["a"] = worker_state("a", active=4, arrived=100.0)
+    rig.now += 5
+    rig.turn()
+    assert rig.cluster.deployment["spec"]["replicas"] > 1
+    assert rig.status["desiredReplicas"] == rig.cluster.deployment["spec"]["replicas"]
+    (event,) = [
+        body
+        for key, body in rig.api.objects.items()
+        if key[0] == "Event" and body["reason"] == "ScalingReplicas"
+    ]
+    assert event["regarding"]["uid"] == UID
+    assert event["type"] == "Normal"
+    assert event["note"].startswith("1 -> ")
+    assert event["reportingInstance"] == "replica-1"
+
+
+def test_a_turn_in_which_nothing_happened_writes_nothing() -> None:
+    rig = Rig(**AT_REST).settled()
+    for _ in range(5):
+        rig.now += 5
+        rig.turn()
+        assert rig.api.calls == []
+
+
+def test_a_deleted_pool_has_no_next_turn_and_nothing_is_written() -> None:
+    rig = Rig(**AT_REST).settled()
+    rig.cluster.store.gone(KIND, rig.api.objects.pop((KIND, NAMESPACE, NAME)))
+    assert rig.turn() is None
+    assert rig.api.calls == []
+    assert NAME.encode() not in generate_latest(rig.metrics.registry)
+
+
+def test_a_pool_that_is_being_deleted_is_left_alone() -> None:
+    rig = Rig(**AT_REST).settled()
+    body = rig.api.find(KIND, NAMESPACE, NAME)
+    body["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    rig.cluster.put(body)
+    rig.cluster.pods("a", ready=False)
+    assert rig.turn() is None
+    assert rig.api.calls == []
+
+
+def test_a_pool_that_was_never_there_is_no_error() -> None:
+    rig = Rig()
+    rig.cluster.store.gone(KIND, rig.api.objects.pop((KIND, NAMESPACE, NAME)))
+    assert rig.turn() is None
+
+
+def test_a_pool_that_is_made_anew_under_its_name_begins_anew() -> None:
+    rig = Rig(**AT_REST).settled()
+    for (kind, _, _), gone in list(rig.api.objects.items()):
+        if kind in ("Deployment", "Pod", KIND):
+            rig.cluster.store.gone(kind, gone)
+    rig.api.objects.clear()
+    body = pool_body(**AT_REST)
+    body["metadata"]["uid"] = "another"
+    rig.cluster.put(body)
+    rig.turn()
+    (owner,) = rig.cluster.deployment["metadata"]["ownerReferences"]
+    assert owner["uid"] == "another"
+    assert [decision["after"] for decision in rig.status.get("lastDecisions", ())] == []
+    secret = rig.api.find("Secret", NAMESPACE, f"{NAME}-llmtaskpool-control")
+    told = base64.b64decode(secret["data"]["token"]).decode()
+    assert told == control_token(SECRET, "another")
+
+
+def test_children_are_looked_at_when_the_spec_changes_and_every_ten_minutes() -> None:
+    rig = Rig(**AT_REST).settled()
+    del rig.api.objects["Service", NAMESPACE, NAME]
+    rig.now += CHILDREN_SECONDS / 2
+    rig.turn()
+    assert rig.api.find("Service", NAMESPACE, NAME) is None
+    rig.now += CHILDREN_SECONDS / 2 + 1
+    rig.turn()
+    assert rig.api.find("Service", NAMESPACE, NAME) is not None
+    del rig.api.objects["Service", NAMESPACE, NAME]
+    rig.respec(**AT_REST, image="worker:2")
+    rig.turn()
+    assert rig.api.find("Service", NAMESPACE, NAME) is not None
+
+
+def test_a_deployment_that_somebody_deleted_comes_back_with_what_it_had() -> None:
+    rig = Rig(scaling={"maxReplicas": 8, "minReplicas": 1}, **AT_REST).settled()
+    rig.cluster.states["a"] = worker_state("a", active=4, arrived=100.0)
+    rig.now += 5
+    rig.turn()
+    had = rig.cluster.deployment["spec"]["replicas"]
+    assert had > 1
+    rig.cluster.store.gone("Deployment", rig.api.objects.pop(("Deployment", NAMESPACE, NAME)))
+    rig.now += 1
+    rig.turn()
+    assert rig.cluster.deployment["spec"]["replicas"] == had
+
+
+def test_a_new_leader_goes_on_where_the_last_one_stopped() -> None:
+    rig = Rig(scaling={"maxReplicas": 8}, **AT_REST).settled()
+    rig.cluster.states["a"] = worker_state("a", active=4, arrived=100.0)
+    rig.now += 5
+    rig.turn()
+    before = rig.status
+    assert before["lastDecisions"]
+    rig.controller = rig.another()
+    rig.now += 1
+    rig.turn()
+    assert rig.status["lastDecisions"] == before["lastDecisions"]
+    assert rig.status["desiredReplicas"] == before["desiredReplicas"]
+    times = {c["type"]: c["lastTransitionTime"] for c in before["conditions"]}
+    for condition in rig.status["conditions"]:
+        if condition["type"] == "Ready":
+            assert condition["lastTransitionTime"] == times["Ready"]
+
+
+@pytest.mark.parametrize("status", [{"replicas": -4}, {"conditions": "none"}, {"unknown": 1}])
+def test_an_odd_status_that_was_left_behind_is_made_anew(status: dict[str, Any]) -> None:
+    rig = Rig(**AT_REST)
+    rig.cluster.put(rig.api.find(KIND, NAMESPACE, NAME) | {"status": status})
+    assert rig.turn() is not None
+    assert rig.status["observedGeneration"] == 1
+
+
+# When the next turn is
+
+
+def test_an_idle_pool_at_rest_is_looked_at_every_five_seconds() -> None:
+    rig = Rig(**AT_REST).settled()
+    assert rig.turn() == 5.0
+
+
+@pytest.mark.parametrize("state", [{"active": 1}, {"queued": 1}])
+def test_a_busy_pool_is_looked_at_every_second(state: dict[str, int]) -> None:
+    rig = Rig(**AT_REST).settled()
+    rig.cluster.states["a"] = worker_state("a", **state)
+    assert rig.turn() == 1.0
+
+
+@pytest.mark.parametrize("pod", [{"ready": False}, {"going": True}, {"silent": True}])
+def test_a_pool_that_is_on_its_way_is_looked_at_every_second(pod: dict[str, bool]) -> None:
+    rig = Rig(**AT_REST).settled()
+    if not pod.pop("silent", False):
+        rig.cluster.states["b"] = worker_state("b")
+    rig.cluster.put(pod_body("b", **pod))
+    assert rig.turn() == 1.0
+
+
+def test_a_pool_that_can_not_be_read_is_looked_at_rarely() -> None:
+    assert Rig(**ODD).turn() == CHILDREN_SECONDS
+
+
+# What is told
+
+
+def test_numbers_that_move_with_the_load_are_written_every_ten_seconds_at_most() -> None:
+    rig = Rig(**AT_REST).settled()
+    rig.now += 60
+    written = []
+    for second in range(31):
+        rig.now += 1
+        rig.cluster.states["a"] = worker_state("a", active=second % 4)
+        rig.turn()
+        if rig.writes:
+            assert rig.writes == [STATUS]
+            written.append(rig.now)
+    gaps = [after - before for before, after in zip(written, written[1:], strict=False)]
+    assert len(written) >= 3
+    assert min(gaps) >= 10.0
+
+
+def test_a_pod_that_gets_ready_is_written_at_once() -> None:
+    rig = Rig(**AT_REST)
+    rig.turn()
+    rig.cluster.pods("a", state=worker_state("a"))
+    rig.now += 1
+    rig.turn()
+    assert STATUS in rig.writes
+    assert rig.condition("Ready")["status"] == "True"
+
+
+def test_utilization_within_the_dead_band_is_not_written() -> None:
+    rig = Rig(**AT_REST, scaling={"maxReplicas": 1}).settled()
+    arrived, told = 0.0, []
+    for step in range(12):
+        arrived += 5 * (0.50 if step < 8 else 0.52)
+        rig.now += 5
+        rig.cluster.states["a"] = worker_state("a", arrived=arrived)
+        rig.turn()
+        told.append(rig.status["utilization"])
+    assert told[7] == pytest.approx(0.5, abs=0.06)
+    assert told[8:] == [told[7]] * 4
+
+
+def test_an_event_that_can_not_be_written_stops_nothing() -> None:
+    rig = Rig(**AT_REST)
+
+    def fail(call: Any) -> None:
+        if call[1] == "Event":
+            raise ApiFailure(403, "403: forbidden")
+
+    rig.api.before = fail
+    rig.cluster.pods("a", ready=False, conditions=[], phase="Pending")
+    rig.settled()
+    assert rig.status["readyReplicas"] == 1
+    assert rig.events == []
+
+
+def test_a_name_that_is_taken_is_told_and_the_pool_stalls() -> None:
+    rig = Rig(**AT_REST)
+    theirs = {"kind": "Deployment", "metadata": {"namespace": NAMESPACE, "name": NAME}, "spec": {}}
+    before = rig.api.put(theirs)
+    for _ in range(4):
+        rig.now += 30
+        with pytest.raises(ApiFailure):
+            rig.turn()
+    assert rig.condition("Stalled")["reason"] == "NameTaken"
+    assert "Deployment chat" in rig.condition("Stalled")["message"]
+    assert rig.condition("Ready")["status"] == "False"
+    assert rig.api.find("Deployment", NAMESPACE, NAME) == before
+    assert rig.events == ["DegradedTrue", "Stalled"]  # once, and nothing of replicas
+    assert rig.status["lastDecisions"] == []
+
+
+# A spec that can't be read
+
+
+def test_an_invalid_spec_stalls_the_pool_and_touches_nothing() -> None:
+    rig = Rig(**AT_REST).settled()
+    before = {key: body for key, body in rig.api.objects.items() if key[0] not in (KIND, "Event")}
+    rig.respec(**ODD)
+    rig.turn()
+    assert rig.writes == [STATUS]
+    assert rig.events[-1] == "Stalled"
+    after = {key: body for key, body in rig.api.objects.items() if key[0] not in (KIND, "Event")}
+    assert after == before
+    stalled = rig.condition("Stalled")
+    assert (stalled["status"], stalled["reason"]) == ("True", "InvalidSpec")
+    assert "lower minReplicas or raise maxReplicas" in stalled["message"]
+    assert rig.condition("Ready")["status"] == "False"
+    assert rig.status["observedGeneration"] == 2
+    assert rig.status["desiredReplicas"] == 1  # as it was left
+
+
+def test_a_new_pool_with_an_invalid_spec_gets_no_children() -> None:
+    rig = Rig(**ODD)
+    rig.turn()
+    assert {key[0] for key in rig.api.objects} == {KIND, "Event"}
+    assert rig.condition("Stalled")["reason"] == "InvalidSpec"
+
+
+def test_an_invalid_spec_is_told_once_with_the_time_when_it_became_so() -> None:
+    rig = Rig(**AT_REST).settled()
+    rig.respec(**ODD)
+    rig.turn()
+    told = rig.condition("Ready")["lastTransitionTime"]
+    for _ in range(3):
+        rig.now += CHILDREN_SECONDS
+        rig.turn()
+        assert rig.api.calls == []
+    assert rig.condition("Ready")["lastTransitionTime"] == told
+
+
+def test_a_spec_that_is_mended_goes_on_and_the_stall_is_over() -> None:
+    rig = Rig(**AT_REST).settled()
+    rig.respec(**ODD)
+    rig.turn()
+    rig.respec(**AT_REST)
+    rig.now += 1
+    rig.turn()
+    assert rig.condition("Stalled") == {}
+    assert rig.condition("Ready")["status"] == "True"
+    assert rig.status["observedGeneration"] == 3
+
+
+# Failures
+
+
+@pytest.mark.parametrize("error", [ApiFailure(500, "500: no"), Fenced("does not lead")])
+@pytest.mark.parametrize("verb", ["apply", "apply/status"])
+def test_a_write_that_fails_is_the_callers_to_try_again(error: Exception, verb: str) -> None:
+    rig = Rig(**AT_REST)
+
+    def fail(call: Any) -> None:
+        if call[0] == verb:
+            raise error
+
+    rig.api.before = fail
+    with pytest.raises(type(error)):
+        rig.turn()
+    rig.api.before = lambda _call: None
+    rig.settled()
+    assert rig.condition("Ready")["status"] == "True"
+
+
+def test_replicas_that_could_not_be_written_fail_the_turn_and_the_next_one_writes_them() -> None:
+    rig = Rig(scaling={"maxReplicas": 8}, **AT_REST).settled()
+    rig.cluster.states["a"] = worker_state("a", active=4, arrived=100.0)
+
+    def fail(call: Any) -> None:
+        if call[:2] == ("apply", "Deployment"):
+            raise ApiFailure(500, "500: no")
+
+    rig.api.before = fail
+    rig.now += 5
+    with pytest.raises(ApiFailure):
+        rig.turn()
+    assert rig.cluster.deployment["spec"]["replicas"] == 1
+    assert "ScalingReplicas" not in rig.events
+    assert rig.status["desiredReplicas"] == 1
+    rig.api.before = lambda _call: None
+    rig.now += 5
+    rig.turn()
+    assert rig.cluster.deployment["spec"]["replicas"] > 1
+
+
+def test_a_worker_that_refuses_its_threads_fails_no_turn() -> None:
+    rig = Rig(threads={"compute": {"min": 4}}).settled()
+    rig.cluster.states["a"] = worker_state("a", active=4, queued=40)
+    rig.cluster.refuses = True
+    rig.now += 1
+    assert rig.turn() == 1.0
+    rig.cluster.refuses = False
+    rig.now += 1
+    rig.turn()
+    assert [name for name, _, _ in rig.cluster.threads] == ["a"]
+
+
+def test_what_is_forgotten_when_another_leads_leaves_no_series() -> None:
+    rig = Rig(**AT_REST).settled()
+    assert NAME.encode() in generate_latest(rig.metrics.registry)
+    rig.controller.forget_all()
+    assert NAME.encode() not in generate_latest(rig.metrics.registry)
+
+
+# The control token
+
+
+def test_a_pools_control_token_is_stable_and_differs_for_each_pool_and_each_operator() -> None:
+    token = control_token(SECRET, UID)
+    assert token == control_token(SECRET, UID)
+    assert token != control_token(SECRET, "another pool")
+    assert token != control_token(b"another operator", UID)
+    assert len(token) >= 43  # 256 bits
+    assert set(token) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+
+
+def test_workers_are_asked_with_the_token_that_their_secret_holds() -> None:
+    rig = Rig(**AT_REST).settled()
+    secret = rig.api.find("Secret", NAMESPACE, f"{NAME}-llmtaskpool-control")
+    assert rig.cluster.tokens == {base64.b64decode(secret["data"]["token"]).decode()}
+    assert SECRET.decode() not in str(rig.api.objects)

@@ -1,0 +1,476 @@
+"""A pool on a cluster in memory: what is read of it, and what is written to it, when and how."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from fakes.cluster_objects import NAME, NAMESPACE, UID, pod_body, worker_state
+from fakes.cluster_objects import pool as pool_of
+from fakes.memory_cluster import KEY, MemoryCluster
+from llmtaskpool_operator.api import LLMTaskPoolStatus
+from llmtaskpool_operator.kubernetes_api import ApiFailure, Fenced
+from llmtaskpool_operator.kubernetes_backend import VICTIM_COST, KubernetesBackend
+from llmtaskpool_operator.manifests import Surroundings
+from llmtaskpool_operator.plan import SetReplicas, SetThreads
+from llmtaskpool_operator.pod_states import PodStates
+from llmtaskpool_operator.worker_client import ThreadsRefused, WorkerUnreachable
+from llmtaskpool_worker.contract import LaneName
+
+AROUND = Surroundings("worker:1", "token-of-the-pool", "llmtaskpool-system")
+APPLIED = ("apply", "Deployment", NAME)
+CHILDREN = {"ServiceAccount", "Secret", "NetworkPolicy", "Service", "PodDisruptionBudget"}
+
+
+def backend(
+    cluster: MemoryCluster,
+    *,
+    status: LLMTaskPoolStatus | None = None,
+    now: float = 50.0,
+    **spec: Any,
+) -> KubernetesBackend:
+    pool = pool_of(**spec).model_copy(update={"status": status})
+    return KubernetesBackend(pool, AROUND, cluster.access, PodStates(lambda: now))
+
+
+def with_deployment(asked: int = 3, *pods: str, **spec: Any) -> MemoryCluster:
+    """A cluster with a pool's Deployment as the operator makes it, all caught up."""
+    cluster = MemoryCluster()
+    cluster.pool(**spec)
+    asyncio.run(backend(cluster, **spec).ensure_deployment())
+    live = cluster.deployment
+    live["spec"]["replicas"] = asked
+    cluster.put(live)
+    cluster.pods(*pods)
+    cluster.api.calls.clear()
+    cluster.api.bodies.clear()
+    return cluster
+
+
+# Children
+
+
+def test_all_children_are_made_once_and_then_left_alone() -> None:
+    cluster = MemoryCluster()
+    of = backend(cluster)
+    assert asyncio.run(of.ensure_children()) == ()
+    assert {kind for _, kind, _ in cluster.api.writes} == CHILDREN
+    cluster.api.calls.clear()
+    asyncio.run(of.ensure_children())
+    # The token's Secret can't be read: it is applied, which changes nothing.
+    assert [kind for _, kind, _ in cluster.api.writes] == ["Secret"]
+
+
+def test_no_secret_is_ever_read() -> None:
+    cluster = MemoryCluster()
+    for _ in range(2):
+        asyncio.run(backend(cluster).ensure_children())
+    assert ("get", "Secret") not in {call[:2] for call in cluster.api.calls}
+
+
+@pytest.mark.parametrize("kind", sorted(CHILDREN - {"Secret"}))
+def test_a_child_that_somebody_changed_is_mended_and_no_other_is_written(kind: str) -> None:
+    cluster = MemoryCluster()
+    asyncio.run(backend(cluster).ensure_children())
+    (name,) = [n for k, _, n in cluster.api.objects if k == kind]
+    spoilt = cluster.api.find(kind, NAMESPACE, name)
+    spoilt["metadata"]["labels"] = {"app": "mine"}
+    cluster.api.put(spoilt)
+    cluster.api.calls.clear()
+    asyncio.run(backend(cluster).ensure_children())
+    assert {k for _, k, _ in cluster.api.writes} == {kind, "Secret"}
+    assert "llmtaskpool.io/pool" in cluster.api.find(kind, NAMESPACE, name)["metadata"]["labels"]
+
+
+def test_a_child_that_was_deleted_is_made_again() -> None:
+    cluster = MemoryCluster()
+    asyncio.run(backend(cluster).ensure_children())
+    del cluster.api.objects["Service", NAMESPACE, NAME]
+    asyncio.run(backend(cluster).ensure_children())
+    assert cluster.api.find("Service", NAMESPACE, NAME) is not None
+
+
+def test_somebody_elses_service_of_the_same_name_is_told_and_never_written() -> None:
+    cluster = MemoryCluster()
+    theirs = {"kind": "Service", "metadata": {"namespace": NAMESPACE, "name": NAME}, "spec": {}}
+    before = cluster.api.put(theirs)
+    (problem,) = asyncio.run(backend(cluster).ensure_children())
+    assert (problem.reason, problem.stalled) == ("NameTaken", True)
+    assert "Service chat" in problem.message
+    assert "remove it, or rename the pool" in problem.message
+    assert cluster.api.find("Service", NAMESPACE, NAME) == before
+    assert {kind for _, kind, _ in cluster.api.writes} == CHILDREN - {"Service"}
+
+
+# The Deployment
+
+
+@pytest.mark.parametrize(
+    ("spec", "replicas"),
+    [
+        ({}, 1),
+        ({"scaling": {"minReplicas": 3}}, 3),
+        ({"scaling": {"minReplicas": 0}}, 0),
+        ({"scaling": {"mode": "Advise", "minReplicas": 2}}, 2),
+        ({"scaling": {"mode": "Fixed"}, "replicas": 4}, 4),
+        ({"scaling": {"mode": "External"}, "replicas": 0}, 0),
+        ({"scaling": {"mode": "External", "minReplicas": 2}}, 2),
+        ({"replicas": 8}, 1),
+    ],
+)
+def test_a_new_pool_starts_with_its_minimum_or_with_what_its_owner_says(spec, replicas) -> None:
+    cluster = MemoryCluster()
+    assert asyncio.run(backend(cluster, **spec).ensure_deployment()) == ()
+    assert cluster.deployment["spec"]["replicas"] == replicas
+
+
+@pytest.mark.parametrize(("had", "gets"), [(7, 7), (0, 2), (1, 2), (500, 10)])
+def test_a_deployment_that_was_deleted_comes_back_with_what_it_had(had: int, gets: int) -> None:
+    cluster = MemoryCluster()
+    status = LLMTaskPoolStatus(desired_replicas=had)
+    scaling = {"minReplicas": 2, "maxReplicas": 10}
+    asyncio.run(backend(cluster, status=status, scaling=scaling).ensure_deployment())
+    assert cluster.deployment["spec"]["replicas"] == gets
+
+
+def test_a_deployment_as_it_should_be_costs_no_request() -> None:
+    cluster = with_deployment(5)
+    asyncio.run(backend(cluster).ensure_deployment())
+    assert cluster.api.calls == []
+
+
+def test_a_new_spec_changes_the_template_and_keeps_the_replicas() -> None:
+    cluster = with_deployment(5)
+    asyncio.run(backend(cluster, image="worker:2").ensure_deployment())
+    assert cluster.api.calls == [APPLIED]
+    spec = cluster.deployment["spec"]
+    assert spec["replicas"] == 5
+    assert spec["template"]["spec"]["containers"][0]["image"] == "worker:2"
+
+
+def test_a_deployment_that_the_watch_has_not_told_of_yet_is_not_overwritten() -> None:
+    cluster = with_deployment(5)
+    cluster.store.gone("Deployment", cluster.deployment)
+    newer = cluster.deployment
+    newer["spec"]["replicas"] = 6
+    cluster.api.put(newer)  # and no event of it
+    asyncio.run(backend(cluster).ensure_deployment())
+    assert cluster.api.writes == []
+    assert cluster.deployment["spec"]["replicas"] == 6
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("owners", [[], [{"uid": "the pool before", "controller": True}]])
+def test_somebody_elses_deployment_is_told_and_never_written(known: bool, owners: list) -> None:
+    cluster = with_deployment(5)
+    theirs = cluster.deployment
+    theirs["metadata"]["ownerReferences"] = owners
+    cluster.api.put(theirs)
+    if known:
+        cluster.catch_up()
+    else:
+        cluster.store.gone("Deployment", theirs)
+        cluster.api.put(theirs)
+    of = backend(cluster, image="worker:2")
+    (problem,) = asyncio.run(of.ensure_deployment())
+    assert (problem.reason, problem.stalled) == ("NameTaken", True)
+    with pytest.raises(ApiFailure, match="no Deployment of ours"):
+        asyncio.run(of.apply(SetReplicas(2, ("a",), "r")))
+    assert asyncio.run(of.observe(50.0)).replicas == 0
+    assert cluster.api.writes == []
+
+
+# Replicas
+
+
+def test_growing_is_one_write_on_the_condition_that_nothing_changed() -> None:
+    cluster = with_deployment(3, "a", "b", "c")
+    asked: list[str | None] = []
+    apply = cluster.api.apply
+
+    async def recorded(manifest: Any, *, version: str | None = None, **more: Any) -> Any:
+        asked.append(version)
+        return await apply(manifest, version=version, **more)
+
+    cluster.api.apply = recorded
+    version = cluster.deployment["metadata"]["resourceVersion"]
+    asyncio.run(backend(cluster).apply(SetReplicas(5, (), "r")))
+    assert cluster.api.calls == [APPLIED]
+    assert asked == [version]
+    assert cluster.deployment["spec"]["replicas"] == 5
+    assert cluster.marked() == []
+
+
+def test_shrinking_marks_the_victims_and_nobody_else_and_then_asks_for_fewer() -> None:
+    cluster = with_deployment(4, "a", "b", "c", "d")
+    asyncio.run(backend(cluster).apply(SetReplicas(2, ("b", "d"), "r")))
+    marks = {("merge", "Pod", "b"), ("merge", "Pod", "d")}
+    assert set(cluster.api.calls[:2]) == marks
+    assert cluster.api.calls[2:] == [APPLIED]
+    assert cluster.marked() == ["b", "d"]
+    assert cluster.cost("b") == VICTIM_COST
+    assert int(VICTIM_COST) < 0  # those without a mark count 0
+    assert cluster.deployment["spec"]["replicas"] == 2
+
+
+def test_marks_of_an_earlier_plan_are_taken_away_from_who_stays() -> None:
+    cluster = with_deployment(4, "a", "b", "c", "d")
+    of = backend(cluster)
+    asyncio.run(of.apply(SetReplicas(3, ("a",), "r")))
+    asyncio.run(of.apply(SetReplicas(2, ("b", "c"), "r")))
+    assert cluster.marked() == ["b", "c"]
+
+
+def test_a_pod_that_is_marked_already_is_not_written_again() -> None:
+    cluster = with_deployment(4, "a", "b", "c", "d")
+    of = backend(cluster)
+    asyncio.run(of.apply(SetReplicas(3, ("a",), "r")))
+    cluster.api.calls.clear()
+    asyncio.run(of.apply(SetReplicas(2, ("a", "b"), "r")))
+    assert cluster.api.calls == [("merge", "Pod", "b"), APPLIED]
+
+
+def test_a_pod_that_goes_already_is_not_marked() -> None:
+    cluster = with_deployment(3, "a", "b")
+    cluster.put(pod_body("c", going=True))
+    asyncio.run(backend(cluster).apply(SetReplicas(1, ("a", "c"), "r")))
+    assert cluster.marked() == ["a"]
+
+
+def test_a_victim_that_is_gone_by_now_stops_nothing() -> None:
+    cluster = with_deployment(3, "a", "b", "c")
+    del cluster.api.objects["Pod", NAMESPACE, "a"]
+    asyncio.run(backend(cluster).apply(SetReplicas(2, ("a",), "r")))
+    assert cluster.deployment["spec"]["replicas"] == 2
+
+
+@pytest.mark.parametrize("error", [ApiFailure(500, "500: no"), Fenced("does not lead")])
+def test_without_its_marks_a_fall_does_not_happen(error: Exception) -> None:
+    """Else Kubernetes would choose the victims, and might take the busiest."""
+    cluster = with_deployment(3, "a", "b", "c")
+
+    def fail(call: Any) -> None:
+        if call[0] == "merge":
+            raise error
+
+    cluster.api.before = fail
+    with pytest.raises(type(error)):
+        asyncio.run(backend(cluster).apply(SetReplicas(2, ("a",), "r")))
+    assert APPLIED not in cluster.api.calls
+    assert cluster.deployment["spec"]["replicas"] == 3
+
+
+def moved(cluster: MemoryCluster, times: int, **change: Any) -> None:
+    """Somebody writes the Deployment just before each of our next writes."""
+    left = [times]
+
+    def write(call: Any) -> None:
+        if call == APPLIED and left[0]:
+            left[0] -= 1
+            live = cluster.deployment
+            live["status"] = {"readyReplicas": left[0]}
+            live["spec"] |= change
+            cluster.api.put(live)
+
+    cluster.api.before = write
+
+
+def test_a_write_that_met_a_change_of_the_status_is_tried_again() -> None:
+    cluster = with_deployment(3)
+    moved(cluster, 2)
+    asyncio.run(backend(cluster).apply(SetReplicas(5, (), "r")))
+    assert cluster.deployment["spec"]["replicas"] == 5
+    assert cluster.api.calls.count(APPLIED) == 3
+
+
+def test_a_write_that_always_meets_a_change_of_the_status_ends() -> None:
+    cluster = with_deployment(3)
+    moved(cluster, 100)
+    with pytest.raises(ApiFailure) as failed:
+        asyncio.run(backend(cluster).apply(SetReplicas(5, (), "r")))
+    assert failed.value.code == 409
+    assert cluster.api.calls.count(APPLIED) <= 5
+
+
+def test_a_write_that_met_a_change_of_the_spec_is_given_up_and_decided_anew() -> None:
+    cluster = with_deployment(3)
+    moved(cluster, 1, replicas=9)
+    of = backend(cluster)
+    with pytest.raises(ApiFailure) as failed:
+        asyncio.run(of.apply(SetReplicas(5, (), "r")))
+    assert failed.value.code == 409
+    assert cluster.deployment["spec"]["replicas"] == 9
+    assert asyncio.run(of.observe(50.0)).replicas == 9  # the next turn knows of it
+
+
+def test_a_write_that_met_a_deletion_is_given_up() -> None:
+    cluster = with_deployment(3)
+    key = ("Deployment", NAMESPACE, NAME)
+    cluster.api.before = lambda call: call == APPLIED and cluster.api.objects.pop(key, None)
+    with pytest.raises(ApiFailure):
+        asyncio.run(backend(cluster).apply(SetReplicas(5, (), "r")))
+    assert cluster.deployment is None
+
+
+@pytest.mark.parametrize("code", [0, 403, 422, 500])
+def test_other_failures_are_the_callers(code: int) -> None:
+    cluster = with_deployment(3)
+
+    def fail(_: Any) -> None:
+        raise ApiFailure(code, "no")
+
+    cluster.api.before = fail
+    with pytest.raises(ApiFailure) as failed:
+        asyncio.run(backend(cluster).apply(SetReplicas(5, (), "r")))
+    assert failed.value.code == code
+    assert len(cluster.api.calls) == 1
+
+
+def test_what_was_written_is_known_at_once() -> None:
+    """Not only when the watch tells of it: else the next turn would decide on old replicas."""
+    cluster = with_deployment(3)
+    of = backend(cluster)
+    asyncio.run(of.apply(SetReplicas(5, (), "r")))
+    assert asyncio.run(of.observe(50.0)).replicas == 5
+
+
+# Threads
+
+
+def test_threads_are_set_at_the_pods_own_control_port_with_the_pools_token() -> None:
+    cluster = with_deployment(2, "a", "b")
+    action = SetThreads("b", 4, {LaneName.COMPUTE: 12}, "r")
+    asyncio.run(backend(cluster).apply(action))
+    assert cluster.threads == [("b", 4, {LaneName.COMPUTE: 12})]
+    assert cluster.tokens == {AROUND.control_token}
+    assert cluster.api.calls == []
+
+
+def test_threads_of_a_pod_that_is_gone_or_has_no_address_are_told() -> None:
+    cluster = with_deployment(1)
+    cluster.put(pod_body("new", podIP=""))
+    for name in ("gone", "new"):
+        with pytest.raises(WorkerUnreachable, match=name):
+            asyncio.run(backend(cluster).apply(SetThreads(name, 1, {LaneName.COMPUTE: 2}, "r")))
+
+
+def test_a_worker_that_knows_better_is_heard() -> None:
+    cluster = with_deployment(1, "a")
+    cluster.refuses = True
+    with pytest.raises(ThreadsRefused):
+        asyncio.run(backend(cluster).apply(SetThreads("a", 1, {LaneName.COMPUTE: 2}, "r")))
+
+
+# What is seen
+
+
+def test_pods_are_seen_with_what_they_say_of_themselves() -> None:
+    cluster = with_deployment(4)
+    cluster.pods("busy", state=worker_state("busy", active=3))
+    cluster.pods("starting", ready=False, state=worker_state("starting"))
+    cluster.put(pod_body("going", going=True))
+    cluster.pods("silent")
+    cluster.pods("over", phase="Failed")
+    seen = asyncio.run(backend(cluster).observe(53.0))
+    found = {pod.name: pod for pod in seen.pods}
+    assert sorted(found) == ["busy", "going", "silent", "starting"]
+    assert seen.replicas == 4
+    assert found["busy"].state.lanes[LaneName.COMPUTE].active == 3
+    assert found["busy"].age_seconds == pytest.approx(3.0)
+    assert found["busy"].ready
+    assert not found["starting"].ready
+    assert found["going"].draining
+    assert not found["going"].ready
+    assert found["silent"].state is None
+    assert seen.missing == ("silent",)
+
+
+def test_a_pod_that_falls_silent_keeps_its_last_answer_and_it_gets_older() -> None:
+    cluster = with_deployment(1)
+    cluster.pods("a", state=worker_state())
+    now = [50.0]
+    states = PodStates(lambda: now[0])
+    of = KubernetesBackend(pool_of(), AROUND, cluster.access, states)
+
+    async def twice() -> tuple[Any, Any]:
+        first = await of.observe(50.0)
+        cluster.states.clear()
+        now[0] = 70.0
+        return first, await of.observe(70.0)
+
+    first, later = asyncio.run(twice())
+    assert first.pods[0].age_seconds == 0
+    assert later.pods[0].state == first.pods[0].state
+    assert later.pods[0].age_seconds == pytest.approx(20.0)
+
+
+def test_a_pool_without_pods_and_deployment_is_seen_as_empty() -> None:
+    cluster = MemoryCluster()
+    seen = asyncio.run(backend(cluster).observe(50.0))
+    assert (seen.replicas, seen.pods, seen.problems, seen.rival) == (0, (), (), None)
+
+
+def test_a_deployment_that_names_no_replicas_asks_for_one() -> None:
+    cluster = with_deployment(3)
+    live = cluster.deployment
+    del live["spec"]["replicas"]
+    cluster.put(live)
+    assert asyncio.run(backend(cluster).observe(50.0)).replicas == 1
+
+
+def test_what_is_in_the_way_is_seen() -> None:
+    cluster = with_deployment(1)
+    waiting = {"waiting": {"reason": "ImagePullBackOff"}}
+    cluster.pods("a", ready=False, containerStatuses=[{"name": "worker", "state": waiting}])
+    (problem,) = asyncio.run(backend(cluster).observe(50.0)).problems
+    assert problem.reason == "ImagePullBackOff"
+
+
+def written_by(cluster: MemoryCluster, kind: str, manager: str) -> None:
+    body = cluster.api.find(kind, NAMESPACE, NAME)
+    fields = {"f:spec": {"f:replicas": {}}}
+    entry = {"manager": manager, "time": "2026-01-01T00:00:00Z", "fieldsV1": fields}
+    body["metadata"]["managedFields"] = [entry]
+    cluster.put(body)
+
+
+def test_who_else_writes_the_deployments_replicas_is_named() -> None:
+    cluster = with_deployment(3)
+    written_by(cluster, "Deployment", "kubectl-edit")
+    assert "kubectl-edit" in asyncio.run(backend(cluster).observe(50.0)).rival
+    fixed = {"scaling": {"mode": "External"}, "replicas": 3}
+    assert asyncio.run(backend(cluster, **fixed).observe(50.0)).rival is None
+
+
+def test_our_own_writes_are_no_rivals() -> None:
+    cluster = with_deployment(3)
+    written_by(cluster, "Deployment", "llmtaskpool")
+    assert asyncio.run(backend(cluster).observe(50.0)).rival is None
+
+
+def test_who_writes_scale_is_a_rival_and_who_applied_the_pool_is_none() -> None:
+    cluster = with_deployment(3, replicas=4)
+    assert "/scale" in asyncio.run(backend(cluster, replicas=4).observe(50.0)).rival
+    written_by(cluster, "LLMTaskPool", "kubectl-client-side-apply")
+    assert asyncio.run(backend(cluster, replicas=4).observe(50.0)).rival is None
+
+
+def test_another_pools_pods_are_not_seen() -> None:
+    cluster = with_deployment(1, "a")
+    other = pod_body("b")
+    other["metadata"]["labels"]["llmtaskpool.io/pool"] = "other"
+    cluster.put(other)
+    seen = asyncio.run(backend(cluster).observe(50.0))
+    assert [pod.name for pod in seen.pods] == ["a"]
+    assert cluster.store.pods(KEY)[0]["metadata"]["name"] == "a"
+
+
+def test_children_and_deployment_belong_to_the_pool_by_uid() -> None:
+    cluster = MemoryCluster()
+    of = backend(cluster)
+    asyncio.run(of.ensure_children())
+    asyncio.run(of.ensure_deployment())
+    for body in cluster.api.objects.values():
+        (owner,) = body["metadata"]["ownerReferences"]
+        assert owner["uid"] == UID
