@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from math import ceil, inf
 
@@ -153,7 +154,7 @@ class _Run:
         lane = thread_policy(spec.threads.compute)
         if spec.threads.compute.mode == "Fixed":
             lane = replace(lane, minimum=self._threads, maximum=self._threads)
-        self._thread_law = _ThreadLaw(lane)
+        self._thread_law = _thread_law(lane)
         self._born = 0
         self._gone: list[Pod] = []
         self._scrapes: deque[tuple[int, tuple[PodSample, ...]]] = deque()
@@ -337,7 +338,8 @@ class _ThreadLaw:
         self, threads: int, active: int, queued: int, cap: int, pending: int | None
     ) -> tuple[int, int | None]:
         """N of the next second and the change that waits."""
-        key = (threads, active, queued, cap, pending)
+        # More than the cap can't ask for more than the cap.
+        key = (threads, active, min(queued, cap), cap, pending)
         known = self._known.get(key)
         if known is None:
             seen = law.Observed(
@@ -346,6 +348,12 @@ class _ThreadLaw:
             decision, memory = law.decide(self._policy, seen, law.Memory(pending=pending), 0.0)
             known = self._known[key] = (decision.desired, memory.pending)
         return known
+
+
+@lru_cache(maxsize=8)
+def _thread_law(policy: law.Policy) -> _ThreadLaw:
+    """One for all runs with the same policy: most of their cases are the same."""
+    return _ThreadLaw(policy)
 
 
 def flaps(changes: tuple[tuple[float, int], ...]) -> int:
