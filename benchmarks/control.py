@@ -26,8 +26,8 @@ from rich.progress import Progress
 CLAIRVOYANT = "clairvoyant"
 GRIDS: dict[str, tuple[float, ...]] = {
     "ours": (0.8, 0.85, 0.9, 0.95, 1.0),
-    "ours, newest first": (0.8, 0.85, 0.9, 0.95, 1.0),
-    "ours, replicas only": (0.8, 0.85, 0.9, 0.95, 1.0),
+    "ours, newest first": (0.8, 0.9, 1.0),
+    "ours, replicas only": (0.8, 0.9, 1.0),
     "literal": (0.5, 0.8),
     "hpa-gpu": (0.5, 0.8),
     "hpa-sm": (0.6, 0.7, 0.75, 0.8, 0.85, 0.9),
@@ -74,7 +74,7 @@ def done(job: Job) -> Outcome:
     if job.law == CLAIRVOYANT:
         fewer = job.scenario in LONG
         outcome = clairvoyant(
-            scenario.trace, scenario.setting, repairs=5 if fewer else 8, thinnings=4 if fewer else 8
+            scenario.trace, scenario.setting, repairs=3 if fewer else 8, thinnings=3 if fewer else 8
         )
     else:
         name, setting = setting_of(job.law, scenario.setting)
