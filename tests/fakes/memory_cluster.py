@@ -1,14 +1,18 @@
-"""A cluster in memory for one pool: API server, store, and workers that answer what they are told."""
+"""A cluster in memory for one pool: API server, store, and workers with scripted answers."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fakes.cluster_objects import NAME, NAMESPACE, pod_body, pool_body
+from fakes.cluster_objects import pool as pool_of
 from fakes.memory_api import MemoryApi
-from llmtaskpool_operator.api import KIND
+from llmtaskpool_operator.api import KIND, LLMTaskPoolStatus
 from llmtaskpool_operator.cluster_store import ClusterStore, PoolKey
-from llmtaskpool_operator.kubernetes_backend import ClusterAccess
+from llmtaskpool_operator.kubernetes_backend import ClusterAccess, KubernetesBackend
+from llmtaskpool_operator.manifests import Surroundings
+from llmtaskpool_operator.pod_states import PodStates
 from llmtaskpool_operator.worker_client import ThreadsRefused, WorkerUnreachable
 from llmtaskpool_worker.contract import WorkerState
 
@@ -80,3 +84,31 @@ class _Worker:
         if self._cluster.refuses:
             raise ThreadsRefused("the worker has a newer generation in force")
         self._cluster.threads.append((self._name, generation, dict(threads)))
+
+
+AROUND = Surroundings("worker:1", "token-of-the-pool", "llmtaskpool-system")
+
+
+def backend(
+    cluster: MemoryCluster,
+    *,
+    status: LLMTaskPoolStatus | None = None,
+    now: float = 50.0,
+    **spec: Any,
+) -> KubernetesBackend:
+    pool = pool_of(**spec).model_copy(update={"status": status})
+    return KubernetesBackend(pool, AROUND, cluster.access, PodStates(lambda: now))
+
+
+def with_deployment(asked: int = 3, *pods: str, **spec: Any) -> MemoryCluster:
+    """A cluster with a pool's Deployment as the operator makes it, all caught up."""
+    cluster = MemoryCluster()
+    cluster.pool(**spec)
+    asyncio.run(backend(cluster, **spec).ensure_deployment())
+    live = cluster.deployment
+    live["spec"]["replicas"] = asked
+    cluster.put(live)
+    cluster.pods(*pods)
+    cluster.api.calls.clear()
+    cluster.api.bodies.clear()
+    return cluster

@@ -2,85 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from typing import Any
 
 import pytest
 from fakes.cluster_objects import NAME, NAMESPACE, UID, pod_body, pool_body, worker_state
-from fakes.memory_cluster import KEY, MemoryCluster
+from fakes.controller_rig import AT_REST, ODD, SECRET, Rig
 from llmtaskpool_operator.api import KIND
 from llmtaskpool_operator.controller import (
     CHILDREN_SECONDS,
-    Controller,
-    OperatorIdentity,
     control_token,
 )
 from llmtaskpool_operator.kubernetes_api import ApiFailure, Fenced
-from llmtaskpool_operator.metrics import OperatorMetrics
 from prometheus_client import generate_latest
-
-SECRET = b"the operator's key"
-STATUS = ("apply/status", KIND, NAME)
-THREADS = {"compute": {"mode": "Fixed", "initial": 4}}
-AT_REST: dict[str, Any] = {"threads": THREADS}
-"""A pool that wants what its one idle pod has."""
-ODD: dict[str, Any] = {"scaling": {"minReplicas": 9, "maxReplicas": 2}}
-
-
-class Rig:
-    """One controller and the cluster that it works on, at ``now``."""
-
-    def __init__(self, **spec: Any) -> None:
-        self.cluster = MemoryCluster()
-        self.api = self.cluster.api
-        self.now = 1_800_000_000.0
-        self.metrics = OperatorMetrics()
-        self.controller = self.another()
-        self.cluster.pool(**spec)
-
-    def another(self) -> Controller:
-        """Another replica's, which remembers nothing."""
-        identity = OperatorIdentity("replica-1", "llmtaskpool-system", "worker:1", SECRET)
-        return Controller(self.cluster.access, identity, self.metrics, lambda: self.now)
-
-    def turn(self) -> float | None:
-        """One turn, after which the watches have told of all that was written."""
-        self.api.calls.clear()
-        self.api.bodies.clear()
-        try:
-            return asyncio.run(self.controller.turn(KEY))
-        finally:
-            self.cluster.catch_up()
-
-    def settled(self, **pod: Any) -> Rig:
-        """With its one pod, after the turns that it takes to get there."""
-        self.turn()
-        self.cluster.pods("a", state=worker_state("a"), **pod)
-        for _ in range(3):
-            self.now += 5
-            self.turn()
-        return self
-
-    def respec(self, **spec: Any) -> None:
-        body = self.api.find(KIND, NAMESPACE, NAME)
-        self.cluster.put(body | {"spec": spec})
-
-    @property
-    def status(self) -> dict[str, Any]:
-        return self.api.find(KIND, NAMESPACE, NAME).get("status", {})
-
-    def condition(self, kind: str) -> dict[str, Any]:
-        return next((c for c in self.status.get("conditions", ()) if c["type"] == kind), {})
-
-    @property
-    def events(self) -> list[str]:
-        return [body["reason"] for key, body in self.api.objects.items() if key[0] == "Event"]
-
-    @property
-    def writes(self) -> list[Any]:
-        return [call for call in self.api.writes if call[1] != "Event"]
-
 
 # A pool's life
 
@@ -246,129 +180,6 @@ def test_a_pool_that_is_on_its_way_is_looked_at_every_second(pod: dict[str, bool
 
 def test_a_pool_that_can_not_be_read_is_looked_at_rarely() -> None:
     assert Rig(**ODD).turn() == CHILDREN_SECONDS
-
-
-# What is told
-
-
-def test_numbers_that_move_with_the_load_are_written_every_ten_seconds_at_most() -> None:
-    rig = Rig(**AT_REST).settled()
-    rig.now += 60
-    written = []
-    for second in range(31):
-        rig.now += 1
-        rig.cluster.states["a"] = worker_state("a", active=second % 4)
-        rig.turn()
-        if rig.writes:
-            assert rig.writes == [STATUS]
-            written.append(rig.now)
-    gaps = [after - before for before, after in zip(written, written[1:], strict=False)]
-    assert len(written) >= 3
-    assert min(gaps) >= 10.0
-
-
-def test_a_pod_that_gets_ready_is_written_at_once() -> None:
-    rig = Rig(**AT_REST)
-    rig.turn()
-    rig.cluster.pods("a", state=worker_state("a"))
-    rig.now += 1
-    rig.turn()
-    assert STATUS in rig.writes
-    assert rig.condition("Ready")["status"] == "True"
-
-
-def test_utilization_within_the_dead_band_is_not_written() -> None:
-    rig = Rig(**AT_REST, scaling={"maxReplicas": 1}).settled()
-    arrived, told = 0.0, []
-    for step in range(12):
-        arrived += 5 * (0.50 if step < 8 else 0.52)
-        rig.now += 5
-        rig.cluster.states["a"] = worker_state("a", arrived=arrived)
-        rig.turn()
-        told.append(rig.status["utilization"])
-    assert told[7] == pytest.approx(0.5, abs=0.06)
-    assert told[8:] == [told[7]] * 4
-
-
-def test_an_event_that_can_not_be_written_stops_nothing() -> None:
-    rig = Rig(**AT_REST)
-
-    def fail(call: Any) -> None:
-        if call[1] == "Event":
-            raise ApiFailure(403, "403: forbidden")
-
-    rig.api.before = fail
-    rig.cluster.pods("a", ready=False, conditions=[], phase="Pending")
-    rig.settled()
-    assert rig.status["readyReplicas"] == 1
-    assert rig.events == []
-
-
-def test_a_name_that_is_taken_is_told_and_the_pool_stalls() -> None:
-    rig = Rig(**AT_REST)
-    theirs = {"kind": "Deployment", "metadata": {"namespace": NAMESPACE, "name": NAME}, "spec": {}}
-    before = rig.api.put(theirs)
-    for _ in range(4):
-        rig.now += 30
-        with pytest.raises(ApiFailure):
-            rig.turn()
-    assert rig.condition("Stalled")["reason"] == "NameTaken"
-    assert "Deployment chat" in rig.condition("Stalled")["message"]
-    assert rig.condition("Ready")["status"] == "False"
-    assert rig.api.find("Deployment", NAMESPACE, NAME) == before
-    assert rig.events == ["DegradedTrue", "Stalled"]  # once, and nothing of replicas
-    assert rig.status["lastDecisions"] == []
-
-
-# A spec that can't be read
-
-
-def test_an_invalid_spec_stalls_the_pool_and_touches_nothing() -> None:
-    rig = Rig(**AT_REST).settled()
-    before = {key: body for key, body in rig.api.objects.items() if key[0] not in (KIND, "Event")}
-    rig.respec(**ODD)
-    rig.turn()
-    assert rig.writes == [STATUS]
-    assert rig.events[-1] == "Stalled"
-    after = {key: body for key, body in rig.api.objects.items() if key[0] not in (KIND, "Event")}
-    assert after == before
-    stalled = rig.condition("Stalled")
-    assert (stalled["status"], stalled["reason"]) == ("True", "InvalidSpec")
-    assert "lower minReplicas or raise maxReplicas" in stalled["message"]
-    assert rig.condition("Ready")["status"] == "False"
-    assert rig.status["observedGeneration"] == 2
-    assert rig.status["desiredReplicas"] == 1  # as it was left
-
-
-def test_a_new_pool_with_an_invalid_spec_gets_no_children() -> None:
-    rig = Rig(**ODD)
-    rig.turn()
-    assert {key[0] for key in rig.api.objects} == {KIND, "Event"}
-    assert rig.condition("Stalled")["reason"] == "InvalidSpec"
-
-
-def test_an_invalid_spec_is_told_once_with_the_time_when_it_became_so() -> None:
-    rig = Rig(**AT_REST).settled()
-    rig.respec(**ODD)
-    rig.turn()
-    told = rig.condition("Ready")["lastTransitionTime"]
-    for _ in range(3):
-        rig.now += CHILDREN_SECONDS
-        rig.turn()
-        assert rig.api.calls == []
-    assert rig.condition("Ready")["lastTransitionTime"] == told
-
-
-def test_a_spec_that_is_mended_goes_on_and_the_stall_is_over() -> None:
-    rig = Rig(**AT_REST).settled()
-    rig.respec(**ODD)
-    rig.turn()
-    rig.respec(**AT_REST)
-    rig.now += 1
-    rig.turn()
-    assert rig.condition("Stalled") == {}
-    assert rig.condition("Ready")["status"] == "True"
-    assert rig.status["observedGeneration"] == 3
 
 
 # Failures
