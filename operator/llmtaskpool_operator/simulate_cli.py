@@ -7,19 +7,20 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
+from llmtaskpool_worker import profile as profiles
+from rich.console import Console
+from rich.progress import Progress, TaskID
 
 from llmtaskpool_operator.api import LLMTaskPoolSpec
 from llmtaskpool_operator.pool_file import BadPool, pool_from_file
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-    from llmtaskpool_operator.simulation.service import PodModel
-    from llmtaskpool_operator.simulation.simulator import Outcome, Setting
-    from llmtaskpool_operator.simulation.trace import Trace
+from llmtaskpool_operator.simulation.comparison import LAWS, run
+from llmtaskpool_operator.simulation.report import as_json, table, terminal_plot, write_plot
+from llmtaskpool_operator.simulation.service import LLAMA2_70B, PodModel, of_profile
+from llmtaskpool_operator.simulation.simulator import Outcome, Setting
+from llmtaskpool_operator.simulation.trace import Trace, TraceError, read
 
 BAD_INPUT = 2
 MOST_REPLICAS = 64
@@ -66,10 +67,6 @@ def simulate(
     output: Annotated[str, typer.Option(help="text or json.")] = "text",
 ) -> None:
     """Run a trace through simulated pods that the product's own law sizes."""
-    from llmtaskpool_operator.simulation.comparison import LAWS
-    from llmtaskpool_operator.simulation.simulator import Setting
-    from llmtaskpool_operator.simulation.trace import TraceError, read
-
     if output not in ("text", "json"):
         _refuse(f"--output {output!r}: use text or json")
     if law not in LAWS:
@@ -111,14 +108,10 @@ def _spec(pool: Path | None) -> LLMTaskPoolSpec:
 
 
 def _model(profile: Path | None) -> PodModel:
-    from llmtaskpool_worker.profile import read
-
-    from llmtaskpool_operator.simulation.service import LLAMA2_70B, of_profile
-
     if profile is None:
         return LLAMA2_70B
     try:
-        return of_profile(read(profile))
+        return of_profile(profiles.read(profile))
     except ValueError as error:
         _refuse(f"--profile: {error}")
 
@@ -126,11 +119,6 @@ def _model(profile: Path | None) -> PodModel:
 def _run(
     names: Sequence[str], requests: Trace, setting: Setting, target: float | None
 ) -> list[Outcome]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from llmtaskpool_operator.simulation.comparison import run
-
     shown = Console(stderr=True)
     if not shown.is_terminal:
         return [run(name, requests, setting, target) for name in names]
@@ -148,8 +136,6 @@ def _told(bar: Progress, task: TaskID, share: float) -> None:
 
 
 def _plot(outcomes: Sequence[Outcome], path: Path) -> None:
-    from llmtaskpool_operator.simulation.report import write_plot
-
     try:
         write_plot(outcomes, path)
     except OSError as error:
@@ -157,13 +143,9 @@ def _plot(outcomes: Sequence[Outcome], path: Path) -> None:
 
 
 def _show(outcomes: Sequence[Outcome], requests: Trace, setting: Setting, output: str) -> None:
-    from llmtaskpool_operator.simulation.report import as_json, table, terminal_plot
-
     if output == "json":
         sys.stdout.write(json.dumps(as_json(outcomes)) + "\n")
         return
-    from rich.console import Console
-
     console = Console()
     slo = setting.spec.slo
     console.print(

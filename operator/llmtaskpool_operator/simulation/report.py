@@ -87,7 +87,7 @@ def write_plot(outcomes: Sequence[Outcome], path: Path) -> None:
     below.set_ylabel("tasks that wait")
     below.set_xlabel("minutes")
     for axes in (above, below):
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
         axes.grid(alpha=0.3)
     if outcomes:
         above.legend(fontsize=8, loc="upper left")
