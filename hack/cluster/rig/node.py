@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from rig import cgroups, commands, debian, images, namespaces, network, node_config, pins, state
 from rig import teardown as ending
@@ -59,10 +59,24 @@ class Node:
 
 def load_image(folder: Path, archive: Path) -> list[str]:
     """Give the node in `folder` the images of a docker or OCI archive."""
+    return images.load(archive, program("ctr", cache_folder()), _entering(folder))
+
+
+def load_image_from(folder: Path, source: IO[bytes], label: str) -> list[str]:
+    """The same from an open file or pipe; blobs that `known_blobs` names may be left out."""
+    return images.load_from(source, label, program("ctr", cache_folder()), _entering(folder))
+
+
+def known_blobs(folder: Path) -> frozenset[str]:
+    """Digests of the blobs that the node in `folder` has."""
+    return images.blobs(program("ctr", cache_folder()), _entering(folder))
+
+
+def _entering(folder: Path) -> tuple[str, ...]:
     pid = namespaces.first_process(folder)
     if pid is None:
         raise RigError(f"no node runs in {folder}", f"run `up --state {folder}` first")
-    return images.load(archive, program("ctr", cache_folder()), namespaces.entering(pid))
+    return namespaces.entering(pid)
 
 
 def node(state_dir: Path, *, audit: bool = False, die_with_parent: bool = True) -> Node:

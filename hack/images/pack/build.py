@@ -1,7 +1,7 @@
-"""Building the two images with buildah, and writing them to archives.
+"""Building the two images with buildah.
 
 What is built is keyed: the dependencies' layer by what the lock file says of them, the image by
-that and by the sources. An archive carries the image's key in its name.
+that and by the sources.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Target(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A built image: its name, the digest of what it is made of, and its id in the storage."""
+    """A built image: its name, the digest of what it is made of, its id in buildah's storage."""
 
     name: str
     key: str
@@ -47,8 +47,11 @@ def name_of(target: Target) -> str:
 
 
 def build(target: Target, say: Callable[[str], None], *, models: bool = False) -> Image:
-    """Build a target, or find it built from the same sources. ``models``: with real weights."""
-    tools.require("buildah")
+    """Build a target, or find it built from the same sources. ``models``: with real weights.
+
+    To be called while ``tools.alone`` holds.
+    """
+    tools.require("buildah", "skopeo")
     foundation.make(say)
     arguments = _arguments(target, models=models)
     key = _digest(repr(sorted(arguments.items())).encode())
@@ -65,33 +68,8 @@ def build(target: Target, say: Callable[[str], None], *, models: bool = False) -
     return Image(name_of(target), key, found)
 
 
-def archive(target: Target, image: Image, say: Callable[[str], None]) -> Path:
-    """The image as an uncompressed docker archive in the cache; older ones of it are deleted."""
-    folder = tools.cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{target.value}-{image.key}.tar"
-    if path.exists():
-        return path
-    for old in folder.glob(f"{target.value}-*.tar"):
-        old.unlink()
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    say(f"{image.name}: writing {path}")
-    try:
-        tools.buildah(
-            "push",
-            "--quiet",
-            image.id,
-            f"docker-archive:{unfinished}:{image.name}",
-            what=f"buildah push {image.name}",
-            remedy=f"an image with torch needs 6 GB in {folder}",
-        )
-        unfinished.rename(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
-
-
 def _build(target: Target, arguments: dict[str, str], name: str) -> None:
+    tools.buildah("rm", "--all", what="buildah rm --all")  # of builds that were killed
     command = ["bud", "--layers", "--isolation", "chroot", "--format", "docker", "--pull-never"]
     command += ["--target", target.value, "--tag", name]
     if _CERTIFICATES.exists():  # the host may trust more than Debian does: a proxy, a mirror
@@ -112,7 +90,7 @@ def _arguments(target: Target, *, models: bool) -> dict[str, str]:
         "VERSION": str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]),
     }
     if groups:
-        found["GROUPS"] = " ".join(f"--group {group}" for group in groups)
+        found["PACKAGES"] = " ".join(f"--group {group}" for group in groups)
     if _CERTIFICATES.exists():
         found |= {"SSL_CERT_FILE": str(_CERTIFICATES), "PIP_CERT": str(_CERTIFICATES)}
     indexes = {

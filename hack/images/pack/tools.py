@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pack.errors import PackError
 
 ROOT = Path(__file__).parents[3]
-_PACKAGES = {"buildah": "buildah", "debootstrap": "debootstrap", "chroot": "coreutils"}
+_PACKAGES = {
+    "buildah": "buildah",
+    "skopeo": "skopeo",
+    "debootstrap": "debootstrap",
+    "chroot": "coreutils",
+}
 
 
 def cache_folder() -> Path:
@@ -57,14 +64,28 @@ def buildah(*arguments: str, what: str, remedy: str = "see the message above") -
     return run([*_buildah(), *arguments], what, remedy=remedy)
 
 
+def storage() -> tuple[Path, Path]:
+    """The folders of that storage: images, and what lives as long as a build."""
+    folder = cache_folder() / "storage"
+    return folder / "root", folder / "run"
+
+
 def _buildah() -> list[str]:
-    storage = cache_folder() / "storage"
-    return [
-        "buildah",
-        "--storage-driver=overlay",
-        f"--root={storage / 'root'}",
-        f"--runroot={storage / 'run'}",
-    ]
+    root, run_root = storage()
+    return ["buildah", "--storage-driver=overlay", f"--root={root}", f"--runroot={run_root}"]
+
+
+@contextmanager
+def alone(say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the cache: two builds at once wait for each other, and the second finds all done."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with (cache_folder() / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another build is running: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def image_id(name: str) -> str | None:
