@@ -10,10 +10,10 @@ RUN := $(UV) run --no-sync
 # write it later (PYTHONDONTWRITEBYTECODE, a read-only folder), which doubles the time to a first token.
 SYNC := $(UV) sync --locked --all-extras --compile-bytecode
 
-.PHONY: help install demo test check lint types contracts rig unit crd chart images bench clean
+.PHONY: help install demo test check lint types contracts rig unit e2e crd chart images bench clean
 
 help: ## This list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .tools/bin/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -27,7 +27,7 @@ install: $(filter .tools/bin/uv,$(UV)) ## Install what is needed into .venv, fro
 demo: install ## A pool on this machine does a burst of real, mixed work and says what it did
 	$(RUN) llmtaskpool local --demo
 
-test: install check rig unit ## Every check and every test (what CI runs)
+test: install check rig unit ## Every check, and every test that needs no root
 
 check: lint types contracts ## Static checks
 
@@ -45,8 +45,16 @@ rig: ## Build the test cluster's control plane and helm: 12 minutes once, then s
 	$(RUN) python hack/cluster build --control-plane
 	$(RUN) python hack/cluster build --only helm
 
-unit: ## All tests
-	$(RUN) pytest
+unit: ## All tests but those of tests/e2e
+	$(RUN) pytest --ignore=tests/e2e
+
+e2e: install ## Our images on a real node, as root: 20 minutes once, then a few
+	@missing=; for tool in buildah skopeo debootstrap; do \
+	  command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	  [ -z "$$missing" ] || { apt-get update -q && \
+	  apt-get install -y -q --no-install-recommends $$missing; }
+	$(RUN) python hack/cluster build
+	$(RUN) pytest tests/e2e
 
 crd: ## Write crds/llmtaskpool.yaml anew from the model
 	$(RUN) llmtaskpool crd > crds/llmtaskpool.yaml

@@ -26,7 +26,7 @@ from llmtaskpool_operator.manifests import Manifest
 logging.getLogger("kubernetes.aio.config.kube_config").setLevel(logging.ERROR)
 
 MANAGER = "llmtaskpool"
-REQUEST_SECONDS = 10.0
+REQUEST_SECONDS = 30.0
 PAGE = 500
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"

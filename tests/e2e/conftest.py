@@ -1,0 +1,80 @@
+"""A real node with real containers, and our own images on it (docs/rig.md, docs/images.md).
+
+Needs root. `LLMTASKPOOL_TEST_KUBECONFIG` names a cluster of yours instead, which has the images.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RIG = [sys.executable, str(ROOT / "hack" / "cluster")]
+IMAGES = [sys.executable, str(ROOT / "hack" / "images")]
+Found = TypeVar("Found")
+
+
+def run(*command: str, stdin: str | None = None, **environment: str) -> str:
+    """A program's output; its errors are in the failure."""
+    done = subprocess.run(
+        command,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        check=False,
+    )
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def wait_for(what: str, look: Callable[[], Found], within: float) -> Found:
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        if found := look():
+            return found
+        time.sleep(0.5)
+    raise AssertionError(f"not within {within:.0f} s: {what}")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A cluster with one node."""
+
+    kubeconfig: str
+    programs: dict[str, str]
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        return run(self.programs["kubectl"], *arguments, stdin=stdin, KUBECONFIG=self.kubeconfig)
+
+    def helm(self, *arguments: str) -> str:
+        return run(self.programs["helm"], *arguments, KUBECONFIG=self.kubeconfig)
+
+    def get(self, *arguments: str) -> dict[str, Any]:
+        found = self.kubectl("get", *arguments, "--ignore-not-found", "-o", "json")
+        return json.loads(found) if found.strip() else {}
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    programs = json.loads(run(*RIG, "build", "--output", "json"))
+    if given := os.environ.get("LLMTASKPOOL_TEST_KUBECONFIG"):
+        yield Node(given, programs)
+        return
+    assert os.geteuid() == 0, "tests/e2e run containers: run them as root, or name a cluster"
+    state = str(tmp_path_factory.mktemp("node") / "state")
+    made = json.loads(run(*RIG, "up", "--state", state, "--output", "json"))
+    try:
+        run(*IMAGES, "load", "operator", "worker", "--models", "--state", state)
+        yield Node(made["kubeconfig"], programs)
+    finally:
+        run(*RIG, "down", "--state", state)
