@@ -16,7 +16,10 @@ RUN python3 -m venv /tools && /tools/bin/pip install --quiet --no-cache-dir uv==
 # trusted whatever the builder does to time stamps.
 RUN printf '%s\n' 'export UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy UV_CACHE_DIR=/var/cache/uv' \
       'export UV_COMPILE_BYTECODE=1 PYC_INVALIDATION_MODE=UNCHECKED_HASH' \
-      'export uv=/mnt/tools/bin/uv to=/opt/llmtaskpool' > /tools/environment
+      'export uv=/mnt/tools/bin/uv to=/opt/llmtaskpool' > /tools/environment && \
+    printf '%s\n' 'rm $to/.lock && cd $to/lib/python3*/site-packages/llmtaskpool-*.dist-info' \
+      'rm uv_cache.json && sed -i /uv_cache.json/d RECORD # it holds the time of the build' \
+      > /tools/tidy
 WORKDIR /src
 COPY pyproject.toml uv.lock ./
 
@@ -78,8 +81,9 @@ RUN --mount=type=bind,from=tools,target=/mnt --mount=type=cache,target=/var/cach
 FROM operator-dependencies AS operator
 ARG SOURCES
 RUN --mount=type=bind,from=wheel,target=/mnt \
-    . /mnt/tools/environment; \
-    $uv pip install --quiet --python $to --no-deps --offline --no-cache /mnt/dist/*.whl; rm $to/.lock
+    set -e; . /mnt/tools/environment; \
+    $uv pip install --quiet --python $to --no-deps --offline --no-cache /mnt/dist/*.whl; \
+    . /mnt/tools/tidy
 ARG VERSION=0.0.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="llmtaskpool-operator" \
@@ -98,8 +102,9 @@ CMD ["operate"]
 FROM worker-dependencies AS worker
 ARG SOURCES
 RUN --mount=type=bind,from=wheel,target=/mnt \
-    . /mnt/tools/environment; \
-    $uv pip install --quiet --python $to --no-deps --offline --no-cache /mnt/dist/*.whl; rm $to/.lock
+    set -e; . /mnt/tools/environment; \
+    $uv pip install --quiet --python $to --no-deps --offline --no-cache /mnt/dist/*.whl; \
+    . /mnt/tools/tidy
 # The control port stays on loopback until whoever starts the worker gives it tokens.
 ENV LLMTASKPOOL_HOST=0.0.0.0
 ARG VERSION=0.0.0

@@ -71,7 +71,8 @@ def build(target: Target, say: Callable[[str], None], *, models: bool = False) -
 def _build(target: Target, arguments: dict[str, str], name: str) -> None:
     tools.buildah("rm", "--all", what="buildah rm --all")  # of builds that were killed
     command = ["bud", "--layers", "--isolation", "chroot", "--format", "docker", "--pull-never"]
-    command += ["--target", target.value, "--tag", name]
+    # One time for all files: the same lock file and sources give the same layers, bit by bit.
+    command += ["--timestamp", "1", "--target", target.value, "--tag", name]
     if _CERTIFICATES.exists():  # the host may trust more than Debian does: a proxy, a mirror
         command += ["--volume", f"{_CERTIFICATES.parent}:{_CERTIFICATES.parent}:ro"]
     for key, value in arguments.items():
