@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rig import build
+from rig.pins import ALL
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "llmtaskpool"
@@ -98,6 +100,13 @@ class Helm:
         if done.returncode != 0:
             raise Refused(done.stderr)
         return [found for found in yaml.safe_load_all(done.stdout) if found]
+
+
+def helm_with(folder: Path) -> Helm:
+    """The rig's helm, built when it is not there."""
+    binary = next(binary for binary in ALL if binary.name == "helm")
+    build.build([binary], build.cache_folder(), print)
+    return Helm(build.path_of(binary, build.cache_folder()), folder)
 
 
 def named(objects: list[Manifest], kind: str, name: str | None = None) -> Manifest:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from charts import ROOT
+from chart.charts import ROOT
 from lupa import LuaRuntime
 
 HEALTH = ROOT / "deploy" / "argocd" / "health.lua"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from charts import ALL_MONITORING, CHART, ROOT, Helm, named
+from chart.charts import ALL_MONITORING, CHART, ROOT, Helm, named
 from llmtaskpool_operator import manifests
 from llmtaskpool_operator.metrics import OperatorMetrics
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
-from charts import NAMESPACE, Helm, Manifest, kinds, named
+from chart.charts import NAMESPACE, Helm, Manifest, kinds, named
 from llmtaskpool_operator import operate
 
 Right = tuple[str, str, str]

@@ -9,7 +9,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from charts import CHART, NAMESPACE, ROOT, VALUE_SETS, Helm, Refused, kinds, named, pod_specs
+from chart.charts import CHART, NAMESPACE, ROOT, VALUE_SETS, Helm, Refused, kinds, named, pod_specs
 from llmtaskpool_operator.operator_settings import PREFIX, OperatorSettings
 
 KUBERNETES = "1.37"
