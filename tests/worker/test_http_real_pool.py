@@ -165,4 +165,4 @@ def _keep_few_results(pool) -> None:
     from llmtaskpool_worker.broker.memory import MemoryBroker
     from llmtaskpool_worker.limits import ResultLimits
 
-    pool._broker = MemoryBroker(ResultLimits(tasks=100))
+    pool._ledger.broker = MemoryBroker(ResultLimits(tasks=100))

@@ -208,11 +208,6 @@ class HttpServer:
         port: int = listener.getsockname()[1]
         return port
 
-    def close_idle(self) -> None:
-        """Close connections that wait for a request, and busy ones after their answer."""
-        for connection in list(self._server.server_state.connections):
-            connection.shutdown()
-
     async def stop(self) -> None:
         """Close idle connections, let answers that are being written end; idempotent."""
         self._server.should_exit = True

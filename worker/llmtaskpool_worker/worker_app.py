@@ -260,7 +260,6 @@ async def run_worker(worker: Worker, settings: Settings, announce: Announce) -> 
         announce({"event": "draining"})
         worker.leaving.set()
         await asyncio.sleep(settings.unroute_seconds)
-        worker.data.close_idle()
         await worker.pool.stop(settings.grace_seconds)
     finally:
         telling.cancel()
