@@ -220,6 +220,7 @@ def test_a_list_of_one_namespace_says_nothing_of_others() -> None:
     store.listed("Pod", [], "15", within="team-b")
     assert store.names() == ["a"]
     store.listed("Pod", [], "15", within=NAMESPACE)
+    store.seen("Pod", pod_body("a", version=11))
     assert store.names() == []
     later = pod_body("late", version=3)
     later["metadata"]["namespace"] = "team-c"  # its namespace was never listed

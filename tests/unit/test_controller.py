@@ -169,13 +169,30 @@ def test_a_busy_pool_is_looked_at_every_second(state: dict[str, int]) -> None:
     assert rig.turn() == 1.0
 
 
-@pytest.mark.parametrize("pod", [{"ready": False}, {"going": True}, {"silent": True}])
-def test_a_pool_that_is_on_its_way_is_looked_at_every_second(pod: dict[str, bool]) -> None:
+@pytest.mark.parametrize("name", ["a", "b"], ids=["its one pod", "one too many"])
+@pytest.mark.parametrize("pod", [{"ready": False}, {"going": True}, {}])
+def test_a_pool_that_is_on_its_way_is_looked_at_every_second(
+    name: str, pod: dict[str, bool]
+) -> None:
     rig = Rig(**AT_REST).settled()
-    if not pod.pop("silent", False):
-        rig.cluster.states["b"] = worker_state("b")
-    rig.cluster.put(pod_body("b", **pod))
+    rig.cluster.states[name] = worker_state(name)
+    rig.cluster.put(pod_body(name, **pod))
+    assert rig.turn() == (5.0 if name == "a" and not pod else 1.0)
+
+
+def test_a_pool_with_a_silent_pod_is_looked_at_every_second() -> None:
+    rig = Rig(**AT_REST).settled()
+    rig.controller = rig.another()
+    rig.cluster.states.clear()
     assert rig.turn() == 1.0
+
+
+def test_a_pool_without_pods_is_at_rest_when_it_wants_none() -> None:
+    rig = Rig(scaling={"minReplicas": 0}, **AT_REST)
+    rig.turn()
+    rig.now += 5
+    assert rig.turn() == 5.0
+    assert rig.cluster.deployment["spec"]["replicas"] == 0
 
 
 def test_a_pool_that_can_not_be_read_is_looked_at_rarely() -> None:

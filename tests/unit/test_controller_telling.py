@@ -66,6 +66,15 @@ def test_an_event_that_can_not_be_written_stops_nothing() -> None:
     assert rig.events == []
 
 
+def test_a_service_that_is_somebody_elses_is_told_at_every_turn_and_pods_run_on() -> None:
+    rig = Rig(**AT_REST)
+    rig.api.put({"kind": "Service", "metadata": {"namespace": NAMESPACE, "name": NAME}, "spec": {}})
+    rig.settled()
+    assert "Service chat" in rig.condition("Stalled")["message"]
+    assert rig.status["readyReplicas"] == 1
+    assert rig.events.count("Stalled") == 1
+
+
 def test_a_name_that_is_taken_is_told_and_the_pool_stalls() -> None:
     rig = Rig(**AT_REST)
     theirs = {"kind": "Deployment", "metadata": {"namespace": NAMESPACE, "name": NAME}, "spec": {}}

@@ -325,6 +325,20 @@ def test_who_stops_without_leading_leaves_the_lease_alone():
     run(main())
 
 
+def test_a_lease_that_somebody_took_by_hand_is_not_given_up_for_them():
+    async def main():
+        api = MemoryApi()
+        one = Replica(api, "one")
+        await asyncio.sleep(1)
+        lease = api.find("Lease", NAMESPACE, "lease")
+        lease["spec"]["holderIdentity"] = "somebody"
+        api.put(lease)
+        await one.stop()
+        assert holder(api) == "somebody"
+
+    run(main())
+
+
 def test_a_server_that_hangs_does_not_keep_a_replica_from_stopping():
     async def main():
         one = Replica(MemoryApi(), "one")

@@ -64,6 +64,16 @@ async def test_a_key_that_is_added_while_it_is_worked_on_comes_again_and_once(qu
 
 
 @queue_test
+async def test_of_two_times_given_while_it_is_worked_on_the_earlier_holds(queue):
+    queue.add("a")
+    await queue.take()
+    queue.add("a", after=1)
+    queue.add("a", after=60)
+    queue.done("a")
+    assert await taken(queue, 1) == "a"
+
+
+@queue_test
 async def test_a_delayed_key_comes_when_it_is_due_and_not_before(queue):
     began = clock()
     queue.add("a", after=5)
