@@ -13,6 +13,15 @@ import yaml
 from chart.charts import ALL_MONITORING, CHART, ROOT, Helm, named
 from llmtaskpool_operator import manifests
 from llmtaskpool_operator.metrics import OperatorMetrics
+from llmtaskpool_worker.contract import (
+    GpuReading,
+    KindState,
+    LaneName,
+    LaneState,
+    Phase,
+    WorkerState,
+)
+from llmtaskpool_worker.metrics import Metrics
 
 ALERTS = CHART / "files" / "alerts.yaml"
 DASHBOARD = CHART / "files" / "dashboard.json"
@@ -35,21 +44,58 @@ def expressions() -> list[str]:
     ]
 
 
-def known_names() -> set[str]:
-    """The workers' metrics by their page in docs, the operator's by its registry."""
-    page = (ROOT / "docs" / "metrics.md").read_text()
-    operators = OperatorMetrics().registry.collect()
-    return {
-        *re.findall(r"^\| `([a-z_:]+)`", page, re.MULTILINE),
-        *(f"{one.name}_total" if one.type == "counter" else one.name for one in operators),
-        "process_resident_memory_bytes",
-    }
+PAGE = ROOT / "docs" / "metrics.md"
+
+
+def listed(text: str) -> set[str]:
+    """The names in the first column of the page's tables."""
+    return set(re.findall(r"^\| `([A-Za-z_:]+)`", text, re.MULTILINE))
+
+
+def of_the_operator() -> set[str]:
+    families = OperatorMetrics().registry.collect()
+    return {f"{one.name}_total" if one.type == "counter" else one.name for one in families}
+
+
+def of_the_worker() -> set[str]:
+    """The names of a worker that has a GPU and a kind of its own, so that nothing is left out."""
+    lane = LaneState(threads=1, threads_cap=1, active=0, queued=0, queue_limit=1)
+    state = WorkerState(
+        worker_id="w",
+        started_at=0,
+        observed_at=0,
+        phase=Phase.READY,
+        lanes={LaneName.COMPUTE: lane},
+        gpus=(GpuReading(index=0, name="g", utilization=0.5, memory_used_bytes=1),),
+        kinds={
+            "k": KindState(
+                lane=LaneName.IO,
+                declared=False,
+                compute_seconds=1,
+                waiting_seconds=1,
+                runs=1,
+                reason="r",
+            )
+        },
+    )
+    families = Metrics(lambda: state).registry.collect()
+    return {f"{one.name}_total" if one.type == "counter" else one.name for one in families}
+
+
+def test_the_metrics_page_lists_what_there_is_no_more_and_no_less() -> None:
+    page = PAGE.read_text()
+    worker, rest = page.split("## The operator")
+    operator, rest = rest.split("## Alerts and dashboard")
+    assert listed(operator) == of_the_operator()
+    plain = {name for name in of_the_worker() if not name.startswith("process_")}
+    assert listed(worker) == plain
+    assert listed(rest) == {rule["alert"] for rule in alerts()}
 
 
 def test_every_query_is_about_metrics_that_there_are() -> None:
     asked = {name for text in expressions() for name in _NAME.findall(text)}
     assert len(asked) > 20
-    known = known_names()
+    known = of_the_operator() | of_the_worker()
     for name in asked:
         assert name.removesuffix("_bucket") in known, name
 
