@@ -20,7 +20,10 @@ from llmtaskpool_operator.simulation.trace import Trace
 
 WANTED = 0.99
 BIN_SECONDS = 30.0
-_LOADS = (1.05, 0.9)
+_STARTS = ((1.05, 1), (0.9, 1), (0.95, 4))
+"""First schedules: pods by work at this load, smeared over so many bins."""
+_SHARES = (1, 2, 2, 3, 3, 3)
+"""A thinning takes a pod from one in so many groups of bins: first from all, then from fewer."""
 
 
 class Schedule:
@@ -46,12 +49,12 @@ def clairvoyant(
 ) -> Outcome:  # fmt: skip
     """The cheapest run found with ``wanted`` of the requests served, or else the best served.
 
-    ``repairs`` runs at most for each of two first schedules, and then ``thinnings``.
+    ``repairs`` runs at most for each of three first schedules, and then ``thinnings``.
     """
     search = _Search(trace, setting, wanted)
-    runs = len(_LOADS) * repairs + thinnings
-    for number, load in enumerate(_LOADS):
-        schedule = search.by_work(load)
+    runs = len(_STARTS) * repairs + thinnings
+    for number, (load, bins) in enumerate(_STARTS):
+        schedule = search.by_work(load, bins)
         for repair in range(repairs):
             progress((number * repairs + repair) / runs)
             outcome = search.tried(schedule)
@@ -59,7 +62,7 @@ def clairvoyant(
                 break
             schedule = search.repaired(schedule, outcome)
     for number in range(thinnings):
-        progress((len(_LOADS) * repairs + number) / runs)
+        progress((len(_STARTS) * repairs + number) / runs)
         search.tried(search.thinned(number))
     progress(1.0)
     return search.best[1]
@@ -76,9 +79,10 @@ class _Search:
         self._ahead = setting.model.start_up_seconds
         self.best: tuple[NDArray[np.int64], Outcome]
 
-    def by_work(self, load: float) -> NDArray[np.int64]:
-        """As many pods as the work of a bin takes at ``load``."""
-        return self._bounded(np.ceil(self._work / load))
+    def by_work(self, load: float, bins: int) -> NDArray[np.int64]:
+        """As many pods as the work of a bin takes at ``load``, done over ``bins`` bins."""
+        spread = np.convolve(self._work, np.full(bins, 1 / bins))[: self._bins]
+        return self._bounded(np.ceil(spread / load))
 
     def tried(self, schedule: NDArray[np.int64]) -> Outcome:
         """Run a schedule and keep the better."""
@@ -104,11 +108,11 @@ class _Search:
         return self._bounded(schedule + add)
 
     def thinned(self, number: int) -> NDArray[np.int64]:
-        """One pod less in every third bin far from misses; which third depends on ``number``."""
+        """One pod less in bins far from misses: in all, or in every so many groups of four."""
         schedule, outcome = self.best
         near = self.missed(outcome) > 0
         near = near | np.append(near[1:], False) | np.insert(near[:-1], 0, False)
-        turn = (np.arange(self._bins) // 4 + number) % 3 == 0
+        turn = (np.arange(self._bins) // 4 + number) % _SHARES[number % len(_SHARES)] == 0
         return self._bounded(schedule - (turn & ~near))
 
     def _bounded(self, schedule: NDArray[np.float64] | NDArray[np.int64]) -> NDArray[np.int64]:

@@ -103,13 +103,16 @@ def offered_work(trace: Trace, setting: Setting) -> NDArray[np.float64]:
 
 
 def first_replicas(trace: Trace, setting: Setting) -> int:
-    """Enough for the first five minutes, so that a run doesn't begin with a cold start."""
+    """Enough for the first five minutes at the default target, whatever the law.
+
+    So a run doesn't begin with a cold start, and all laws begin alike.
+    """
     if setting.initial_replicas is not None:
         wanted = setting.initial_replicas
     else:
         span = min(300.0, max(trace.seconds, 1.0))
         work = float(offered_work(trace, setting)[trace.arrival < span].sum())
-        wanted = ceil(work / span / setting.spec.scaling.target_utilization)
+        wanted = ceil(work / span / law.DEFAULTS.target)
     return min(max(wanted, setting.minimum), setting.spec.scaling.max_replicas)
 
 
