@@ -209,12 +209,13 @@ class KillOnce:
 
 
 def _timeless(body: bytes) -> bytes:
-    """A status without its times: else each attempt would be a write of its own."""
+    """A status without what moves with time: else each attempt would be a write of its own."""
     value = json.loads(body)
 
     def strip(part: Any) -> Any:
         if isinstance(part, dict):
-            timed = ("time", "lastTransitionTime", "resourceVersion")
+            timed = {"lastTransitionTime", "resourceVersion", "message"}
+            timed |= {"threads", "lastDecisions", "queued", "utilization"}
             return {k: strip(v) for k, v in part.items() if k not in timed}
         return [strip(one) for one in part] if isinstance(part, list) else part
 
