@@ -7,7 +7,9 @@ finalizers into the objects that they watch.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import kopf
@@ -53,7 +55,17 @@ async def watch(
 
 
 def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+    account = kopf.login_with_service_account(**kwargs)
+    if account is None:
+        return kopf.login_with_kubeconfig(**kwargs)
+    # kopf would ask the cluster's DNS for kubernetes.default.svc: one part more that may be down.
+    host = os.environ.get("KUBERNETES_SERVICE_HOST", "")
+    port = os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if not host:
+        return account
+    return replace(
+        account, server=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+    )
 
 
 def _fed(store: ClusterStore, kind: str) -> Any:
