@@ -22,17 +22,20 @@ _COMMANDS = {
     "operate": ("llmtaskpool_operator.operate_cli", "The operator: pools on Kubernetes."),
     "explain": ("llmtaskpool_operator.explain_cli", "Why a pool has the size that it has."),
     "top": ("llmtaskpool_operator.top_cli", "A live view of the pools of a cluster."),
+    "calibrate": ("llmtaskpool_operator.calibrate_cli", "A model's step times on this machine."),
     "simulate": ("llmtaskpool_operator.simulate_cli", "The law over a trace of requests."),
     "crd": ("llmtaskpool_operator.__main__", "Print the CustomResourceDefinition."),
     "version": ("llmtaskpool_operator.__main__", "Versions of what is installed."),
 }
 _EXTRA = {
     "local": "worker",
+    "calibrate": "worker",
     "operate": "operator",
     "explain": "operator",
     "top": "operator",
     "simulate": "simulate",
 }
+_HANDED_ON = ("calibrate",)
 _PIECES = ("torch", "transformers", "kopf", "kubernetes", "pydantic", "starlette")
 _UsageError: Any = typer.BadParameter.__base__  # typer names only this one of its errors
 BAD_INPUT = 2
@@ -59,7 +62,14 @@ class _Lazy(TyperGroup):
             )
             raise SystemExit(BAD_INPUT) from None
         one = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        one.command(cmd_name, short_help=summary)(function)
+        # Its options are the worker's: they are handed on as they are, --help too.
+        handed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
+        one.command(
+            cmd_name,
+            short_help=summary,
+            context_settings=handed_on if cmd_name in _HANDED_ON else {},
+            add_help_option=cmd_name not in _HANDED_ON,
+        )(function)
         return typer.main.get_command(one)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

@@ -82,6 +82,20 @@ def serve(
     raise typer.Exit(code)
 
 
+@app.command(
+    "calibrate",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def calibrate(ctx: typer.Context) -> None:
+    """Measure a model's curves on this machine and write its profile."""
+    from llmtaskpool_worker.calibrate_cli import calibrate_command  # it imports rich
+
+    one = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    one.command()(calibrate_command)
+    one(args=ctx.args, prog_name="llmtaskpool calibrate")
+
+
 def end_with_parent() -> None:
     """Ask Linux to kill this process when its parent ends; leave when that has happened already.
 

@@ -1,0 +1,89 @@
+"""Calibration: what is measured of an engine, and what its command says and writes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+import pytest
+from fakes.letters_engine import LettersEngine
+from llmtaskpool_worker import profile
+from llmtaskpool_worker.calibration import CalibrationFailed, Plan, calibrate
+from llmtaskpool_worker.cost import CostModel
+from llmtaskpool_worker.engines.protocol import LoadFailed
+
+NOW = datetime(2026, 11, 25, tzinfo=UTC)
+
+
+def measured(engine, plan) -> profile.CalibrationProfile:
+    async def run():
+        try:
+            return await calibrate(engine, plan, clock=lambda: 1.0, now=NOW, threads=2)
+        finally:
+            await engine.stop(1.0)
+
+    return asyncio.run(run())
+
+
+def test_batches_beyond_the_engines_memory_and_prompts_beyond_its_context_are_left_out():
+    found = measured(LettersEngine(slots=4), Plan(batches=(1, 2, 4, 8), prompts=(4, 10**6)))
+    assert sorted(found.step_seconds) == [1, 2, 4]
+    assert sorted(found.prefill_seconds) == [4]
+    assert found.model == "letters"
+
+
+def test_the_profile_is_read_back_and_priced_by_the_cost_model(tmp_path):
+    found = measured(LettersEngine(slots=4), Plan(batches=(1, 4), prompts=(4,)))
+    profile.write(found, tmp_path / "profile.json")
+    cost = CostModel()
+    cost.load_profile(profile.read(tmp_path / "profile.json"))
+    steps, prefill = cost.measured("letters")
+    assert steps == pytest.approx(found.step_seconds)
+    assert prefill == pytest.approx(found.prefill_seconds)
+
+
+def test_a_model_that_cannot_be_loaded_is_told():
+    class Broken(LettersEngine):
+        async def start(self):
+            self._events.put_nowait(LoadFailed("there is no such file: name one"))
+
+    with pytest.raises(CalibrationFailed, match="no such file"):
+        measured(Broken(), Plan())
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess:
+    program = [sys.executable, "-m", "llmtaskpool_operator", "calibrate", *arguments]
+    return subprocess.run(program, capture_output=True, text=True, timeout=200, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--batches", "0,2"], "--batches '0,2'"),
+        (["--output", "xml"], "--output 'xml'"),
+        (["nonsense"], "'nonsense'"),
+        (["a=pypi:b,task=embed"], "embedding"),
+        (["--out", "/nowhere/profile.json"], "/nowhere"),
+    ],
+)
+def test_bad_input_ends_with_2_and_one_line_that_names_it(arguments, said):
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.model
+def test_a_real_model_is_measured_and_bigger_batches_do_more_a_second(tmp_path):
+    out = tmp_path / "profile.json"
+    done = command("--batches", "1,8", "--out", str(out), "--output", "json")
+    assert done.returncode == 0, done.stderr
+    found = profile.read(out)
+    assert json.loads(done.stdout)["step_seconds"] == {
+        str(batch): seconds for batch, seconds in found.step_seconds.items()
+    }
+    assert 8 / found.step_seconds[8] > 1 / found.step_seconds[1]
+    assert found.prefill_seconds[16] < found.prefill_seconds[1024]

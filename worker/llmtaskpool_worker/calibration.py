@@ -1,0 +1,160 @@
+"""Measuring a model's curves on this machine: decode steps by batch size, prefill by length."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from statistics import median
+
+from llmtaskpool_worker.engines.protocol import (
+    Admit,
+    Engine,
+    EngineDied,
+    EngineEvent,
+    LoadFailed,
+    Ready,
+    RequestFailed,
+    SetThreads,
+    Step,
+)
+from llmtaskpool_worker.profile import CalibrationProfile
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+PROMPTS = (16, 64, 256, 1024)
+REPEATS = 3
+STEPS = 12
+SHORT_PROMPT = 8
+FIRST_TOKEN_ID, TOKEN_IDS = 100, 1000
+"""Ordinary ids of any vocabulary; what they mean does not matter for how long they take."""
+
+
+class CalibrationFailed(Exception):
+    """The model can't be measured; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured; sizes that the model's memory or context does not hold are left out."""
+
+    batches: tuple[int, ...] = BATCHES
+    prompts: tuple[int, ...] = PROMPTS
+    repeats: int = REPEATS
+    steps: int = STEPS
+
+
+async def calibrate(
+    engine: Engine,
+    plan: Plan,
+    *,
+    clock: Callable[[], float],
+    now: datetime,
+    threads: int,
+    seed: int = 0,
+    told: Callable[[str, float], None] = lambda _what, _share: None,
+) -> CalibrationProfile:
+    """The model's profile; the engine is started, and the caller's to stop.
+
+    ``threads`` are torch's, for the record. ``told`` gets what is measured and the share that is
+    done. Raises CalibrationFailed.
+    """
+    began = clock()
+    await engine.start()
+    events = engine.events()
+    ready = await _ready(events, told)
+    start_up = clock() - began
+    bench = _Bench(engine, events, random.Random(seed))  # noqa: S311  no secrets
+    prompts = [p for p in plan.prompts if p + plan.steps < ready.context_length]
+    batches = [b for b in plan.batches if b <= ready.max_threads]
+    jobs = len(prompts) + len(batches)
+    prefill: dict[int, float] = {}
+    for done, tokens in enumerate(prompts):
+        told(f"prefill of {tokens} tokens", done / jobs)
+        times = [await bench.prefill(tokens) for _ in range(plan.repeats)]
+        prefill[tokens] = median(times)
+    steps: dict[int, float] = {}
+    for done, batch in enumerate(batches, len(prompts)):
+        told(f"steps of {batch} sequences", done / jobs)
+        steps[batch] = await bench.step(batch, plan.steps)
+    return CalibrationProfile(
+        model=engine.spec.name,
+        device=ready.device,
+        dtype=ready.dtype,
+        threads=threads,
+        created_at=now,
+        step_seconds=steps,
+        prefill_seconds=prefill,
+        start_up_seconds=start_up,
+        kv_tokens=bench.kv_tokens or None,
+    )
+
+
+async def _ready(events: AsyncIterator[EngineEvent], told: Callable[[str, float], None]) -> Ready:
+    async for event in events:
+        match event:
+            case Ready():
+                return event
+            case LoadFailed(message=message):
+                raise CalibrationFailed(message)
+            case EngineDied():
+                raise CalibrationFailed("the engine died while it loaded the model")
+            case _:
+                told("loading", 0.0)
+    raise CalibrationFailed("the engine ended while it loaded the model")
+
+
+class _Bench:
+    """Sends requests to a ready engine and reads what its steps took."""
+
+    def __init__(
+        self, engine: Engine, events: AsyncIterator[EngineEvent], chance: random.Random
+    ) -> None:
+        self._engine = engine
+        self._events = events
+        self._chance = chance
+        self._next_id = 0
+        self.kv_tokens = 0
+
+    async def prefill(self, tokens: int) -> float:
+        """Seconds of the steps that a prompt of so many tokens takes, alone."""
+        self._engine.send(SetThreads(1))
+        steps = await self._run([self._admit(tokens, 1)])
+        return sum(step.seconds for step in steps)
+
+    async def step(self, batch: int, count: int) -> float:
+        """The median of steps in which ``batch`` sequences decode and nothing else happens."""
+        self._engine.send(SetThreads(batch))
+        # Prompts enter one after the other: later ones must find the first still running.
+        admits = [self._admit(SHORT_PROMPT, count + 2 * batch) for _ in range(batch)]
+        steps = await self._run(admits)
+        whole = [s.seconds for s in steps if s.decode_batch == batch and not s.prefill_tokens]
+        if not whole:
+            raise CalibrationFailed(f"{batch} sequences never ran together")
+        return median(whole)
+
+    def _admit(self, prompt: int, output: int) -> Admit:
+        self._next_id += 1
+        ids = [FIRST_TOKEN_ID + self._chance.randrange(TOKEN_IDS) for _ in range(prompt)]
+        return Admit(id=self._next_id, prompt=ids, max_tokens=output, ignore_eos=True)
+
+    async def _run(self, admits: list[Admit]) -> list[Step]:
+        running = {admit.id for admit in admits}
+        for admit in admits:
+            self._engine.send(admit)
+        steps: list[Step] = []
+        while running:
+            event = await anext(self._events)
+            match event:
+                case Step():
+                    steps.append(event)
+                    self.kv_tokens = max(self.kv_tokens, event.kv_tokens_total)
+                    running -= {end.id for end in event.finished}
+                case RequestFailed(message=message):
+                    raise CalibrationFailed(message)
+                case EngineDied():
+                    raise CalibrationFailed("the engine died: is there memory for this batch?")
+                case _:
+                    await asyncio.sleep(0)
+        return steps
