@@ -9,7 +9,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from pack import layout
+from pack import layout, tools
+from pack.build import Image
 
 NAME = "localhost/llmtaskpool-worker:dev"
 BIG, SMALL = b"torch" * 300_000, b"wheel"
@@ -78,6 +79,19 @@ def test_a_pipe_gives_the_same_as_a_file(digests: dict[str, str]) -> None:
 def test_a_reader_that_leaves_early_stops_the_writer(digests: dict[str, str]) -> None:
     with layout.piped(NAME, frozenset()) as source:
         source.read(10)  # then the pipe is closed, with a megabyte still to come
+
+
+def test_what_no_image_uses_any_more_is_deleted_but_not_while_somebody_reads(
+    digests: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tools, "run", lambda *_, **__: "")  # skopeo, which has nothing new to copy
+    old = layout.folder() / "blobs" / "sha256" / put(b"of an older image").removeprefix("sha256:")
+    with layout.reading():
+        layout.keep(Image(NAME, "key", "id"))
+        assert old.exists()
+    layout.keep(Image(NAME, "key", "id"))
+    assert not old.exists()
+    assert archived()[blob(digests["big"])] == BIG
 
 
 def test_size_and_digest_are_the_images(digests: dict[str, str]) -> None:

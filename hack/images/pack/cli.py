@@ -81,7 +81,7 @@ def archive(
 ) -> None:
     """Build an image and write it as an OCI archive, for `kind load image-archive` and others."""
     row = _build(target, models=models)
-    with tools.alone(_say), file.open("wb") as out:
+    with layout.reading(), file.open("wb") as out:
         layout.write_archive(str(row["image"]), out)
     _say(f"{row['image']}: {file}, {file.stat().st_size / 1e6:.0f} MB")
 
@@ -99,7 +99,7 @@ def load(
         name = str(_build(target, models=models)["image"])
         began = time.monotonic()
         state = state_dir.expanduser().resolve()
-        with tools.alone(_say), layout.piped(name, node.known_blobs(state)) as source:
+        with layout.reading(), layout.piped(name, node.known_blobs(state)) as source:
             node.load_image_from(state, source, name)
         _say(f"{name}: loaded in {time.monotonic() - began:.1f} s")
 

@@ -6,6 +6,7 @@ written once and loaded into a node once, whatever changes above them.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
@@ -39,10 +40,20 @@ def keep(image: Image) -> None:
         f"skopeo copy {image.name}",
         remedy=f"an image with torch needs 7 GB in {folder()}",
     )
-    used = {digest for entry in _index()["manifests"] for digest in _digests(entry)}
-    for blob in (folder() / "blobs" / "sha256").iterdir():
-        if f"sha256:{blob.name}" not in used:
-            blob.unlink()
+    with _lock() as lock, suppress(BlockingIOError):  # somebody reads: another build tidies up
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        used = {digest for entry in _index()["manifests"] for digest in _digests(entry)}
+        for blob in (folder() / "blobs" / "sha256").iterdir():
+            if f"sha256:{blob.name}" not in used:
+                blob.unlink()
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Within, no blob is deleted; others may build and read meanwhile."""
+    with _lock() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
 
 
 def size(name: str) -> int:
@@ -87,6 +98,10 @@ def piped(name: str, without: frozenset[str]) -> Iterator[IO[bytes]]:
 def digest_of(name: str) -> str:
     """The digest of the image's manifest."""
     return str(_entry(name)["digest"])
+
+
+def _lock() -> IO[str]:
+    return (tools.cache_folder() / "oci.lock").open("w")
 
 
 def _index() -> dict[str, Any]:
