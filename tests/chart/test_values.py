@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import textwrap
 from typing import Any
 
 import kubernetes_validate
@@ -11,6 +13,7 @@ import pytest
 import yaml
 from chart.charts import CHART, NAMESPACE, ROOT, VALUE_SETS, Helm, Refused, kinds, named, pod_specs
 from llmtaskpool_operator.operator_settings import PREFIX, OperatorSettings
+from llmtaskpool_operator.pool_file import parse_pool
 
 KUBERNETES = "1.37"
 
@@ -248,3 +251,10 @@ def test_the_notes_name_the_next_commands_for_the_namespaces_that_are_served(hel
         "kubectl delete crd llmtaskpools.llmtaskpool.io",
     ):
         assert command in notes
+
+
+@pytest.mark.parametrize("page", ["docs/install.md", "helm/llmtaskpool/templates/NOTES.txt"])
+def test_the_first_pool_that_people_are_told_to_make_is_a_pool(page: str) -> None:
+    (text,) = re.findall(r"<<'END'\n(.*?)\n *END$", (ROOT / page).read_text(), re.S | re.M)
+    pool = parse_pool(yaml.safe_load(textwrap.dedent(text)))
+    assert [model.name for model in pool.spec.models] == ["smollm2"]
