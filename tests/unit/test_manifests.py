@@ -12,6 +12,7 @@ from fakes.cluster_objects import NAME, NAMESPACE, UID, pool
 from llmtaskpool_operator import manifests
 from llmtaskpool_operator.manifests import Surroundings
 from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT
+from pydantic import ValidationError
 
 TOKEN = "the-control-token"
 AROUND = Surroundings("registry.local/worker:1", TOKEN, "llmtaskpool-system")
@@ -306,7 +307,14 @@ def replaced(value: Any, text: str) -> Any:
     return value.replace(WORD, text) if isinstance(value, str) else value
 
 
-@pytest.mark.parametrize("text", DANGEROUS)
+@pytest.mark.parametrize("text", ["\nprivileged: true", "a,task=embed", "a\rb"])
+def test_text_that_would_end_an_argument_is_refused(text: str) -> None:
+    for field in ({"source": text}, {"source": "a", "options": {"a": text}}):
+        with pytest.raises(ValidationError, match="pattern"):
+            pool(models=[{"name": "m", **field}])
+
+
+@pytest.mark.parametrize("text", [text for text in DANGEROUS if "\n" not in text])
 def test_dangerous_text_in_the_spec_stays_one_argument(text: str) -> None:
     def made(text: str) -> dict[str, Any]:
         model = {"name": "m", "source": text, "options": {"a": text}}

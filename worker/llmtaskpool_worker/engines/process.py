@@ -33,6 +33,7 @@ from llmtaskpool_worker.engines.protocol import (
     Vector,
 )
 
+ENDING_SECONDS = 0.5
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
 HEALTHY_SECONDS = 30.0
@@ -155,7 +156,12 @@ class EngineProcess:
             self._writer.close()
             self._writer = None
             if loaded is not False and not self._stopping:
-                self.kill()  # the stream ended: whatever is left of the process is of no use
+                # The stream ended: the process is about to, or is of no use. It is waited for
+                # first, as killing what has just ended loses its exit code.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(ENDING_SECONDS):
+                        await self._process.wait()
+                self.kill()
             await self._process.wait()
         return loaded
 
