@@ -60,7 +60,8 @@ class Operator:
         self._clocks = clocks
         self.metrics = OperatorMetrics()
         self.queue: WorkQueue[PoolKey] = WorkQueue(clocks.steady)
-        self.store = ClusterStore(self.queue.add)
+        self.store = ClusterStore(self._changed)
+        self._leading = False
         self._synced = False
         self._stopping = asyncio.Event()
         self._watching = asyncio.Event()
@@ -99,6 +100,11 @@ class Operator:
         """It watches, and knows what there is."""
         return self._watching.is_set() and self._synced
 
+    def _changed(self, key: PoolKey) -> None:
+        """A replica that stands by works on nothing, so nothing may be due there."""
+        if self._leading:
+            self.queue.add(key)
+
     async def _serve(self, election: Election, access: ClusterAccess) -> None:
         watching = asyncio.create_task(
             watch(self.store, self._settings.namespaces, self._stopping, self._watching)
@@ -120,6 +126,7 @@ class Operator:
     async def _lead(self, access: ClusterAccess) -> None:
         """Work on all pools until cancelled."""
         self.metrics.leading(True)
+        self._leading = True
         try:
             identity = OperatorIdentity(
                 name=self._settings.identity,
@@ -131,10 +138,15 @@ class Operator:
             controller = Controller(access, identity, self.metrics, self._clocks.wall)
             for key in self.store.pools():
                 self.queue.add(key)
-            async with asyncio.TaskGroup() as workers:
-                for _ in range(self._settings.concurrency):
-                    workers.create_task(self._work(controller))
+            try:
+                async with asyncio.TaskGroup() as workers:
+                    for _ in range(self._settings.concurrency):
+                        workers.create_task(self._work(controller))
+            finally:
+                controller.forget_all()
         finally:
+            self._leading = False
+            self.queue.clear()
             self.metrics.leading(False)
 
     async def _work(self, controller: Controller) -> None:
