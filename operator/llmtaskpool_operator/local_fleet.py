@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from signal import SIGKILL
 from typing import Any
 
-import httpx
+import aiohttp
 
 from llmtaskpool_operator.front import Front
 from llmtaskpool_operator.local_worker import (
@@ -50,7 +50,7 @@ class Fleet:
         self,
         command: WorkerCommand,
         front: Front,
-        http: httpx.AsyncClient,
+        http: aiohttp.ClientSession,
         token: str,
         *,
         clock: Callable[[], float],

@@ -124,7 +124,7 @@ class LocalPool:
 
     async def _close(self) -> None:
         await self.front.stop()
-        await self._http.aclose()
+        await self._http.close()
 
     def elapsed(self) -> float:
         """Seconds since the start."""

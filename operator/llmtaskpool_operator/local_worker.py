@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+import aiohttp
 from llmtaskpool_worker.contract import WorkerState
 
 from llmtaskpool_operator.worker_client import ClientLimits, WorkerClient, WorkerUnreachable
@@ -54,7 +54,7 @@ class LocalWorker:
     def __init__(
         self,
         worker_id: str,
-        http: httpx.AsyncClient,
+        http: aiohttp.ClientSession,
         token: str,
         on_event: Callable[[LocalWorker, dict[str, Any]], None],
     ) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-import httpx
+import aiohttp
 from llmtaskpool_worker.contract import (
     CONTROL_DRAIN,
     CONTROL_STATE,
@@ -26,6 +26,9 @@ from llmtaskpool_worker.contract import (
 from pydantic import BaseModel, ValidationError
 
 Answer = TypeVar("Answer", bound=BaseModel)
+
+KEEP_SECONDS = 30.0
+"""A connection is kept for longer than the time between two turns of a pool at rest."""
 
 
 class WorkerUnreachable(Exception):
@@ -45,15 +48,18 @@ class ClientLimits:
     connections: int = 256
 
 
-def open_http(limits: ClientLimits) -> httpx.AsyncClient:
-    """The connections that all WorkerClients of a process share; the caller closes it."""
-    return httpx.AsyncClient(
-        timeout=limits.seconds,
+def open_http(limits: ClientLimits) -> aiohttp.ClientSession:
+    """The connections that all WorkerClients of a process share; the caller closes it.
+
+    aiohttp and not httpx, because a thousand workers are asked every few seconds: a request is
+    0.3 ms of processor time here at any number of hosts; there 2.5 ms with one host, and more
+    with each further one.
+    """
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=limits.connections, keepalive_timeout=KEEP_SECONDS),
+        timeout=aiohttp.ClientTimeout(total=None),  # WorkerClient bounds each call as a whole
+        cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,  # a proxy of the environment is no way to a pod
-        follow_redirects=False,
-        limits=httpx.Limits(
-            max_connections=limits.connections, max_keepalive_connections=limits.connections
-        ),
     )
 
 
@@ -61,7 +67,7 @@ class WorkerClient:
     """One worker's control port at ``url``, such as ``http://127.0.0.1:8001``."""
 
     def __init__(
-        self, http: httpx.AsyncClient, url: str, token: str, limits: ClientLimits | None = None
+        self, http: aiohttp.ClientSession, url: str, token: str, limits: ClientLimits | None = None
     ) -> None:
         self._http = http
         self._url = url
@@ -90,7 +96,7 @@ class WorkerClient:
                 status, raw = await self._exchange(method, path, body)
         except TimeoutError:
             raise WorkerUnreachable(f"no answer within {self._limits.seconds:g} s") from None
-        except httpx.HTTPError as error:
+        except aiohttp.ClientError as error:
             raise WorkerUnreachable(f"{type(error).__name__} on {path}") from None
         if status == 409:
             raise ThreadsRefused("the worker has a newer generation in force")
@@ -106,17 +112,17 @@ class WorkerClient:
     async def _exchange(self, method: str, path: str, body: BaseModel | None) -> tuple[int, bytes]:
         content = None if body is None else body.model_dump_json()
         headers = self._headers | ({} if content is None else {"content-type": "application/json"})
-        async with self._http.stream(
-            method, self._url + path, content=content, headers=headers
+        async with self._http.request(
+            method, self._url + path, data=content, headers=headers, allow_redirects=False
         ) as response:
             raw = bytearray()
-            async for part in response.aiter_bytes():
+            async for part in response.content.iter_any():
                 raw += part
                 if len(raw) > self._limits.answer_bytes:
                     raise WorkerUnreachable(
                         f"{path} answered more than {self._limits.answer_bytes} bytes"
                     )
-            return response.status_code, bytes(raw)
+            return response.status, bytes(raw)
 
 
 def _hint(status: int) -> str:

@@ -1,11 +1,12 @@
-"""The client of the control port, over a scripted transport and over the worker's own server."""
+"""The client of the control port, over a scripted server and over the worker's own server."""
 
 from __future__ import annotations
 
 import asyncio
 
-import httpx
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer, unused_port
 from fakes.http_rig import TOKEN, serving
 from llmtaskpool_operator.worker_client import (
     ClientLimits,
@@ -24,15 +25,33 @@ GOOD = (
 
 def ask(handler, call=lambda client: client.state(), limits=None):
     async def go():
-        transport = httpx.MockTransport(handler)
-        async with httpx.AsyncClient(transport=transport) as http:
-            return await call(WorkerClient(http, "http://worker", "token", limits))
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", handler)
+        async with (
+            TestServer(app) as server,
+            open_http(ClientLimits()) as http,
+        ):
+            return await call(WorkerClient(http, str(server.make_url("")), "token", limits))
 
     return asyncio.run(go())
 
 
 def answers(text: str, status: int = 200):
-    return lambda _request: httpx.Response(status, text=text)
+    async def handler(_request):
+        return web.Response(status=status, text=text)
+
+    return handler
+
+
+def trickles(part: bytes, pause: float):
+    async def handler(request):
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(part)
+            await asyncio.sleep(pause)
+
+    return handler
 
 
 def test_state_threads_and_drain_work_against_the_workers_own_server():
@@ -76,45 +95,45 @@ def test_other_statuses_are_errors_that_name_them(status):
 
 
 def test_an_answer_without_end_is_given_up_after_the_bound():
-    async def parts():
-        while True:
-            yield b" " * 65536
-
     with pytest.raises(WorkerUnreachable, match="answered more than 1000000 bytes"):
-        ask(
-            lambda _request: httpx.Response(200, content=parts()),
-            limits=ClientLimits(answer_bytes=1_000_000),
-        )
+        ask(trickles(b" " * 65536, 0), limits=ClientLimits(answer_bytes=1_000_000))
 
 
 def test_a_worker_that_trickles_is_given_up_after_the_time_bound():
-    async def parts():
-        while True:
-            yield b" "
-            await asyncio.sleep(0.01)
-
     with pytest.raises(WorkerUnreachable, match=r"no answer within 0\.2 s"):
-        ask(
-            lambda _request: httpx.Response(200, content=parts()),
-            limits=ClientLimits(seconds=0.2),
-        )
+        ask(trickles(b" ", 0.01), limits=ClientLimits(seconds=0.2))
 
 
 def test_nobody_listening_is_an_error_in_one_line():
-    def refuse(request):
-        raise httpx.ConnectError("refused", request=request)
+    async def go():
+        async with open_http(ClientLimits()) as http:
+            await WorkerClient(http, f"http://127.0.0.1:{unused_port()}", "token").state()
 
-    with pytest.raises(WorkerUnreachable, match=r"^ConnectError on /control/v1/state$"):
-        ask(refuse)
+    with pytest.raises(WorkerUnreachable, match=r"^ClientConnectorError on /control/v1/state$"):
+        asyncio.run(go())
+
+
+def test_a_worker_that_answers_no_http_is_an_error_in_one_line():
+    async def go():
+        async def answer(_reader, writer):
+            writer.write(b"SSH-2.0-OpenSSH\r\n\r\n")
+            writer.close()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server, open_http(ClientLimits()) as http:
+            await WorkerClient(http, f"http://127.0.0.1:{port}", "token").state()
+
+    with pytest.raises(WorkerUnreachable, match=r"^\w+ on /control/v1/state$"):
+        asyncio.run(go())
 
 
 def test_a_threads_request_is_absolute_and_carries_its_generation():
     sent = []
 
-    def handler(request):
-        sent.append(request)
-        return httpx.Response(200, text='{"generation":3,"threads":{"compute":5}}')
+    async def handler(request):
+        sent.append((await request.read(), request.headers["authorization"]))
+        return web.Response(text='{"generation":3,"threads":{"compute":5}}')
 
     ask(handler, lambda client: client.set_threads(3, {LaneName.COMPUTE: 5}))
-    assert sent[0].content == b'{"generation":3,"threads":{"compute":5}}'
-    assert sent[0].headers["authorization"] == "Bearer token"
+    assert sent == [(b'{"generation":3,"threads":{"compute":5}}', "Bearer token")]
