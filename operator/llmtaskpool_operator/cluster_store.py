@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from llmtaskpool_operator.api import KIND
+from llmtaskpool_operator.differences import REPLICAS, only_field
 from llmtaskpool_operator.manifests import POOL_LABEL, Manifest
 
 WATCHED = (KIND, "Deployment", "Pod")
+_POD_METADATA = ("name", "namespace", "uid", "resourceVersion", "annotations", "deletionTimestamp")
+_POD_STATUS = ("phase", "podIP", "conditions", "containerStatuses")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -78,7 +81,7 @@ class ClusterStore:
             return
         if before is None and known.missing(key, version):
             return
-        known.by_pool.setdefault(key, {})[name] = body
+        known.by_pool.setdefault(key, {})[name] = _kept(kind, body)
         if before is None or _asks_for_turn(kind, before, body):
             self._changed(key)
 
@@ -137,6 +140,21 @@ def _asks_for_turn(kind: str, before: Mapping[str, Manifest], after: Manifest) -
     return any(
         old.get(name) != new.get(name) for name in ("generation", "uid", "deletionTimestamp")
     )
+
+
+def _kept(kind: str, body: Manifest) -> Manifest:
+    """What the operator reads of an object: thousands of whole pods would be 100 MB and more."""
+    if kind == "Pod":
+        meta, status = body["metadata"], body.get("status") or {}
+        return {
+            "metadata": {name: meta[name] for name in _POD_METADATA if name in meta},
+            "status": {name: status[name] for name in _POD_STATUS if name in status},
+        }
+    writers = body["metadata"].get("managedFields")
+    if not writers:
+        return body
+    kept = [entry for entry in (only_field(entry, REPLICAS) for entry in writers) if entry]
+    return body | {"metadata": body["metadata"] | {"managedFields": kept}}
 
 
 def _version(body: Manifest) -> int:

@@ -52,6 +52,8 @@ class _Remembered:
     problems: tuple[Problem, ...] = ()
     children_of: int = -1
     children_at: float = float("-inf")
+    agreed: Manifest | None = None
+    """The Deployment as it was when it was as it should be: to compare is dear."""
     written: dict[str, Any] | None = None
     written_at: float = float("-inf")
 
@@ -94,7 +96,7 @@ class Controller:
                 await self._write_event(body, note)
             return CHILDREN_SECONDS
         backend = KubernetesBackend(pool, self._around(pool), self._access, ours.states)
-        problems = await self._ensure(backend, pool, ours)
+        problems = await self._ensure(backend, key, pool, ours)
         began, now = ours.memory, self._clock()
         result = await reconcile(pool, _WithProblems(backend, problems), began, now)
         ours.memory = result.memory
@@ -115,13 +117,18 @@ class Controller:
             self.forget(key)
 
     async def _ensure(
-        self, backend: KubernetesBackend, pool: LLMTaskPool, ours: _Remembered
+        self, backend: KubernetesBackend, key: PoolKey, pool: LLMTaskPool, ours: _Remembered
     ) -> tuple[Problem, ...]:
         generation, now = pool.metadata.generation, self._clock()
         if ours.children_of != generation or now - ours.children_at > CHILDREN_SECONDS:
             ours.problems = await backend.ensure_children()
             ours.children_of, ours.children_at = generation, now
-        return ours.problems + await backend.ensure_deployment()
+            ours.agreed = None
+        before = self._access.store.deployment(key)
+        problems = await backend.ensure_deployment(ours.agreed)
+        same = self._access.store.deployment(key) is before
+        ours.agreed = before if same and not problems else None
+        return ours.problems + problems
 
     def _remembered(self, key: PoolKey, body: Manifest) -> _Remembered:
         uid = str(body["metadata"].get("uid", ""))

@@ -7,6 +7,8 @@ from typing import Any
 from llmtaskpool_operator.manifests import Manifest
 from llmtaskpool_operator.quantities import number
 
+REPLICAS = ("spec", "replicas")
+"""The one field of which the operator asks who else writes it."""
 _AMOUNTS = ("limits", "requests")
 """Only in these are 1 and "1000m" equal: anywhere else "1" and "01" are two words."""
 
@@ -42,14 +44,30 @@ def owned_by(live: Manifest, uid: str) -> bool:
     return any(owner.get("uid") == uid and owner.get("controller") for owner in owners)
 
 
+def only_field(entry: Manifest, path: tuple[str, ...]) -> Manifest | None:
+    """An entry of managedFields with nothing but the field at ``path``; None if it has it not."""
+    if not _owns(entry, path):
+        return None
+    fields: Manifest = {}
+    for part in reversed(path):
+        fields = {f"f:{part}": fields}
+    return {name: entry[name] for name in ("manager", "time") if name in entry} | {
+        "fieldsV1": fields
+    }
+
+
 def writer_of(live: Manifest, path: tuple[str, ...]) -> str | None:
     """Who, by managedFields, last wrote the field at ``path``; None when nobody is on record."""
     latest: tuple[str, str] | None = None
     for entry in live.get("metadata", {}).get("managedFields") or ():
-        fields: Any = entry.get("fieldsV1", {})
-        for part in path:
-            fields = fields.get(f"f:{part}") if isinstance(fields, dict) else None
-        if fields is not None:
+        if _owns(entry, path):
             found = (str(entry.get("time", "")), str(entry.get("manager", "unknown")))
             latest = max(latest, found) if latest else found
     return latest[1] if latest else None
+
+
+def _owns(entry: Manifest, path: tuple[str, ...]) -> bool:
+    fields: Any = entry.get("fieldsV1", {})
+    for part in path:
+        fields = fields.get(f"f:{part}") if isinstance(fields, dict) else None
+    return fields is not None

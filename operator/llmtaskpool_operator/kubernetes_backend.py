@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from llmtaskpool_operator import manifests, pod_facts
 from llmtaskpool_operator.api import KIND, LLMTaskPool, ScalingMode
 from llmtaskpool_operator.cluster_store import ClusterStore, PoolKey
-from llmtaskpool_operator.differences import agrees, owned_by, writer_of
+from llmtaskpool_operator.differences import REPLICAS, agrees, owned_by, writer_of
 from llmtaskpool_operator.kubernetes_api import MANAGER, ApiFailure, KubernetesApi
 from llmtaskpool_operator.manifests import Manifest, Surroundings
 from llmtaskpool_operator.observation import PodObservation, PoolObservation, Problem
@@ -23,7 +23,8 @@ from llmtaskpool_operator.pod_states import PodStates
 from llmtaskpool_operator.worker_client import WorkerClient, WorkerUnreachable
 
 VICTIM_COST = "-100"
-CONFLICT_RETRIES = 3
+CONFLICT_RETRIES = 5
+"""A Deployment's status moves several times a second while its pods start."""
 _APART = ("Secret",)
 """Kinds that are applied unread: the operator may write Secrets of pools and read none."""
 
@@ -63,12 +64,17 @@ class KubernetesBackend:
                 await self._access.api.apply(wanted)
         return tuple(problems)
 
-    async def ensure_deployment(self) -> tuple[Problem, ...]:
-        """Make or mend the Deployment; its replicas stay. Raises ApiFailure, Fenced."""
+    async def ensure_deployment(self, agreed: Manifest | None = None) -> tuple[Problem, ...]:
+        """Make or mend the Deployment; its replicas stay. Raises ApiFailure, Fenced.
+
+        ``agreed`` is the one of the store that was last found to be as it should.
+        """
         live = self._access.store.deployment(self._key)
         if live is None:
             # Not seen is not the same as not there: a watch may be late.
             live = await self._read()
+        if live is not None and live is agreed:
+            return ()
         if live is None:
             await self._apply(self._first_replicas(), None)
         elif not owned_by(live, self._pool.metadata.uid):
@@ -144,12 +150,11 @@ class KubernetesBackend:
         """Who else writes replicas in a mode in which only the operator should."""
         if self._pool.spec.scaling.mode is not ScalingMode.AUTO:
             return None
-        path = ("spec", "replicas")
         pool = self._access.store.pool(self._key)
         # A write through a custom resource's /scale leaves no manager in managedFields (1.37).
-        if pool and self._pool.spec.replicas is not None and writer_of(pool, path) is None:
+        if pool and self._pool.spec.replicas is not None and writer_of(pool, REPLICAS) is None:
             return "whoever writes /scale (HPA, KEDA, kubectl scale)"
-        on_deployment = writer_of(live, path) if live else None
+        on_deployment = writer_of(live, REPLICAS) if live else None
         if on_deployment not in (None, MANAGER):
             return f"{on_deployment} (on the Deployment)"
         return None

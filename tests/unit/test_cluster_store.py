@@ -27,13 +27,17 @@ class Watched(ClusterStore):
         return found
 
     def names(self) -> list[str]:
-        return [pod["metadata"]["name"] for pod in self.pods(KEY)]
+        return names_of(self, KEY)
 
 
 def pool(version: int = 10, **metadata: Any) -> dict[str, Any]:
     body = pool_body(version=version)
     body["metadata"] |= metadata
     return body
+
+
+def names_of(store: ClusterStore, key: PoolKey) -> list[str]:
+    return [pod["metadata"]["name"] for pod in store.pods(key)]
 
 
 def version_of(body: dict[str, Any] | None) -> str | None:
@@ -113,8 +117,8 @@ def test_pods_and_deployments_belong_to_the_pool_that_their_label_names() -> Non
     deployment = pod_body(NAME)
     store.seen("Deployment", deployment)
     assert store.names() == ["a", "b"]
-    assert store.pods(PoolKey(NAMESPACE, "other")) == (other,)
-    assert store.pods(PoolKey("team-b", NAME)) == (elsewhere,)
+    assert names_of(store, PoolKey(NAMESPACE, "other")) == ["c"]
+    assert names_of(store, PoolKey("team-b", NAME)) == ["d"]
     assert store.deployment(KEY) == deployment
 
 
@@ -225,7 +229,7 @@ def test_a_list_of_one_namespace_says_nothing_of_others() -> None:
     later = pod_body("late", version=3)
     later["metadata"]["namespace"] = "team-c"  # its namespace was never listed
     store.seen("Pod", later)
-    assert store.pods(PoolKey("team-c", NAME)) == (later,)
+    assert names_of(store, PoolKey("team-c", NAME)) == ["late"]
 
 
 def test_a_list_of_pods_says_nothing_of_pools() -> None:
@@ -237,3 +241,31 @@ def test_a_list_of_pods_says_nothing_of_pools() -> None:
 
 def test_a_key_reads_as_people_write_it() -> None:
     assert str(KEY) == "team-a/chat"
+
+
+def test_of_a_pod_no_more_is_kept_than_is_read() -> None:
+    store = Watched()
+    body = pod_body("a")
+    body["metadata"] |= {"managedFields": [{"manager": "kubelet"}], "annotations": {"a": "b"}}
+    body["spec"] = {"containers": [{"name": "worker", "env": [{"name": "n"}] * 100}]}
+    store.seen("Pod", body)
+    (kept,) = store.pods(KEY)
+    assert "spec" not in kept
+    assert "managedFields" not in kept["metadata"]
+    assert kept["metadata"]["annotations"] == {"a": "b"}
+    assert kept["status"] == body["status"]
+
+
+def test_who_wrote_replicas_stays_known_and_all_other_writers_go() -> None:
+    store = Watched()
+    fields = {"f:spec": {"f:replicas": {}, "f:template": {"f:spec": {}}}}
+    hpa = {"manager": "hpa", "time": "2026-01-01T00:00:00Z", "fieldsV1": fields}
+    other = {"manager": "kubelet", "fieldsV1": {"f:status": {}}}
+    body = pool(managedFields=[other, hpa])
+    store.seen(KIND, body)
+    kept = store.pool(KEY)
+    assert kept is not None
+    assert kept["metadata"]["managedFields"] == [
+        {**hpa, "fieldsV1": {"f:spec": {"f:replicas": {}}}}
+    ]
+    assert body["metadata"]["managedFields"] == [other, hpa]

@@ -128,6 +128,17 @@ def test_a_deployment_that_somebody_deleted_comes_back_with_what_it_had() -> Non
     assert rig.cluster.deployment["spec"]["replicas"] == had
 
 
+def test_a_deployment_that_somebody_changes_at_rest_is_mended_at_the_next_turn() -> None:
+    rig = Rig(**AT_REST).settled()
+    body = rig.cluster.deployment
+    body["spec"]["template"]["spec"]["hostNetwork"] = True
+    body["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 1
+    rig.cluster.put(body)
+    rig.now += 5
+    rig.turn()
+    assert rig.cluster.deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 1
+
+
 def test_a_new_leader_goes_on_where_the_last_one_stopped() -> None:
     rig = Rig(scaling={"maxReplicas": 8}, **AT_REST).settled()
     rig.cluster.states["a"] = worker_state("a", active=4, arrived=100.0)
