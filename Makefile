@@ -56,8 +56,9 @@ e2e: install ## Our images on a real node, as root: 20 minutes once, then a few
 	$(RUN) python hack/cluster build
 	$(RUN) pytest tests/e2e
 
-crd: ## Write crds/llmtaskpool.yaml anew from the model
+crd: ## Write crds/llmtaskpool.yaml and docs/reference.md anew from the model
 	$(RUN) llmtaskpool crd > crds/llmtaskpool.yaml
+	$(RUN) llmtaskpool crd --reference > docs/reference.md
 	$(MAKE) chart
 
 chart: ## Write what is made from crds/ and the chart: deploy/install.yaml and the chart's CRD

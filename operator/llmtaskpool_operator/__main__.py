@@ -94,11 +94,18 @@ def _pools(ctx: typer.Context) -> None:
         sys.stdout.write(ctx.get_help() + "\n")
 
 
-def crd() -> None:
+def crd(
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Print docs/reference.md instead: every field.")
+    ] = False,
+) -> None:
     """Print the CustomResourceDefinition; crds/llmtaskpool.yaml is this."""
-    from llmtaskpool_operator.crdgen import as_yaml
+    if reference:
+        from llmtaskpool_operator.reference import as_markdown as text
+    else:
+        from llmtaskpool_operator.crdgen import as_yaml as text
 
-    sys.stdout.write(as_yaml())
+    sys.stdout.write(text())
 
 
 def version(

@@ -72,14 +72,16 @@ class Model(Wire):
     options: Annotated[
         dict[Word, Annotated[str, Field(max_length=256, pattern=NO_COMMA)]], Field(max_length=32)
     ] = Field(default_factory=dict)
-    """Options of the engine, as strings."""
+    """Options of the engine, as strings, such as `device`, `dtype`, `context_length` and
+    `max_threads`; docs/models.md lists them."""
 
 
 class StepLimitPolicy(Wire):
     """One limit of the size of changes."""
 
     type: Literal["Pods", "Percent"]
-    """Whether `value` counts pods or per cent of the replicas."""
+    """Pods: `value` is a number of replicas. Percent: it is a share of the replicas there were
+    at the beginning of the period."""
     value: Annotated[int, Field(ge=1, le=100_000)]
     """The most change within `periodSeconds`."""
     period_seconds: Annotated[int, Field(ge=1, le=1800)]
@@ -139,11 +141,13 @@ class Scaling(Wire):
     mode: ScalingMode = ScalingMode.AUTO
     """Auto: the operator decides and `spec.replicas` is ignored. External: whoever writes
     `/scale` (HPA, KEDA, kubectl) decides; threads are still tuned. Fixed: `spec.replicas` holds.
-    Advise: decisions are published in the status and nothing is done."""
+    Advise: nothing is done, threads included; what would be stands in the message of the condition
+    ScalingLimited, which `llmtaskpool explain` shows."""
     min_replicas: Annotated[int, Field(ge=0, le=10_000)] = 1
-    """The least replicas. 0 lets an idle pool go away; the first task then waits for a start."""
+    """The least replicas. 0 lets an idle pool go away. On a cluster nothing holds requests until
+    a pod is there again: use it with a scheduler of your own in front, or with `schedules`."""
     max_replicas: Annotated[int, Field(ge=1, le=10_000)] = 10
-    """The most replicas."""
+    """The most replicas, whatever the equation says."""
     schedules: Annotated[
         list[MinimumSchedule],
         Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "atomic"}),
@@ -167,16 +171,18 @@ class Scaling(Wire):
     GPUUtilization: NVML's share of time in which any kernel ran. It is near 1 at any load and
     cost 1.8 to 8.5 times the pod-hours of OfferedWork in our study."""
     averaging_seconds: Annotated[int, Field(ge=5, le=600)] = 30
-    """The window over which the arrival rate is averaged."""
+    """The window over which the arrival rate is averaged, in seconds. Longer is calmer and
+    slower."""
     backlog_drain_seconds: Annotated[int, Field(ge=1, le=3600)] | None = None
-    """T_d: the time within which waiting work should be worked off.
+    """T_d: the seconds within which waiting work should be worked off.
     Default: the larger of 60 s and 4 x `slo.ttftSeconds`."""
     behavior: Behavior = Field(default_factory=Behavior)
     """Stabilization windows and step limits."""
     drain_seconds: Annotated[int, Field(ge=0, le=86_400)] = 120
-    """The time a pod that is to go has for finishing what it accepted."""
+    """The seconds that a pod that is to go has for finishing what it accepted; what is left then
+    is told that it failed."""
     paused: bool = False
-    """True keeps the replicas as they are."""
+    """True keeps the replicas as they are; threads are still tuned."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -205,11 +211,11 @@ class LaneThreads(Wire):
     initial: Annotated[int, Field(ge=1, le=4096)] = 4
     """Threads of a new pod of a new pool; later ones start with what the pool has."""
     min: Annotated[int, Field(ge=1, le=4096)] = 1
-    """The least threads."""
+    """The least threads, in each pod."""
     max: Annotated[int, Field(ge=1, le=4096)] = 256
-    """The most threads; a worker that finds fewer useful caps them itself."""
+    """The most threads, in each pod; a worker that finds fewer useful caps them itself."""
     target_utilization: Annotated[float, Field(ge=0.05, le=1)] = 0.8
-    """Share of the threads that should be in use."""
+    """Utilization of the threads to steer for: tasks that run and wait over the threads."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -233,7 +239,8 @@ class Threads(Wire):
     compute: LaneThreads = Field(default_factory=LaneThreads)
     """The compute lane: slots of the batch that the model works on at once."""
     io: LaneThreads = Field(default_factory=lambda: LaneThreads(initial=16))
-    """The io lane: tasks that mostly wait for others. Default: as compute, initial 16."""
+    """The io lane: tasks that mostly wait for others. Without `io`, `initial` is
+    16; with it, what it says, else 4."""
 
 
 class Queue(Wire):
@@ -245,18 +252,21 @@ class Queue(Wire):
     """priority: falling weight / load, within the bound of `ageingSeconds`. newest-first: the
     same until the oldest has waited that long, then the newest first."""
     ageing_seconds: Annotated[float, Field(ge=0, le=86_400)] = 300
-    """The time after which a task goes before all that have waited less."""
+    """The seconds after which a task goes before all that have waited less, so that nothing waits
+    for ever."""
     timeout_seconds: Annotated[float, Field(ge=0.1, le=86_400)] | None = None
-    """A task that has waited this long is given up. Default: the worker's own limit."""
+    """A task that has waited for so many seconds is given up (503; a task of `/v1/tasks` ends as
+    expired). Default: the worker's own limit, 600."""
 
 
 class Slo(Wire):
     """What users are promised."""
 
     ttft_seconds: Annotated[float, Field(ge=0.01, le=3600)] = 10
-    """Time to first token."""
+    """Time to first token, in seconds. Four times of it, or 60, is `backlogDrainSeconds` when that
+    is not set."""
     tpot_seconds: Annotated[float, Field(ge=0.001, le=60)] = 0.2
-    """Time per output token; it bounds the useful number of threads."""
+    """Time per output token, in seconds; it bounds the useful number of threads."""
 
 
 class SecretKey(Wire):
@@ -293,7 +303,7 @@ class Resources(Wire):
     """What a pod asks for, as in a Pod."""
 
     requests: Amounts = Field(default_factory=dict)
-    """The least a pod gets."""
+    """The least a pod gets, and what it is scheduled by: `cpu`, `memory`."""
     limits: Amounts = Field(default_factory=dict)
     """The most a pod gets; `nvidia.com/gpu` goes here."""
 
@@ -304,7 +314,7 @@ class Toleration(Wire):
     key: Annotated[str, Field(max_length=316)] | None = None
     """Key of the taint; none with `operator: Exists` tolerates all."""
     operator: Literal["Exists", "Equal"] = "Equal"
-    """Whether the value must be equal."""
+    """Equal: `value` must be the taint's. Exists: the key is enough."""
     value: Annotated[str, Field(max_length=63)] | None = None
     """Value of the taint."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
@@ -319,9 +329,10 @@ class LLMTaskPoolSpec(Wire):
     models: Annotated[list[Model], Field(max_length=16, json_schema_extra=list_map("name"))] = (
         Field(default_factory=list)
     )
-    """Models that every worker serves; none: only io tasks."""
+    """Models that every worker serves, from one queue; none: only io tasks."""
     replicas: Annotated[int, Field(ge=0, le=10_000)] | None = None
-    """Replicas when `scaling.mode` is Fixed or External. The operator never writes it."""
+    """Replicas when `scaling.mode` is Fixed or External. The operator never writes it; leave it
+    out in the other modes."""
     scaling: Scaling = Field(default_factory=Scaling)
     """How replicas are decided."""
     threads: Threads = Field(default_factory=Threads)
@@ -333,7 +344,8 @@ class LLMTaskPoolSpec(Wire):
     auth: Auth = Field(default_factory=Auth)
     """Who may use the pool."""
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    """Image of the worker. Default: the one that the operator was installed with."""
+    """Image of the worker. Default: the one that the operator was installed with (the chart's
+    `workerImage`)."""
     resources: Resources = Field(default_factory=Resources)
     """What each pod asks for."""
     node_selector: Annotated[
@@ -386,7 +398,8 @@ class Condition(Wire):
     """One aspect of the pool's state."""
 
     type: Annotated[str, Field(min_length=1, max_length=63)]
-    """Which aspect."""
+    """Which aspect: Ready, Reconciling, Stalled, ScalingActive, ScalingLimited,
+    MetricsAvailable, Degraded or ScalingConflict; docs/operations.md says what each asks for."""
     status: Literal["True", "False", "Unknown"]
     """Whether it holds."""
     reason: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z][A-Za-z0-9]*$")]
@@ -403,30 +416,30 @@ class LaneStatus(Wire):
     """Threads of one lane over the pool's pods."""
 
     lane: LaneName
-    """Which lane."""
+    """Which lane; one entry for each."""
     desired: Annotated[int, Field(ge=0)]
     """Threads asked for, over all pods."""
     observed: Annotated[int, Field(ge=0)]
     """Threads in force, over all pods that answered."""
     active: Annotated[int, Field(ge=0)] = 0
-    """Tasks that run."""
+    """Tasks that run, over all pods."""
     queued: Annotated[int, Field(ge=0)] = 0
-    """Tasks that wait."""
+    """Tasks that wait, over all pods."""
 
 
 class RecordedDecision(Wire):
     """A decision that changed something."""
 
     time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
-    """When."""
+    """When it was decided, in UTC."""
     what: Annotated[str, Field(max_length=64)]
-    """What was decided about: replicas, or threads of a lane."""
+    """What was decided about: `replicas`, `threads/compute` or `threads/io`."""
     before: Annotated[int, Field(ge=0)]
-    """N before."""
+    """N before: replicas, or the lane's threads over all pods."""
     after: Annotated[int, Field(ge=0)]
-    """N decided."""
+    """N that was decided."""
     reason: Text
-    """Why, in one line."""
+    """Why, in one line: what was measured, and what held it back."""
 
 
 class LLMTaskPoolStatus(Wire):
@@ -437,21 +450,22 @@ class LLMTaskPoolStatus(Wire):
     replicas: Annotated[int, Field(ge=0)] = 0
     """Pods that exist, those that drain left out."""
     desired_replicas: Annotated[int, Field(ge=0)] = 0
-    """Replicas decided on."""
+    """Replicas asked for. In mode Advise: those there are."""
     ready_replicas: Annotated[int, Field(ge=0)] = 0
-    """Pods that take tasks."""
+    """Pods that are ready and take tasks."""
     draining_replicas: Annotated[int, Field(ge=0)] = 0
     """Pods that finish what they have and go."""
     selector: Annotated[str, Field(max_length=1024)] = ""
     """Label selector of the pods, for `/scale`."""
     utilization: float | None = None
-    """U of the last decision; it changes only by more than 0.05."""
+    """U of the last decision about replicas, over 1 when more is asked than the pods can do. It
+    changes only by more than 0.05, so that the status is not written all the time."""
     queued: Annotated[int, Field(ge=0)] = 0
     """Tasks that wait, over all pods and lanes."""
     threads: Annotated[
         list[LaneStatus], Field(max_length=8, json_schema_extra=list_map("lane"))
     ] = Field(default_factory=list)
-    """Threads per lane."""
+    """Threads per lane, over all pods."""
     last_decisions: Annotated[
         list[RecordedDecision],
         Field(max_length=10, json_schema_extra={"x-kubernetes-list-type": "atomic"}),
@@ -460,7 +474,7 @@ class LLMTaskPoolStatus(Wire):
     conditions: Annotated[
         list[Condition], Field(max_length=16, json_schema_extra=list_map("type"))
     ] = Field(default_factory=list)
-    """Conditions, in kstatus form."""
+    """Conditions, in kstatus form: Reconciling and Stalled are there only while they hold."""
 
 
 class ObjectMeta(Wire):
@@ -473,20 +487,20 @@ class ObjectMeta(Wire):
     namespace: Annotated[str, Field(max_length=63, pattern=DNS_LABEL)] = "default"
     """Namespace of the pool."""
     generation: Annotated[int, Field(ge=0)] = 1
-    """Generation of the spec."""
+    """Generation of the spec, counted by the API server."""
     uid: str = ""
     """Its identity, given by the API server."""
     labels: dict[str, str] = Field(default_factory=dict)
-    """Labels."""
+    """Labels of the object; they change nothing here."""
 
 
 class LLMTaskPool(Wire):
     """A whole manifest, as a file or the API server gives it."""
 
     api_version: Literal["llmtaskpool.io/v1alpha1"]
-    """Group and version."""
+    """Group and version of the API."""
     kind: Literal["LLMTaskPool"]
-    """Kind."""
+    """Kind of the object."""
     metadata: ObjectMeta
     """Name, namespace, labels."""
     spec: LLMTaskPoolSpec

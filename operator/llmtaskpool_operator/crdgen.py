@@ -32,7 +32,7 @@ _KEPT = {
     "maxProperties",
     "required",
 }
-_COLUMNS = (
+COLUMNS = (
     ("Desired", "integer", ".status.desiredReplicas", 0),
     ("Ready", "integer", ".status.readyReplicas", 0),
     ("Threads", "integer", ".status.threads[?(@.lane=='compute')].observed", 0),
@@ -44,7 +44,7 @@ _COLUMNS = (
 )
 
 
-_NAME_RULE = {
+NAME_RULE = {
     "rule": f"self.metadata.name.size() <= {api.NAME_MAX}"
     f" && self.metadata.name.matches('{api.DNS_1035}')",
     "message": "metadata.name can't be that of a Service: use at most "
@@ -99,14 +99,14 @@ def _version() -> dict[str, Any]:
         },
         "additionalPrinterColumns": [
             {"name": name, "type": kind, "jsonPath": path, "priority": priority}
-            for name, kind, path, priority in _COLUMNS
+            for name, kind, path, priority in COLUMNS
         ],
         "schema": {
             "openAPIV3Schema": {
                 "type": "object",
                 "description": "A pool of workers for prioritized AI tasks, sized by its operator.",
                 "required": ["spec"],
-                "x-kubernetes-validations": [_NAME_RULE],
+                "x-kubernetes-validations": [NAME_RULE],
                 "properties": {
                     "apiVersion": {"type": "string"},
                     "kind": {"type": "string"},
