@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llmtaskpool_worker.contract import LaneName
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from llmtaskpool_operator.plan import SetReplicas
@@ -12,6 +13,11 @@ if TYPE_CHECKING:
     from llmtaskpool_operator.reconcile import ReconcileResult
 
 _POOL = ("namespace", "pool")
+_DECIDED = tuple(
+    (what, way)
+    for what in ("replicas", *(f"threads/{lane}" for lane in LaneName))
+    for way in ("up", "down")
+)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -76,6 +82,9 @@ class OperatorMetrics:
     def decided(self, namespace: str, name: str, result: ReconcileResult) -> None:
         """What a turn saw and decided."""
         labels = (namespace, name)
+        for what, way in _DECIDED:
+            # There at 0 before the first: Prometheus sees no increase in a series that is new.
+            self._decisions.labels(*labels, what, way)
         self._desired.labels(*labels).set(result.status.desired_replicas)
         self._ready.labels(*labels).set(result.status.ready_replicas)
         decision = result.decisions.replicas

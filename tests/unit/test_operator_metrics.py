@@ -70,6 +70,16 @@ def test_a_pools_replicas_utilization_and_offered_work_are_told() -> None:
     assert value(metrics, "offered_work", **POOL) == pytest.approx(3.2)
 
 
+def test_decisions_are_counted_from_0_so_that_the_first_of_them_is_seen_as_an_increase() -> None:
+    metrics = OperatorMetrics()
+    metrics.decided(NAMESPACE, NAME, turn(*busy(4, 3.2)))
+    for what in ("replicas", "threads/io", "threads/compute"):
+        for way in ("up", "down"):
+            found = value(metrics, "decisions_total", what=what, direction=way, **POOL)
+            assert found is not None, (what, way)
+    assert value(metrics, "decisions_total", what="replicas", direction="down", **POOL) == 0
+
+
 def test_offered_work_over_the_target_is_the_number_of_replicas_that_is_decided() -> None:
     """So that an HPA or KEDA that reads it comes to the same size."""
     for work in (0.5, 2.0, 3.3, 6.1):
@@ -86,7 +96,7 @@ def test_changes_are_counted_by_what_and_direction() -> None:
         metrics.decided(NAMESPACE, NAME, up)
     counted = POOL | {"what": "replicas"}
     assert value(metrics, "decisions_total", **counted, direction="up") == 3
-    assert value(metrics, "decisions_total", **counted, direction="down") is None
+    assert value(metrics, "decisions_total", **counted, direction="down") == 0
     down = turn(PoolObservation(3, pods(3)), mode="Fixed")
     metrics.decided(NAMESPACE, NAME, down)
     assert value(metrics, "decisions_total", **counted, direction="down") == 1
@@ -102,7 +112,7 @@ def test_threads_are_counted_by_their_lane() -> None:
 def test_a_turn_that_changed_nothing_counts_no_decision() -> None:
     metrics = OperatorMetrics()
     metrics.decided(NAMESPACE, NAME, turn(PoolObservation(1, pods(1))))
-    assert "decisions_total" not in samples(metrics)
+    assert {count for _, count in samples(metrics)["decisions_total"]} == {0}
 
 
 def test_a_turn_without_a_decision_about_replicas_keeps_the_last_utilization() -> None:
