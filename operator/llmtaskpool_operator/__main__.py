@@ -24,6 +24,7 @@ _COMMANDS = {
     "top": ("llmtaskpool_operator.top_cli", "A live view of the pools of a cluster."),
     "calibrate": ("llmtaskpool_operator.calibrate_cli", "A model's step times on this machine."),
     "simulate": ("llmtaskpool_operator.simulate_cli", "The law over a trace of requests."),
+    "replay": ("llmtaskpool_operator.replay_cli", "What another setting would have done."),
     "crd": ("llmtaskpool_operator.__main__", "Print the CustomResourceDefinition."),
     "version": ("llmtaskpool_operator.__main__", "Versions of what is installed."),
 }
@@ -34,6 +35,7 @@ _EXTRA = {
     "explain": "operator",
     "top": "operator",
     "simulate": "simulate",
+    "replay": "simulate",
 }
 _HANDED_ON = ("calibrate",)
 _PIECES = ("torch", "transformers", "kopf", "kubernetes", "pydantic", "starlette")

@@ -23,6 +23,7 @@ from llmtaskpool_operator.observation import PoolObservation, Problem
 from llmtaskpool_operator.pod_states import PodStates
 from llmtaskpool_operator.pool_file import BadPool, parse_pool
 from llmtaskpool_operator.reconcile import LoopMemory, ReconcileResult, reconcile
+from llmtaskpool_operator.record import Recorder
 from llmtaskpool_operator.telling import Note, notes, rfc3339, worth_writing
 
 CHILDREN_SECONDS = 600.0
@@ -59,7 +60,10 @@ class _Remembered:
 
 
 class Controller:
-    """All pools' turns. ``clock``: seconds since the epoch, never backwards."""
+    """All pools' turns. ``clock``: seconds since the epoch, never backwards.
+
+    ``recorder`` is told of each turn that worked.
+    """
 
     def __init__(
         self,
@@ -67,8 +71,10 @@ class Controller:
         identity: OperatorIdentity,
         metrics: OperatorMetrics,
         clock: Callable[[], float],
+        recorder: Recorder | None = None,
     ) -> None:
         self._access = access
+        self._recorder = recorder
         self._identity = identity
         self._metrics = metrics
         self._clock = clock
@@ -101,6 +107,8 @@ class Controller:
         result = await reconcile(pool, _WithProblems(backend, problems), began, now)
         ours.memory = result.memory
         self._metrics.decided(key.namespace, key.name, result)
+        if self._recorder is not None:
+            self._recorder.turn(pool, began.decided, result)
         await self._tell(body, ours, began.status, result)
         _raise_failed_writes(key, result)
         return next_turn_seconds(result)

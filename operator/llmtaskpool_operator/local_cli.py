@@ -62,6 +62,10 @@ def local(
     drain_seconds: Annotated[
         float, typer.Option(min=0, help="On Ctrl-C, running tasks are given this long.")
     ] = 10.0,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="File to which decisions about replicas are added, for `replay`."),
+    ] = None,
     demo: Annotated[
         bool, typer.Option("--demo", help="Do a burst of mixed work, sum it up, and end.")
     ] = False,
@@ -98,6 +102,7 @@ def local(
         data_dir=data_dir,
         cores=machine_cores() if divide_cores else None,
         drain_seconds=drain_seconds,
+        record=record,
     )
     raise typer.Exit(asyncio.run(run(wanted, options, output=output, demo=demo)))
 

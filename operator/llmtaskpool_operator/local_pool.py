@@ -22,6 +22,8 @@ from llmtaskpool_operator.local_settings import worker_command
 from llmtaskpool_operator.local_worker import LocalWorker, WorkerCommand
 from llmtaskpool_operator.plan import SetReplicas
 from llmtaskpool_operator.reconcile import LoopMemory, ReconcileResult, reconcile
+from llmtaskpool_operator.record import Recorder
+from llmtaskpool_operator.record_file import RecordFile
 from llmtaskpool_operator.worker_client import ClientLimits, open_http
 
 
@@ -36,6 +38,7 @@ class LocalOptions:
     data_dir: Path | None = None
     cores: int | None = None
     drain_seconds: float = 10.0
+    record: Path | None = None
     command: WorkerCommand | None = None
 
 
@@ -43,10 +46,14 @@ class PortTaken(Exception):
     """The address can't be listened on; the message has the remedy."""
 
 
+class NoRecord(Exception):
+    """The record can't be written; the message has the remedy."""
+
+
 class LocalPool:
     """A pool of worker processes on this machine. All calls are from one asyncio loop.
 
-    ``clock`` gives seconds since the epoch and never goes back.
+    ``clock`` gives seconds since the epoch and never goes back. Raises NoRecord.
     """
 
     def __init__(
@@ -65,6 +72,7 @@ class LocalPool:
         self._view = view
         self._clock = clock
         self._started_at = clock()
+        self._record = _record_file(options.record, lambda text: self._tell("notice", text))
         self._http = open_http(ClientLimits())
         self.front = Front(FrontLimits(), starting=lambda: self.fleet.any_starting())
         command = options.command or worker_command(
@@ -106,8 +114,11 @@ class LocalPool:
     async def run(self) -> None:
         """Reconcile until cancelled. Raises Unstartable when no worker can ever start."""
         memory = LoopMemory()
+        recorder = Recorder(self._record.write) if self._record is not None else None
         while True:
             result = await reconcile(self.pool, self._backend, memory, self._clock())
+            if recorder is not None:
+                recorder.turn(self.pool, memory.decided, result)
             memory = result.memory
             self._show(result)
             await asyncio.sleep(result.requeue_after)
@@ -125,6 +136,8 @@ class LocalPool:
     async def _close(self) -> None:
         await self.front.stop()
         await self._http.close()
+        if self._record is not None:
+            self._record.close()
 
     def elapsed(self) -> float:
         """Seconds since the start."""
@@ -199,3 +212,14 @@ class LocalPool:
 
     def _tell(self, kind: Literal["decision", "notice"], text: str) -> None:
         self._view.tell(Line(self.elapsed(), kind, text))
+
+
+def _record_file(path: Path | None, failed: Callable[[str], object]) -> RecordFile | None:
+    if path is None:
+        return None
+    try:
+        return RecordFile(path, failed)
+    except OSError as error:
+        raise NoRecord(
+            f"--record {path}: {error.strerror}: name a file that can be written"
+        ) from None

@@ -21,7 +21,7 @@ from llmtaskpool_operator.demo import Demo
 from llmtaskpool_operator.demo_report import DemoReport, report, summary
 from llmtaskpool_operator.live_view import JsonView, Line, View, view_for
 from llmtaskpool_operator.local_fleet import Unstartable
-from llmtaskpool_operator.local_pool import LocalOptions, LocalPool, PortTaken
+from llmtaskpool_operator.local_pool import LocalOptions, LocalPool, NoRecord, PortTaken
 
 OK, FAULTS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 FALL_SECONDS = 60.0
@@ -40,7 +40,7 @@ async def run(pool: LLMTaskPool, options: LocalOptions, *, output: str, demo: bo
                 used = options if options.data_dir else replace(options, data_dir=Path(folder))
                 return await _run(pool, used, view, demo=True)
         return await _run(pool, options, view, demo=False)
-    except (PortTaken, Unstartable) as error:
+    except (NoRecord, PortTaken, Unstartable) as error:
         view.close()
         sys.stderr.write(f"llmtaskpool local: {error}\n")
         return BAD_INPUT

@@ -108,6 +108,12 @@ class History:
                 arrived += counters.arrived - (seen if seen <= counters.arrived else 0.0)
         return arrived / max(self._span(), period_seconds)
 
+    def arrived_lately(self) -> float | None:
+        """Pod-seconds of work that arrived since the sample before; None without one."""
+        last = History(self.samples[-2:])
+        rate = last.arrival_rate(0.0) if last._span() > 0 else None
+        return None if rate is None else rate * last._span()
+
     def saturated_rate(self, window_seconds: float) -> float | None:
         """Work done per pod-second while all pods were saturated for a whole window, else None."""
         if self._span() < 0.9 * window_seconds:

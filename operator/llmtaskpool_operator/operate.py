@@ -22,6 +22,8 @@ from llmtaskpool_operator.kubernetes_backend import ClusterAccess
 from llmtaskpool_operator.manifests import POOL_LABEL
 from llmtaskpool_operator.metrics import OperatorMetrics
 from llmtaskpool_operator.operator_settings import OperatorSettings
+from llmtaskpool_operator.record import Recorder
+from llmtaskpool_operator.record_file import to_stdout
 from llmtaskpool_operator.work_queue import WorkQueue
 from llmtaskpool_operator.worker_client import ClientLimits, WorkerClient, open_http
 
@@ -135,7 +137,9 @@ class Operator:
                 key=await _key(access.api, self._settings.namespace),
             )
             await self._list(access.api, WATCHED)
-            controller = Controller(access, identity, self.metrics, self._clocks.wall)
+            wanted = self._settings.record
+            recorder = Recorder(to_stdout, wanted) if wanted else None
+            controller = Controller(access, identity, self.metrics, self._clocks.wall, recorder)
             for key in self.store.pools():
                 self.queue.add(key)
             try:

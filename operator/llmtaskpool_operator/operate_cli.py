@@ -24,6 +24,13 @@ def operate(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port of /livez, /readyz and /metrics.")
     ] = None,
+    record: Annotated[
+        str | None,
+        typer.Option(
+            help="Pools whose decisions about replicas go to stdout, for `replay`: "
+            "NAMESPACE/NAME, separated by commas, or all."
+        ),
+    ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Run the operator; other settings are LLMTASKPOOL_OPERATOR_* variables.
@@ -32,7 +39,12 @@ def operate(
     """
     if log_level not in ("debug", "info", "warning", "error"):
         _refuse(f"--log-level {log_level!r}: use debug, info, warning or error")
-    given = {"namespaces": namespaces, "worker_image": worker_image, "port": port}
+    given = {
+        "namespaces": namespaces,
+        "worker_image": worker_image,
+        "port": port,
+        "record": record,
+    }
     try:
         settings = load(**{name: value for name, value in given.items() if value is not None})
     except OperatorSettingsError as error:

@@ -14,6 +14,7 @@ from llmtaskpool_operator.api_rules import DNS_LABEL
 PREFIX = "LLMTASKPOOL_OPERATOR_"
 
 Namespace = Annotated[str, Field(pattern=DNS_LABEL, max_length=63)]
+PoolName = Annotated[str, Field(pattern=r"^(all|[-a-z0-9]+/[-a-z0-9]+)$", max_length=128)]
 
 
 class OperatorSettingsError(Exception):
@@ -45,11 +46,16 @@ class OperatorSettings(BaseSettings):
     concurrency: Annotated[int, Field(ge=1, le=1024)] = Field(
         64, description="Pools that are worked on at one time."
     )
+    record: Annotated[tuple[PoolName, ...], NoDecode] = Field(
+        (),
+        description="Pools whose decisions about replicas go to standard output, for llmtaskpool "
+        "replay: NAMESPACE/NAME, separated by commas, or all.",
+    )
     control_port: Annotated[int, Field(ge=1, le=65_535)] = Field(
         8001, description="The workers' control port; other than 8001 only in tests."
     )
 
-    @field_validator("namespaces", mode="before")
+    @field_validator("namespaces", "record", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [n for n in re.split(r"[,\s]+", value) if n] if isinstance(value, str) else value

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from llmtaskpool_operator.api import KIND, LLMTaskPool
+from llmtaskpool_operator.api import KIND, LLMTaskPool, LLMTaskPoolSpec
 
 FILE_BYTES_MAX = 1024 * 1024
 
@@ -51,6 +51,15 @@ def parse_pool(raw: dict[str, Any]) -> LLMTaskPool:
         return LLMTaskPool.model_validate(raw)
     except ValidationError as error:
         raise BadPool([_fault(dict(one)) for one in error.errors(include_url=False)]) from None
+
+
+def parse_spec(raw: dict[str, Any]) -> LLMTaskPoolSpec:
+    """A validated spec, whose faults begin with ``spec``. Raises BadPool."""
+    try:
+        return LLMTaskPoolSpec.model_validate(raw)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        raise BadPool([_fault({**one, "loc": ("spec", *one["loc"])}) for one in found]) from None
 
 
 def _fault(error: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from fakes.memory_cluster import KEY, MemoryCluster
 from llmtaskpool_operator.api import KIND
 from llmtaskpool_operator.controller import Controller, OperatorIdentity
 from llmtaskpool_operator.metrics import OperatorMetrics
+from llmtaskpool_operator.record import Recorder
 
 SECRET = b"the operator's key"
 STATUS = ("apply/status", KIND, NAME)
@@ -30,10 +31,11 @@ class Rig:
         self.controller = self.another()
         self.cluster.pool(**spec)
 
-    def another(self) -> Controller:
+    def another(self, recorder: Recorder | None = None) -> Controller:
         """Another replica's, which remembers nothing."""
         identity = OperatorIdentity("replica-1", "llmtaskpool-system", "worker:1", SECRET)
-        return Controller(self.cluster.access, identity, self.metrics, lambda: self.now)
+        access, metrics = self.cluster.access, self.metrics
+        return Controller(access, identity, metrics, lambda: self.now, recorder)
 
     def turn(self) -> float | None:
         """One turn, after which the watches have told of all that was written."""
