@@ -23,7 +23,7 @@ from llmtaskpool_operator.api import (
 )
 from llmtaskpool_operator.deciding import PoolDecision
 from llmtaskpool_operator.law import Bound
-from llmtaskpool_operator.observation import PoolObservation, Problem
+from llmtaskpool_operator.observation import PoolObservation, Problem, lacking
 from llmtaskpool_operator.plan import Action, SetReplicas, SetThreads
 
 DEAD_BAND = 0.05
@@ -196,7 +196,7 @@ def _conditions(
             stalled.reason if stalled else "AllReady" if ready >= wanted else "NotAllReady",
             count if stalled is None else f"{count}; {stalled.message}",
         ),
-        _metrics(condition, seen, decided),
+        _metrics(condition, pool, seen, decided),
         condition(
             ConditionType.DEGRADED,
             bool(problems),
@@ -232,14 +232,28 @@ def _conditions(
     return made
 
 
-def _metrics(condition: _Maker, seen: PoolObservation, decided: PoolDecision) -> Condition:
+def _metrics(
+    condition: _Maker, pool: LLMTaskPool, seen: PoolObservation, decided: PoolDecision
+) -> Condition:
     reporting = [pod for pod in seen.staying if pod.fresh]
     if seen.missing:
+        errors = {pod.name: pod.error for pod in seen.staying}
+        named = [
+            f"{name} ({error})" if (error := errors.get(name)) else name for name in seen.missing
+        ]
         return condition(
             ConditionType.METRICS_AVAILABLE,
             False,
             "PodsSilent",
-            f"no fresh state from {', '.join(seen.missing)}: no fall until they report",
+            f"no fresh state from {', '.join(named)}: no fall until they report",
+        )
+    if without := lacking(pool.spec, seen):
+        return condition(
+            ConditionType.METRICS_AVAILABLE,
+            False,
+            "MetricMissing",
+            f"no gpus.utilization from {', '.join(without)}, which scaling.metric needs: no fall "
+            "until they report it; on nodes without NVML choose another scaling.metric",
         )
     ignored = decided.replicas.ignored if decided.replicas is not None else ()
     if ignored:

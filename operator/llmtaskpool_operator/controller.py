@@ -15,7 +15,7 @@ from llmtaskpool_operator.api import API_VERSION, KIND, LLMTaskPool, LLMTaskPool
 from llmtaskpool_operator.cluster_store import PoolKey
 from llmtaskpool_operator.conditions import invalid_status
 from llmtaskpool_operator.kubernetes_api import ApiFailure, Fenced
-from llmtaskpool_operator.kubernetes_backend import ClusterAccess, KubernetesBackend
+from llmtaskpool_operator.kubernetes_backend import ClusterAccess, KubernetesBackend, Written
 from llmtaskpool_operator.law import DEFAULTS
 from llmtaskpool_operator.manifests import Manifest, Surroundings
 from llmtaskpool_operator.metrics import OperatorMetrics
@@ -28,6 +28,8 @@ from llmtaskpool_operator.telling import Note, notes, rfc3339, worth_writing
 
 CHILDREN_SECONDS = 600.0
 """Children that nobody watches are looked at again this often."""
+TAKEN_SECONDS = 15.0
+"""So often while somebody else's object has the name of one: whoever removes it waits."""
 
 log = logging.getLogger("llmtaskpool.operator")
 
@@ -53,6 +55,7 @@ class _Remembered:
     problems: tuple[Problem, ...] = ()
     children_of: int = -1
     children_at: float = float("-inf")
+    applied: Written = field(default_factory=dict)
     agreed: Manifest | None = None
     """The Deployment as it was when it was as it should be: to compare is dear."""
     written: dict[str, Any] | None = None
@@ -128,8 +131,9 @@ class Controller:
         self, backend: KubernetesBackend, key: PoolKey, pool: LLMTaskPool, ours: _Remembered
     ) -> tuple[Problem, ...]:
         generation, now = pool.metadata.generation, self._clock()
-        if ours.children_of != generation or now - ours.children_at > CHILDREN_SECONDS:
-            ours.problems = await backend.ensure_children()
+        every = TAKEN_SECONDS if ours.problems else CHILDREN_SECONDS
+        if ours.children_of != generation or now - ours.children_at > every:
+            ours.problems = await backend.ensure_children(ours.applied)
             ours.children_of, ours.children_at = generation, now
             ours.agreed = None
         before = self._access.store.deployment(key)
@@ -240,6 +244,8 @@ def control_token(key: bytes, uid: str) -> str:
 def next_turn_seconds(result: ReconcileResult) -> float:
     """A second while anything moves; an idle pool at rest is looked at every five."""
     seen = result.observed
+    if not seen.scalable:
+        return DEFAULTS.period_seconds  # somebody else's Deployment: nobody tells us when it goes
     resting = (
         not result.plan
         and not seen.problems

@@ -30,6 +30,7 @@ REQUEST_SECONDS = 30.0
 PAGE = 500
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
+_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _PATHS = {
     KIND: f"apis/{GROUP}/{VERSION}/{{}}/{PLURAL}",
     "Deployment": "apis/apps/v1/{}/deployments",
@@ -109,6 +110,19 @@ class KubernetesApi:
                 return None
             raise
 
+    async def metadata(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        """The object's metadata and nothing else, for who may write a kind and not read it.
+
+        A dry run of an apply that asks for nothing: it needs the right to patch, changes nothing,
+        and the server sends no value of the object. None when there is none. Raises ApiFailure.
+        """
+        body = {"kind": kind, "apiVersion": _version_of(kind), "metadata": {"name": name}}
+        query = {"fieldManager": f"{MANAGER}-look", "force": "false", "dryRun": "All"}
+        path = _path(kind, namespace, name)
+        found = await self._json("patch", "PATCH", path, query, body, _APPLY, _METADATA)
+        # What a dry run would have made has no resource version: nothing is there.
+        return found if found.get("metadata", {}).get("resourceVersion") else None
+
     async def list(self, kind: str, namespace: str = "", selector: str = "") -> Listed:
         """All objects of a kind in a namespace, or in all. Raises ApiFailure."""
         items: list[Manifest] = []
@@ -183,9 +197,10 @@ class KubernetesApi:
         query: dict[str, str] | None = None,
         body: Manifest | None = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> Manifest:
         try:
-            return await self._exchange(method, path, query, body, content_type)
+            return await self._exchange(method, path, query, body, content_type, accept)
         except ApiFailure as failure:
             if failure.code != 404:
                 self._failed(verb, failure.code)
@@ -198,8 +213,9 @@ class KubernetesApi:
         query: dict[str, str] | None,
         body: Manifest | None,
         content_type: str,
+        accept: str,
     ) -> Manifest:
-        headers = {"Content-Type": content_type, "Accept": "application/json"}
+        headers = {"Content-Type": content_type, "Accept": accept}
         call = await self._client.param_serialize(
             method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
         )
@@ -226,6 +242,11 @@ def _path(kind: str, namespace: str, name: str = "", subresource: str = "") -> s
     place = f"namespaces/{quote(namespace, safe='')}" if namespace else ""
     parts = ["", *_PATHS[kind].format(place).split("/"), quote(name, safe=""), subresource]
     return "/".join(part for i, part in enumerate(parts) if part or i == 0)
+
+
+def _version_of(kind: str) -> str:
+    """The apiVersion of a kind: its path up to the namespace, without its root."""
+    return _PATHS[kind].split("/{}")[0].split("/", 1)[1]
 
 
 def _parsed(raw: bytes) -> Manifest:

@@ -26,7 +26,9 @@ VICTIM_COST = "-100"
 CONFLICT_RETRIES = 5
 """A Deployment's status moves several times a second while its pods start."""
 _APART = ("Secret",)
-"""Kinds that are applied unread: the operator may write Secrets of pools and read none."""
+"""Kinds of which only the metadata is looked at: the operator reads no Secret of a pool."""
+Written = dict[str, tuple[str, Manifest]]
+"""Children that were applied, by kind: the resource version that came of it, and the manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +52,22 @@ class KubernetesBackend:
         self._states = states
         self._key = PoolKey(pool.metadata.namespace, pool.metadata.name)
 
-    async def ensure_children(self) -> tuple[Problem, ...]:
-        """Make or mend all children but the Deployment. Raises ApiFailure, Fenced."""
+    async def ensure_children(self, written: Written | None = None) -> tuple[Problem, ...]:
+        """Make or mend all children but the Deployment. Raises ApiFailure, Fenced.
+
+        ``written`` is kept from call to call: what was applied, by kind.
+        """
+        written = {} if written is None else written
         problems: list[Problem] = []
         for wanted in manifests.children(self._pool, self._around):
             kind, meta = wanted["kind"], wanted["metadata"]
-            live = None
-            if kind not in _APART:
-                live = await self._access.api.get(kind, meta["namespace"], meta["name"])
+            look = self._access.api.metadata if kind in _APART else self._access.api.get
+            live = await look(kind, meta["namespace"], meta["name"])
             if live is not None and not owned_by(live, self._pool.metadata.uid):
                 problems.append(_taken(kind, meta["name"]))
-            elif live is None or not agrees(wanted, live):
-                await self._access.api.apply(wanted)
+            elif live is None or not self._as_wanted(wanted, live, written):
+                made = await self._access.api.apply(wanted)
+                written[kind] = (str(made["metadata"]["resourceVersion"]), wanted)
         return tuple(problems)
 
     async def ensure_deployment(self, agreed: Manifest | None = None) -> tuple[Problem, ...]:
@@ -97,12 +103,14 @@ class KubernetesBackend:
                     draining=pod_facts.is_going(pod),
                     state=answers[name].state if name in answers else None,
                     age_seconds=max(0.0, now - answers[name].at) if name in answers else 0.0,
+                    error=answers[name].error if name in answers else None,
                 )
                 for pod in pods
                 for name in (pod_facts.name_of(pod),)
             ),
             problems=pod_facts.problems(live, pods),
             rival=self._rival(live),
+            scalable=live is not None,
         )
 
     async def apply(self, action: Action) -> None:
@@ -120,6 +128,12 @@ class KubernetesBackend:
                 if action.victims:
                     await self._mark(frozenset(action.victims))
                 await self._apply(action.replicas, live)
+
+    def _as_wanted(self, wanted: Manifest, live: Manifest, written: Written) -> bool:
+        """Of what can't be read: whether nobody wrote it since we wrote the same."""
+        if wanted["kind"] not in _APART:
+            return agrees(wanted, live)
+        return written.get(wanted["kind"]) == (live["metadata"]["resourceVersion"], wanted)
 
     def _live(self) -> Manifest | None:
         """The Deployment, if it is this pool's."""

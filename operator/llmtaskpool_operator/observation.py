@@ -20,6 +20,7 @@ class PodObservation:
     """One pod (or local worker process). ``state`` None: it did not answer.
 
     ``age_seconds`` is the age of ``state``; ``ready``: it takes tasks; ``draining``: it goes.
+    ``error`` is what was wrong with its last answer, with the field's name where it is one field.
     """
 
     name: str
@@ -27,6 +28,7 @@ class PodObservation:
     draining: bool = False
     state: WorkerState | None = None
     age_seconds: float = 0.0
+    error: str | None = None
 
     @property
     def fresh(self) -> bool:
@@ -51,12 +53,14 @@ class PoolObservation:
     """The pool now. ``replicas`` is what was asked for, starting ones counted.
 
     ``rival`` is who else writes the replicas that are the operator's to decide, if anybody.
+    ``scalable``: there is, or will be, something of this pool's to ask for replicas.
     """
 
     replicas: int
     pods: tuple[PodObservation, ...] = ()
     problems: tuple[Problem, ...] = ()
     rival: str | None = None
+    scalable: bool = True
 
     @property
     def staying(self) -> tuple[PodObservation, ...]:
@@ -148,17 +152,27 @@ def observed_replicas(spec: LLMTaskPoolSpec, seen: PoolObservation, history: His
             waiting = sum(lane.queued / max(1, lane.threads) for lane in lanes)
         case Metric.GPU_UTILIZATION:
             shares = [_gpu_share(state) for state in states]
-            known = [share for share in shares if share is not None]
-            running = _sum(known) if len(known) == len(shares) else None
+            running = _sum([share for share in shares if share is not None])
     starting = seen.replicas > 0 and not any(pod.ready for pod in seen.staying)
     return Observed(
         current=seen.replicas,
         # A pool whose pods all start has no demand yet that anybody could have counted.
         running=None if starting and not states else running,
         waiting=waiting,
-        complete=not seen.missing,
+        complete=not seen.missing and not lacking(spec, seen),
         age_seconds=min((pod.age_seconds for pod in reporting), default=0.0),
         saturated_rate=history.saturated_rate(spec.scaling.averaging_seconds),
+    )
+
+
+def lacking(spec: LLMTaskPoolSpec, seen: PoolObservation) -> tuple[str, ...]:
+    """Ready pods that report, but not the number that the pool's metric is made of."""
+    if spec.scaling.metric is not Metric.GPU_UTILIZATION:
+        return ()  # all others are required of an answer
+    return tuple(
+        pod.name
+        for pod in seen.staying
+        if pod.ready and pod.fresh and pod.state is not None and _gpu_share(pod.state) is None
     )
 
 

@@ -85,7 +85,7 @@ def _threads(seen: PoolObservation, decided: PoolDecision) -> list[Action]:
 
 def _replicas(spec: LLMTaskPoolSpec, seen: PoolObservation, decided: PoolDecision) -> list[Action]:
     scaling = spec.scaling
-    if scaling.paused:
+    if scaling.paused or not seen.scalable:
         return []
     if scaling.mode in (ScalingMode.FIXED, ScalingMode.EXTERNAL):
         wanted = spec.replicas if spec.replicas is not None else scaling.min_replicas

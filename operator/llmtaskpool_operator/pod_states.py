@@ -59,10 +59,16 @@ class PodStates:
 
     async def _ask(self, name: str, client: WorkerClient) -> None:
         asked_at = self._clock()
+        last = self._answers.get(name, Answer())
         try:
-            self._answers[name] = Answer(await client.state(), asked_at)
+            state = await client.state()
+            if last.state is not None and last.state.observed_at == state.observed_at:
+                # It answers, but what it says is of then: as old as when it was first said.
+                frozen = f"observed_at stands still at {state.observed_at:.3f}"
+                self._answers[name] = Answer(state, last.at, frozen)
+            else:
+                self._answers[name] = Answer(state, asked_at)
         except WorkerUnreachable as error:
-            last = self._answers.get(name, Answer())
             self._answers[name] = Answer(last.state, last.at, str(error))
         finally:
             self._asking.pop(name, None)

@@ -76,7 +76,10 @@ class WorkerClient:
 
     async def state(self) -> WorkerState:
         """All that the worker reports. Raises WorkerUnreachable."""
-        return await self._call(WorkerState, "GET", CONTROL_STATE)
+        state = await self._call(WorkerState, "GET", CONTROL_STATE)
+        if LaneName.COMPUTE not in state.lanes:
+            raise WorkerUnreachable(f"{CONTROL_STATE} answered oddly: lanes.compute: missing")
+        return state
 
     async def set_threads(self, generation: int, threads: Mapping[LaneName, int]) -> ThreadsAnswer:
         """Set N per lane, absolutely. Raises WorkerUnreachable, ThreadsRefused."""

@@ -29,7 +29,7 @@ class MemoryApi:
 
     @property
     def writes(self) -> list[Call]:
-        return [call for call in self.calls if call[0] not in ("get", "list")]
+        return [call for call in self.calls if call[0] not in ("get", "list", "metadata")]
 
     def put(self, body: Any) -> Any:
         """What somebody else writes: no request, and the generation grows with the spec."""
@@ -51,6 +51,11 @@ class MemoryApi:
     async def get(self, kind: str, namespace: str, name: str) -> Any:
         await self._asked("get", kind, name)
         return self.find(kind, namespace, name)
+
+    async def metadata(self, kind: str, namespace: str, name: str) -> Any:
+        await self._asked("metadata", kind, name)
+        found = self.find(kind, namespace, name)
+        return found and {"metadata": found["metadata"]}
 
     async def list(self, kind: str, namespace: str = "", selector: str = "") -> Listed:
         await self._asked("list", kind, "")

@@ -30,6 +30,8 @@ class MemoryCluster:
         self.threads: list[tuple[str, int, dict[str, int]]] = []
         self.tokens: set[str] = set()
         self.refuses = False
+        self.frozen = False
+        self.answers = 0
         self.access = ClusterAccess(self.store, self.api, self._worker)
 
     def put(self, body: Any) -> Any:
@@ -78,7 +80,11 @@ class _Worker:
     async def state(self) -> WorkerState:
         if self._name not in self._cluster.states:
             raise WorkerUnreachable("no answer within 2 s")
-        return self._cluster.states[self._name]
+        # A worker looks at its clock at each answer; one that doesn't is a fault of its own.
+        self._cluster.answers += 1
+        found = self._cluster.states[self._name]
+        observed_at = found.observed_at + self._cluster.answers * (not self._cluster.frozen)
+        return found.model_copy(update={"observed_at": observed_at})
 
     async def set_threads(self, generation: int, threads: Any) -> None:
         if self._cluster.refuses:

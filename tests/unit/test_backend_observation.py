@@ -54,6 +54,25 @@ def test_a_pod_that_falls_silent_keeps_its_last_answer_and_it_gets_older() -> No
     assert later.pods[0].age_seconds == pytest.approx(20.0)
 
 
+def test_a_pod_whose_clock_stands_still_gets_as_old_as_one_that_is_silent() -> None:
+    cluster = with_deployment(1)
+    cluster.pods("a", state=worker_state())
+    cluster.frozen = True
+    now = [50.0]
+    of = KubernetesBackend(pool_of(), AROUND, cluster.access, PodStates(lambda: now[0]))
+
+    async def twice() -> tuple[Any, Any]:
+        first = await of.observe(50.0)
+        now[0] = 90.0
+        return first, await of.observe(90.0)
+
+    first, later = asyncio.run(twice())
+    assert first.missing == ()
+    assert later.missing == ("a",)
+    assert later.pods[0].age_seconds == pytest.approx(40.0)
+    assert later.pods[0].error == "observed_at stands still at 0.000"
+
+
 def test_a_pool_without_pods_and_deployment_is_seen_as_empty() -> None:
     cluster = MemoryCluster()
     seen = asyncio.run(backend(cluster).observe(50.0))

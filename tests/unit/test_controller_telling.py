@@ -9,8 +9,9 @@ import pytest
 from fakes.cluster_objects import NAME, NAMESPACE, worker_state
 from fakes.controller_rig import AT_REST, ODD, STATUS, Rig
 from llmtaskpool_operator.api import KIND
-from llmtaskpool_operator.controller import CHILDREN_SECONDS
+from llmtaskpool_operator.controller import CHILDREN_SECONDS, TAKEN_SECONDS
 from llmtaskpool_operator.kubernetes_api import ApiFailure
+from llmtaskpool_operator.law import DEFAULTS
 
 
 def test_numbers_that_move_with_the_load_are_written_every_ten_seconds_at_most() -> None:
@@ -81,14 +82,29 @@ def test_a_name_that_is_taken_is_told_and_the_pool_stalls() -> None:
     before = rig.api.put(theirs)
     for _ in range(4):
         rig.now += 30
-        with pytest.raises(ApiFailure):
-            rig.turn()
+        assert rig.turn() == DEFAULTS.period_seconds  # no failure: there is no retry of anything
     assert rig.condition("Stalled")["reason"] == "NameTaken"
     assert "Deployment chat" in rig.condition("Stalled")["message"]
     assert rig.condition("Ready")["status"] == "False"
     assert rig.api.find("Deployment", NAMESPACE, NAME) == before
     assert rig.events == ["DegradedTrue", "Stalled"]  # once, and nothing of replicas
     assert rig.status["lastDecisions"] == []
+    del rig.api.objects["Deployment", NAMESPACE, NAME]
+    rig.now += 5
+    rig.turn()
+    assert rig.cluster.deployment["spec"]["replicas"] == 1
+    assert rig.condition("Stalled") == {}
+
+
+def test_a_name_that_is_free_again_is_taken_within_a_quarter_of_a_minute() -> None:
+    rig = Rig(**AT_REST)
+    rig.api.put({"kind": "Service", "metadata": {"namespace": NAMESPACE, "name": NAME}, "spec": {}})
+    rig.settled()
+    del rig.api.objects["Service", NAMESPACE, NAME]
+    rig.now += TAKEN_SECONDS + 1
+    rig.turn()
+    assert rig.api.find("Service", NAMESPACE, NAME) is not None
+    assert rig.condition("Stalled") == {}
 
 
 # A spec that can't be read

@@ -29,7 +29,7 @@ def test_all_children_are_made_once_and_then_left_alone() -> None:
     assert {kind for _, kind, _ in cluster.api.writes} == CHILDREN
     cluster.api.calls.clear()
     asyncio.run(of.ensure_children())
-    # The token's Secret can't be read: it is applied, which changes nothing.
+    # The token's Secret can't be read: who does not know what he wrote writes it once more.
     assert [kind for _, kind, _ in cluster.api.writes] == ["Secret"]
 
 
@@ -72,6 +72,30 @@ def test_somebody_elses_service_of_the_same_name_is_told_and_never_written() -> 
     assert "remove it, or rename the pool" in problem.message
     assert cluster.api.find("Service", NAMESPACE, NAME) == before
     assert {kind for _, kind, _ in cluster.api.writes} == CHILDREN - {"Service"}
+
+
+@pytest.mark.parametrize("owners", [[], [{"uid": "the pool before", "controller": True}]])
+def test_somebody_elses_secret_of_the_same_name_is_told_and_never_written(owners: list) -> None:
+    cluster = MemoryCluster()
+    meta = {"namespace": NAMESPACE, "name": f"{NAME}-llmtaskpool-control"}
+    theirs = {"kind": "Secret", "metadata": meta | {"ownerReferences": owners}, "data": {"a": "b"}}
+    before = cluster.api.put(theirs)
+    (problem,) = asyncio.run(backend(cluster).ensure_children())
+    assert (problem.reason, problem.stalled) == ("NameTaken", True)
+    assert f"Secret {NAME}-llmtaskpool-control" in problem.message
+    assert cluster.api.find("Secret", NAMESPACE, meta["name"]) == before
+
+
+def test_the_tokens_secret_is_written_again_only_when_somebody_wrote_it() -> None:
+    cluster, written = MemoryCluster(), {}
+    asyncio.run(backend(cluster).ensure_children(written))
+    cluster.api.calls.clear()
+    asyncio.run(backend(cluster).ensure_children(written))
+    assert cluster.api.writes == []
+    spoilt = cluster.api.find("Secret", NAMESPACE, f"{NAME}-llmtaskpool-control")
+    cluster.api.put(spoilt | {"data": {"token": "bWluZQ=="}})
+    asyncio.run(backend(cluster).ensure_children(written))
+    assert [kind for _, kind, _ in cluster.api.writes] == ["Secret"]
 
 
 def test_children_and_deployment_belong_to_the_pool_by_uid() -> None:

@@ -129,6 +129,36 @@ def test_a_silent_pod_is_named_and_forbids_a_fall() -> None:
     assert "b" in metrics.message
 
 
+def test_what_was_wrong_with_the_answer_of_a_silent_pod_is_told() -> None:
+    odd = PodObservation("b", ready=True, error="answered oddly: work.arrived_seconds_total: NaN")
+    _, status = tick(pool(), PoolObservation(2, (pod("a"), odd)))
+    (metrics,) = [c for c in status.conditions if c.type == "MetricsAvailable"]
+    assert "b (answered oddly: work.arrived_seconds_total: NaN)" in metrics.message
+
+
+def test_a_pod_without_a_gpu_reading_is_named_and_forbids_a_fall_but_no_rise() -> None:
+    def full(name: str) -> PodObservation:
+        return pod(name, gpus=(GpuReading(index=0, name="g", utilization=1.0),))
+
+    now = {"scaleDown": {"stabilizationWindowSeconds": 0}}
+    of = pool(metric="GPUUtilization", behavior=now)
+    actions, status = tick(of, PoolObservation(2, (full("a"), pod("b"))))
+    assert actions == []
+    (metrics,) = [c for c in status.conditions if c.type == "MetricsAvailable"]
+    assert (metrics.status, metrics.reason) == ("False", "MetricMissing")
+    assert "gpus.utilization from b" in metrics.message
+    actions, _ = tick(of, PoolObservation(2, (full("a"), full("c"), pod("b"))))
+    assert [a.replicas for a in actions if isinstance(a, SetReplicas)] == [3]
+    actions, _ = tick(of, PoolObservation(2, (pod("a"), pod("b"))))
+    assert actions == []
+
+
+def test_a_pool_that_can_not_be_scaled_is_not_asked_to() -> None:
+    actions, status = tick(pool(minReplicas=2), PoolObservation(0, scalable=False))
+    assert actions == []
+    assert status.last_decisions == []
+
+
 def test_the_pods_that_lose_least_go_first() -> None:
     starting = PodObservation("z", ready=False)
     pods = [pod("a", active=2), pod("b"), pod("c", queued=9), starting, pod("d")]

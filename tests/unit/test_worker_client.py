@@ -82,6 +82,11 @@ def test_numbers_that_can_not_be_are_errors_that_name_their_place(number):
         ask(answers(GOOD % number))
 
 
+def test_a_state_without_the_lane_that_everything_is_decided_by_is_an_error():
+    with pytest.raises(WorkerUnreachable, match=r"answered oddly: lanes\.compute"):
+        ask(answers((GOOD % "2").replace("compute", "io")))
+
+
 @pytest.mark.parametrize("text", ["", "no json", "[]", "{}", "\x00" * 100])
 def test_what_is_no_state_is_an_error(text):
     with pytest.raises(WorkerUnreachable, match="answered oddly"):
