@@ -33,7 +33,8 @@ class Election:
     """``leads`` is the fence: it says no from the moment on that a renewal is overdue.
 
     ``clock`` is in seconds, goes forward, and goes on while the process stands still; ``wall`` is
-    in seconds since the epoch. ``api`` must not be fenced.
+    in seconds since the epoch. ``api`` must not be fenced. With ``owner``, an ownerReference, the
+    lease goes when that does.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Election:
         clock: Callable[[], float],
         wall: Callable[[], float],
         timing: Timing | None = None,
+        owner: Manifest | None = None,
     ) -> None:
         self._api = api
         self._name = name
@@ -54,6 +56,7 @@ class Election:
         self._clock = clock
         self._wall = wall
         self._timing = timing or Timing()
+        self._owned = {} if owner is None else {"ownerReferences": [owner]}
         self._valid_until = float("-inf")
         self._seen: tuple[object, float] = (None, float("-inf"))
 
@@ -147,6 +150,6 @@ class Election:
         return {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
-            "metadata": named if lease is None else lease["metadata"],
+            "metadata": (named if lease is None else lease["metadata"]) | self._owned,
             "spec": spec,
         }

@@ -176,6 +176,21 @@ class KubernetesApi:
             raise
         return any(resource.get("name") == PLURAL for resource in found.get("resources", ()))
 
+    async def account(self, namespace: str) -> Manifest | None:
+        """An ownerReference to the ServiceAccount of that namespace whose rights these are.
+
+        None when they are a person's, or those of another namespace, where it could own nothing.
+        Raises ApiFailure.
+        """
+        group = "authentication.k8s.io/v1"
+        review = {"apiVersion": group, "kind": "SelfSubjectReview"}
+        made = await self._json("create", "POST", f"/apis/{group}/selfsubjectreviews", body=review)
+        user = made.get("status", {}).get("userInfo", {})
+        of, _, name = str(user.get("username", "")).rpartition(":")
+        if of != f"system:serviceaccount:{namespace}" or not user.get("uid"):
+            return None
+        return {"apiVersion": "v1", "kind": "ServiceAccount", "name": name, "uid": user["uid"]}
+
     async def _write(
         self,
         verb: str,

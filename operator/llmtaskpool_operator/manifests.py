@@ -7,7 +7,6 @@ Nothing of the spec reaches a shell: options and paths are arguments and environ
 from __future__ import annotations
 
 import base64
-import hashlib
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -21,7 +20,6 @@ from llmtaskpool_operator.quantities import number
 Manifest = dict[str, Any]
 
 POOL_LABEL = f"{GROUP}/pool"
-TOKEN_HASH = f"{GROUP}/token-hash"
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 CONTAINER = "worker"
 DATA, CONTROL = "data", "control"
@@ -79,11 +77,9 @@ def deployment(pool: LLMTaskPool, around: Surroundings, replicas: int) -> Manife
                 "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": 0},
             },
             "template": {
-                "metadata": {
-                    "labels": _labels(pool.metadata.name),
-                    # A new token must reach the workers: a change of it is a rollout.
-                    "annotations": {TOKEN_HASH: _short_hash(around.control_token)},
-                },
+                # Nothing of the token is here: workers read a new one from their volume, and a
+                # key that was lost must not restart every pod of every pool.
+                "metadata": {"labels": _labels(pool.metadata.name)},
                 "spec": _pod(pool, around),
             },
         },
@@ -129,10 +125,6 @@ def _metadata(pool: LLMTaskPool, name: str) -> Manifest:
             }
         ],
     }
-
-
-def _short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _account_name(pool: LLMTaskPool) -> str:

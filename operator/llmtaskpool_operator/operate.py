@@ -19,7 +19,7 @@ from llmtaskpool_operator.handlers import watch
 from llmtaskpool_operator.health import HealthPages
 from llmtaskpool_operator.kubernetes_api import ApiFailure, Fenced, KubernetesApi, connected
 from llmtaskpool_operator.kubernetes_backend import ClusterAccess
-from llmtaskpool_operator.manifests import POOL_LABEL
+from llmtaskpool_operator.manifests import POOL_LABEL, Manifest
 from llmtaskpool_operator.metrics import OperatorMetrics
 from llmtaskpool_operator.operator_settings import OperatorSettings
 from llmtaskpool_operator.record import Recorder
@@ -73,25 +73,26 @@ class Operator:
         limits = ClientLimits(connections=1024)
         async with connected() as client, open_http(limits) as http:
             unfenced = KubernetesApi(client, failed=self.metrics.api_error)
-            election = Election(
-                unfenced,
-                name=LEASE,
-                namespace=self._settings.namespace,
-                identity=self._settings.identity,
-                clock=self._clocks.steady,
-                wall=self._clocks.wall,
-            )
-            api = KubernetesApi(client, may_write=election.leads, failed=self.metrics.api_error)
             port = self._settings.control_port
 
             def worker(address: str, token: str) -> WorkerClient:
                 return WorkerClient(http, f"http://{address}:{port}", token, limits)
 
-            access = ClusterAccess(self.store, api, worker)
             pages = HealthPages(self.metrics, alive=self.alive, ready=self.ready)
             async with pages.serving(self._settings.host, self._settings.port):
                 await self._wait_for_crd(unfenced)
-                await self._serve(election, access)
+                owner = await self._owner(unfenced)
+                election = Election(
+                    unfenced,
+                    name=LEASE,
+                    namespace=self._settings.namespace,
+                    identity=self._settings.identity,
+                    clock=self._clocks.steady,
+                    wall=self._clocks.wall,
+                    owner=owner,
+                )
+                api = KubernetesApi(client, may_write=election.leads, failed=self.metrics.api_error)
+                await self._serve(election, ClusterAccess(self.store, api, worker), owner)
 
     def alive(self) -> bool:
         """No pool has been due for minutes without anybody taking it up."""
@@ -107,12 +108,14 @@ class Operator:
         if self._leading:
             self.queue.add(key)
 
-    async def _serve(self, election: Election, access: ClusterAccess) -> None:
+    async def _serve(
+        self, election: Election, access: ClusterAccess, owner: Manifest | None
+    ) -> None:
         watching = asyncio.create_task(
             watch(self.store, self._settings.namespaces, self._stopping, self._watching)
         )
         syncing = asyncio.create_task(self._resync(access.api))
-        electing = asyncio.create_task(election.run(lambda: self._lead(access)))
+        electing = asyncio.create_task(election.run(lambda: self._lead(access, owner)))
         tasks = {watching, syncing, electing}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -125,7 +128,7 @@ class Operator:
             if not task.cancelled():
                 await task
 
-    async def _lead(self, access: ClusterAccess) -> None:
+    async def _lead(self, access: ClusterAccess, owner: Manifest | None) -> None:
         """Work on all pools until cancelled."""
         self.metrics.leading(True)
         self._leading = True
@@ -134,7 +137,7 @@ class Operator:
                 name=self._settings.identity,
                 namespace=self._settings.namespace,
                 worker_image=self._settings.worker_image,
-                key=await _key(access.api, self._settings.namespace),
+                key=await _key(access.api, self._settings.namespace, owner),
             )
             await self._list(access.api, WATCHED)
             wanted = self._settings.record
@@ -212,9 +215,22 @@ class Operator:
                 told = problem
             await asyncio.sleep(WAIT_FOR_CRD_SECONDS)
 
+    async def _owner(self, api: KubernetesApi) -> Manifest | None:
+        """Whose going takes our Lease and key with it: our account's, which the chart makes."""
+        while True:
+            try:
+                return await api.account(self._settings.namespace)
+            except ApiFailure as failure:
+                if failure.code in (403, 404):  # a cluster that tells nobody who they are
+                    log.warning("the Lease and the key will stay when we go: %s", failure)
+                    return None
+                log.warning("waiting: %s", failure)
+                await asyncio.sleep(WAIT_FOR_CRD_SECONDS)
 
-async def _key(api: KubernetesApi, namespace: str) -> bytes:
+
+async def _key(api: KubernetesApi, namespace: str, owner: Manifest | None) -> bytes:
     """The secret that control tokens are derived from; made by the first who leads."""
+    owned = {} if owner is None else {"ownerReferences": [owner]}
     while True:
         found = await api.get("Secret", namespace, KEY_SECRET)
         if found is not None:
@@ -223,7 +239,7 @@ async def _key(api: KubernetesApi, namespace: str) -> bytes:
         secret = {
             "apiVersion": "v1",
             "kind": "Secret",
-            "metadata": {"name": KEY_SECRET, "namespace": namespace},
+            "metadata": {"name": KEY_SECRET, "namespace": namespace} | owned,
             "type": "Opaque",
             "data": {"key": fresh},
         }

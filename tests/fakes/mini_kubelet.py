@@ -115,6 +115,13 @@ class MiniKubelet:
             if pod.namespace == namespace and pod.ready and pod.ending_since is None
         ]
 
+    def refresh_secrets(self) -> None:
+        """Write the Secrets of the pods that run anew; a real kubelet does within 2 minutes."""
+        for pod in list(self.pods.values()):
+            for volume in pod.spec.get("volumes", ()):
+                if "secret" in volume:
+                    self._secret(pod.namespace, volume["secret"], pod.folder / volume["name"])
+
     def _run(self) -> None:
         while not self._stopping.wait(POLL_SECONDS):
             # The server may be down: that is what some tests are about.

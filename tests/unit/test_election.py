@@ -400,3 +400,30 @@ def test_a_server_that_forgot_the_lease_is_given_it_anew():
         await stopped(one)
 
     run(main())
+
+
+def test_a_lease_goes_with_its_owner_also_one_that_was_left_by_an_earlier_install():
+    async def main():
+        owner = {"apiVersion": "v1", "kind": "ServiceAccount", "name": "us", "uid": "new"}
+        for existing in ({}, {"ownerReferences": [owner | {"uid": "old"}]}):
+            api = MemoryApi()
+            if existing:
+                named = {"name": "lease", "namespace": NAMESPACE}
+                api.put({"kind": "Lease", "metadata": named | existing, "spec": {}})
+            election = Election(
+                api,
+                name="lease",
+                namespace=NAMESPACE,
+                identity="one",
+                clock=clock,
+                wall=clock,
+                owner=owner,
+            )
+            task = asyncio.create_task(election.run(asyncio.Event().wait))
+            await asyncio.sleep(1)
+            lease = api.find("Lease", NAMESPACE, "lease")
+            assert lease["metadata"]["ownerReferences"] == [owner]
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    run(main())
