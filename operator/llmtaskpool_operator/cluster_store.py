@@ -74,8 +74,8 @@ class ClusterStore:
             return
         known, name = self._known[kind], body["metadata"]["name"]
         before = known.by_pool.get(key, {}).get(name)
-        version = _version(body)
-        if before is not None and _version(before) >= version:
+        version = version_of(body)
+        if before is not None and version_of(before) >= version:
             return
         if known.removed.get((key, name), -1) >= version:
             return
@@ -92,10 +92,10 @@ class ClusterStore:
             return
         known, name = self._known[kind], body["metadata"]["name"]
         current = known.by_pool.get(key, {}).get(name)
-        if current is not None and _version(current) > _version(body):
+        if current is not None and version_of(current) > version_of(body):
             return  # it was made again in the meantime
         # A list that was asked for before must not bring it back.
-        known.removed[key, name] = _version(body)
+        known.removed[key, name] = version_of(body)
         self._drop(kind, key, name)
         self._changed(key)
 
@@ -111,7 +111,7 @@ class ClusterStore:
             if within and key.namespace != within:
                 continue
             for name, body in list(objects.items()):
-                if (key, name) not in found and _version(body) <= at:
+                if (key, name) not in found and version_of(body) <= at:
                     self._drop(kind, key, name)
                     self._changed(key)
         known.removed = {key: gone for key, gone in known.removed.items() if gone > at}
@@ -157,7 +157,8 @@ def _kept(kind: str, body: Manifest) -> Manifest:
     return body | {"metadata": body["metadata"] | {"managedFields": kept}}
 
 
-def _version(body: Manifest) -> int:
+def version_of(body: Manifest) -> int:
+    """The resource version of an object as a number, 0 when it has none."""
     return _number(str(body.get("metadata", {}).get("resourceVersion", "")))
 
 

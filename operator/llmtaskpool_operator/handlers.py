@@ -17,6 +17,7 @@ import kopf
 from llmtaskpool_operator.api import GROUP, KIND, PLURAL, VERSION
 from llmtaskpool_operator.cluster_store import ClusterStore
 from llmtaskpool_operator.manifests import POOL_LABEL
+from llmtaskpool_operator.watch_proof import WatchProof
 
 _RESOURCES = {
     KIND: (GROUP, VERSION, PLURAL),
@@ -26,7 +27,11 @@ _RESOURCES = {
 
 
 async def watch(
-    store: ClusterStore, namespaces: Sequence[str], stopping: asyncio.Event, ready: asyncio.Event
+    store: ClusterStore,
+    proof: WatchProof,
+    namespaces: Sequence[str],
+    stopping: asyncio.Event,
+    ready: asyncio.Event,
 ) -> None:
     """Watch until ``stopping`` is set or a signal comes; no ``namespaces`` means all.
 
@@ -42,7 +47,7 @@ async def watch(
         settings.watching.label_selectors[group, version, plural] = POOL_LABEL
     kopf.on.login(registry=registry)(_login)
     for kind, resource in _RESOURCES.items():
-        kopf.on.event(*resource, registry=registry, id=f"watch-{kind}")(_fed(store, kind))
+        kopf.on.event(*resource, registry=registry, id=f"watch-{kind}")(_fed(store, proof, kind))
     await kopf.operator(
         registry=registry,
         settings=settings,
@@ -68,9 +73,10 @@ def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
     )
 
 
-def _fed(store: ClusterStore, kind: str) -> Any:
+def _fed(store: ClusterStore, proof: WatchProof, kind: str) -> Any:
     async def on_event(event: kopf.RawEvent, **_: Any) -> None:
         body = dict(event["object"])
+        proof.delivered(kind, body)
         if event["type"] == "DELETED":
             store.gone(kind, body)
         else:

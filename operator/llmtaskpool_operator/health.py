@@ -12,14 +12,14 @@ from llmtaskpool_operator.metrics import OperatorMetrics
 
 
 class HealthPages:
-    """``alive`` and ``ready`` are asked at each request."""
+    """``alive`` and ``fault`` (why not ready; empty: ready) are asked at each request."""
 
     def __init__(
-        self, metrics: OperatorMetrics, *, alive: Callable[[], bool], ready: Callable[[], bool]
+        self, metrics: OperatorMetrics, *, alive: Callable[[], bool], fault: Callable[[], str]
     ) -> None:
         self._metrics = metrics
         self._alive = alive
-        self._ready = ready
+        self._fault = fault
 
     @asynccontextmanager
     async def serving(self, host: str, port: int) -> AsyncIterator[int]:
@@ -42,8 +42,10 @@ class HealthPages:
         return web.json_response({"alive": alive}, status=200 if alive else 503)
 
     async def _readyz(self, _request: web.Request) -> web.Response:
-        ready = self._ready()
-        return web.json_response({"ready": ready}, status=200 if ready else 503)
+        fault = self._fault()
+        if fault:
+            return web.json_response({"ready": False, "why": fault}, status=503)
+        return web.json_response({"ready": True})
 
     async def _page(self, _request: web.Request) -> web.Response:
         self._alive()  # brings the queue's gauges up to date

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from llmtaskpool_worker.contract import LaneName
@@ -70,6 +71,12 @@ class OperatorMetrics:
             "How long the pool that waits longest has been due.",
             registry=self.registry,
         )
+        self._behind = Gauge(
+            f"{prefix}_watch_behind_seconds",
+            "How long the watch of a kind has owed what lists show; 0: it works.",
+            ("kind",),
+            registry=self.registry,
+        )
         self._leader = Gauge(
             f"{prefix}_leader", "1 while this replica leads.", registry=self.registry
         )
@@ -115,6 +122,11 @@ class OperatorMetrics:
         """The queue now."""
         self._depth.set(depth)
         self._oldest.set(oldest_seconds)
+
+    def watches(self, behind: Mapping[str, float]) -> None:
+        """Seconds that the watch of each kind is behind."""
+        for kind, seconds in behind.items():
+            self._behind.labels(kind).set(seconds)
 
     def leading(self, leads: bool) -> None:
         """Whether this replica leads."""

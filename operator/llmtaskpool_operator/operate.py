@@ -24,6 +24,7 @@ from llmtaskpool_operator.metrics import OperatorMetrics
 from llmtaskpool_operator.operator_settings import OperatorSettings
 from llmtaskpool_operator.record import Recorder
 from llmtaskpool_operator.record_file import to_stdout
+from llmtaskpool_operator.watch_proof import LATE_SECONDS, WatchProof
 from llmtaskpool_operator.work_queue import WorkQueue
 from llmtaskpool_operator.worker_client import ClientLimits, WorkerClient, open_http
 
@@ -31,6 +32,10 @@ LEASE = "llmtaskpool-operator"
 KEY_SECRET = "llmtaskpool-operator-key"  # noqa: S105  a name
 PODS_EVERY = 5
 """Pods are many and big: they are listed at every fifth resync."""
+FAULTY_SECONDS = 10.0
+"""While a watch brings nothing, everything is listed this often: lists are all there is."""
+SYNCS_MISSED = 2.0
+"""An operator is not ready when so many resyncs in a row, and LATE_SECONDS, brought no list."""
 STUCK_SECONDS = 120.0
 WAIT_FOR_CRD_SECONDS = 5.0
 
@@ -63,8 +68,9 @@ class Operator:
         self.metrics = OperatorMetrics()
         self.queue: WorkQueue[PoolKey] = WorkQueue(clocks.steady)
         self.store = ClusterStore(self._changed)
+        self.proof = WatchProof(clocks.steady, scoped=bool(settings.namespaces))
         self._leading = False
-        self._synced = False
+        self._synced_at: float | None = None
         self._stopping = asyncio.Event()
         self._watching = asyncio.Event()
 
@@ -78,7 +84,7 @@ class Operator:
             def worker(address: str, token: str) -> WorkerClient:
                 return WorkerClient(http, f"http://{address}:{port}", token, limits)
 
-            pages = HealthPages(self.metrics, alive=self.alive, ready=self.ready)
+            pages = HealthPages(self.metrics, alive=self.alive, fault=self.fault)
             async with pages.serving(self._settings.host, self._settings.port):
                 await self._wait_for_crd(unfenced)
                 owner = await self._owner(unfenced)
@@ -97,11 +103,17 @@ class Operator:
     def alive(self) -> bool:
         """No pool has been due for minutes without anybody taking it up."""
         self.metrics.queue(self.queue.depth, self.queue.oldest_seconds)
+        self.metrics.watches(self.proof.behind())
         return self.queue.oldest_seconds < STUCK_SECONDS
 
-    def ready(self) -> bool:
-        """It watches, and knows what there is."""
-        return self._watching.is_set() and self._synced
+    def fault(self) -> str:
+        """Why it is not ready: it does not watch, or does not know what there is; or empty."""
+        if not self._watching.is_set() or self._synced_at is None:
+            return "pools, Deployments and pods are not listed yet: is the API server there?"
+        since = self._clocks.steady() - self._synced_at
+        if since > SYNCS_MISSED * self._settings.resync_seconds + LATE_SECONDS:
+            return f"the API server has not answered a list for {since:.0f} s"
+        return self.proof.fault()
 
     def _changed(self, key: PoolKey) -> None:
         """A replica that stands by works on nothing, so nothing may be due there."""
@@ -112,7 +124,7 @@ class Operator:
         self, election: Election, access: ClusterAccess, owner: Manifest | None
     ) -> None:
         watching = asyncio.create_task(
-            watch(self.store, self._settings.namespaces, self._stopping, self._watching)
+            watch(self.store, self.proof, self._settings.namespaces, self._stopping, self._watching)
         )
         syncing = asyncio.create_task(self._resync(access.api))
         electing = asyncio.create_task(election.run(lambda: self._lead(access, owner)))
@@ -186,22 +198,25 @@ class Operator:
         """List what is watched, again and again: a watch that missed something is mended."""
         rounds = 0
         while True:
-            kinds = WATCHED if rounds % PODS_EVERY == 0 else WATCHED[:2]
+            faulty = bool(self.proof.fault())
+            kinds = WATCHED if faulty or rounds % PODS_EVERY == 0 else WATCHED[:2]
             try:
                 await self._list(api, kinds)
             except ApiFailure as failure:
                 log.warning("resync: %s", failure)
                 await asyncio.sleep(min(5.0, self._settings.resync_seconds))
                 continue
-            self._synced = True
+            self._synced_at = self._clocks.steady()
             rounds += 1
-            await asyncio.sleep(self._settings.resync_seconds)
+            wait = self._settings.resync_seconds
+            await asyncio.sleep(min(FAULTY_SECONDS, wait) if self.proof.fault() else wait)
 
     async def _list(self, api: KubernetesApi, kinds: tuple[str, ...]) -> None:
         for kind in kinds:
             for namespace in self._settings.namespaces or ("",):
                 found = await api.list(kind, namespace, "" if kind == KIND else POOL_LABEL)
                 self.store.listed(kind, found.items, found.version, within=namespace)
+                self.proof.listed(kind, found.items, within=namespace)
 
     async def _wait_for_crd(self, api: KubernetesApi) -> None:
         told = ""

@@ -20,3 +20,20 @@ def test_a_replica_that_stands_by_stays_alive_while_pools_change() -> None:
         assert operator.queue.depth == 0
 
     asyncio.run(stand_by())
+
+
+def test_an_operator_that_lists_nothing_is_not_ready_and_says_why() -> None:
+    async def listless() -> None:
+        now = 0.0
+        operator = Operator(load(resync_seconds=10), Clocks(steady=lambda: now, wall=lambda: now))
+        assert "not listed yet" in operator.fault()
+        operator._watching.set()
+        assert "not listed yet" in operator.fault()
+        operator._synced_at = now
+        assert operator.fault() == ""
+        now = 34.0
+        assert operator.fault() == ""
+        now = 36.0
+        assert operator.fault() == "the API server has not answered a list for 36 s"
+
+    asyncio.run(listless())

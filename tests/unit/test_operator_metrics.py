@@ -178,6 +178,16 @@ def test_queue_and_leadership_are_as_they_are_now() -> None:
     assert value(metrics, "queue_depth") == 0
 
 
+def test_how_far_each_watch_is_behind_is_told() -> None:
+    metrics = OperatorMetrics()
+    metrics.watches({"Pod": 31.0, "Deployment": 0.0})
+    metrics.watches({"Pod": 0.0})
+    assert value(metrics, "watch_behind_seconds", kind="Pod") == 0
+    assert value(metrics, "watch_behind_seconds", kind="Deployment") == 0
+    metrics.watches({"Pod": 7.0})
+    assert value(metrics, "watch_behind_seconds", kind="Pod") == 7
+
+
 def test_two_operators_in_one_process_count_apart() -> None:
     one, other = OperatorMetrics(), OperatorMetrics()
     one.leading(True)
