@@ -79,6 +79,7 @@ def test_every_pod_meets_pod_security_restricted(helm: Helm, name: str) -> None:
         ({"replicas": 11}, "replicas"),
         ({"replicas": "2"}, "replicas"),
         ({"logLevel": "verbose"}, "logLevel"),
+        ({"record": ["chat"]}, "record"),
         ({"runAsUser": 0}, "runAsUser"),
         ({"hostNetwork": True}, "hostNetwork"),
         ({"securityContext": {"privileged": True}}, "securityContext"),
@@ -125,6 +126,7 @@ def test_the_operator_gets_its_settings_and_no_service_links(helm: Helm) -> None
         "namespaces": ["a", "b"],
         "workerImage": {"repository": "registry.example/w", "tag": "7"},
         "logLevel": "debug",
+        "record": ["a/chat", "b/batch"],
         "env": [{"name": "LLMTASKPOOL_OPERATOR_RESYNC_SECONDS", "value": "30"}],
     }
     spec = named(helm.render(values), "Deployment")["spec"]["template"]["spec"]
@@ -135,7 +137,7 @@ def test_the_operator_gets_its_settings_and_no_service_links(helm: Helm) -> None
         for one in container["env"]
         if "valueFrom" in one
     }
-    assert container["args"] == ["operate", "--log-level=debug"]
+    assert container["args"] == ["operate", "--log-level=debug", "--record=a/chat,b/batch"]
     assert given["LLMTASKPOOL_OPERATOR_NAMESPACES"] == "a,b"
     assert given["LLMTASKPOOL_OPERATOR_WORKER_IMAGE"] == "registry.example/w:7"
     assert given["LLMTASKPOOL_OPERATOR_RESYNC_SECONDS"] == "30"
