@@ -11,7 +11,7 @@ from typing import Literal
 
 from llmtaskpool_worker.contract import LaneName
 
-from llmtaskpool_operator.api import LLMTaskPool
+from llmtaskpool_operator.api import LLMTaskPool, ScalingMode
 from llmtaskpool_operator.deciding import ThreadDecision
 from llmtaskpool_operator.front import Front, FrontLimits
 from llmtaskpool_operator.law import Bound
@@ -113,6 +113,10 @@ class LocalPool:
 
     async def run(self) -> None:
         """Reconcile until cancelled. Raises Unstartable when no worker can ever start."""
+        scaling = self.pool.spec.scaling
+        if scaling.mode is ScalingMode.ADVISE or scaling.paused:
+            # The loop asks for nothing then; a cluster's Deployment begins with the least too.
+            await self.fleet.scale(scaling.min_replicas)
         memory = LoopMemory()
         recorder = Recorder(self._record.write) if self._record is not None else None
         while True:

@@ -86,10 +86,13 @@ def test_another_start_up_time_changes_nothing_while_the_setting_is_the_same(nam
     assert all(same(replayed(live(**SETTINGS[name]).lines, start_up=200.0)))
 
 
-def test_the_same_setting_makes_them_again_though_the_operator_began_anew_meanwhile() -> None:
+@pytest.mark.parametrize("at", [470, 490, 510, 530])
+def test_the_same_setting_makes_them_again_though_the_operator_began_anew_meanwhile(
+    at: int,
+) -> None:
     made = FluidPool(pool(scaling={"maxReplicas": 30, **QUIET}))
-    made.run(500, wave).restart()
-    made.run(1000, wave)
+    made.run(at, wave).restart()
+    made.run(1500 - at, wave)
     again = replayed(made.lines)
     assert sum(line.whole is not None and line.whole.began for line in lines_of(made.lines)) == 2
     assert all(same(again))
@@ -135,6 +138,23 @@ def test_a_lower_target_costs_more_pods_and_is_overloaded_for_less_time() -> Non
     assert made.replayed.overloaded_seconds < made.recorded.overloaded_seconds
     assert made.replayed.shortfall < made.recorded.shortfall
     assert made.replayed.most > made.recorded.most
+
+
+def test_a_window_longer_than_that_between_whole_lines_is_waited_for() -> None:
+    longer = {"behavior": {"scaleDown": {"stabilizationWindowSeconds": 600}}}
+    made = replayed(live(1500, burst).lines, **longer)
+    as_if = live(1500, burst, **longer)
+    assert [m.left[1] for m in made.moments] == as_if.sizes
+
+
+def test_pods_that_still_start_are_given_up_before_those_that_serve() -> None:
+    made = FluidPool(pool(scaling={"mode": "Advise", "maxReplicas": 30}), replicas=5)
+    made.run(300, lambda at: 15.0 if 100 <= at < 110 else 4.4)
+    at_once = {"behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}}}
+    shown = replayed(made.lines, start_up=600.0, **at_once)
+    assert shown.replayed.most > 5
+    assert shown.replayed.least == 5
+    assert {moment.ready[1] for moment in shown.moments} == {5}
 
 
 def test_a_lower_maximum_lets_the_backlog_grow_as_it_would_have() -> None:
