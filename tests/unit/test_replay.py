@@ -86,11 +86,12 @@ def test_another_start_up_time_changes_nothing_while_the_setting_is_the_same(nam
     assert all(same(replayed(live(**SETTINGS[name]).lines, start_up=200.0)))
 
 
-@pytest.mark.parametrize("at", [470, 490, 510, 530])
+@pytest.mark.parametrize("name", ["a short window", "a literal gain", "step limits"])
+@pytest.mark.parametrize("at", [120, 420, 490, 530])
 def test_the_same_setting_makes_them_again_though_the_operator_began_anew_meanwhile(
-    at: int,
+    at: int, name: str
 ) -> None:
-    made = FluidPool(pool(scaling={"maxReplicas": 30, **QUIET}))
+    made = FluidPool(pool(scaling={"maxReplicas": 30, **SETTINGS[name]}))
     made.run(at, wave).restart()
     made.run(1500 - at, wave)
     again = replayed(made.lines)
