@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from typing import Any, TypeVar
 import pytest
 import rig
 import yaml
+from fakes.api_proxy import ApiProxy, api_proxy, through
 from fakes.mini_kubelet import MiniKubelet, mini_kubelet
 from fakes.operator_process import OperatorProcess, operator_process
 from fakes.slow_server import slow_server
@@ -31,6 +33,11 @@ from rig.commands import kubebuilder_programs
 
 ROOT = Path(__file__).parents[2]
 CRD_FILE = ROOT / "crds" / "llmtaskpool.yaml"
+STAND_IN = (sys.executable, str(ROOT / "tests" / "fakes" / "stand_in_worker.py"))
+OPERATOR_NAMESPACE = "llmtaskpool-system"
+LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{OPERATOR_NAMESPACE}/leases/llmtaskpool-operator"
+CONVERGED_WITHIN = 30.0
+"""Seconds from the end of a fault to the state that a run without it ends in."""
 Found = TypeVar("Found")
 
 
@@ -138,26 +145,9 @@ def namespace(cluster: Cluster) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def crd(api_server: Cluster) -> dict[str, Any]:
+def crd(api_server: Cluster) -> None:
     """The committed CRD, established on the API server."""
-    body: dict[str, Any] = yaml.safe_load(CRD_FILE.read_text())
-    api = client.ApiextensionsV1Api(api_server.api)
-    name = body["metadata"]["name"]
-    status, answer = api_server.request(
-        "PATCH",
-        f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
-        "?fieldManager=tests&force=true&fieldValidation=Strict",
-        body,
-        Content_Type="application/apply-patch+yaml",
-    )
-    assert status in {200, 201}, answer.decode()
-
-    def established() -> bool:
-        conditions = api.read_custom_resource_definition(name).status.conditions or []
-        return any(c.type == "Established" and c.status == "True" for c in conditions)
-
-    wait_for(f"{name} established", established)
-    return body
+    with_crd(api_server)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +179,6 @@ def with_crd(cluster: Cluster, *namespaces: str) -> None:
         cluster.request("POST", "/api/v1/namespaces", namespace, Content_Type="application/json")
 
 
-OPERATOR_NAMESPACE = "llmtaskpool-system"
-
-
 @pytest.fixture(scope="session")
 def operated(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operated]:
     with_crd(cluster, OPERATOR_NAMESPACE)
@@ -205,3 +192,56 @@ def operated(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
     ):
         operator.wait_ready()
         yield Operated(cluster, kubelet, operator, slow)
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A control plane to break, stand-in workers for pods, operators that go through a proxy."""
+
+    plane: rig.ControlPlane
+    cluster: Cluster
+    kubelet: MiniKubelet
+    proxy: ApiProxy
+    folder: Path
+
+    def operator(self, who: str = "one", **settings: str) -> OperatorProcess:
+        log = self.folder / f"{who}-{uuid.uuid4().hex[:6]}.log"
+        config = through(self.proxy, who, self.folder)
+        return OperatorProcess(config, log, identity=who, **({"resync_seconds": "3"} | settings))
+
+
+@pytest.fixture(scope="module")
+def broken(
+    own_control_plane: rig.ControlPlane, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Broken]:
+    cluster = connected(own_control_plane.kubeconfig)
+    with_crd(cluster, OPERATOR_NAMESPACE)
+    folder = tmp_path_factory.mktemp("broken")
+    with (
+        mini_kubelet(cluster.request, folder / "pods", program=STAND_IN) as kubelet,
+        api_proxy(cluster.kubeconfig, folder) as proxy,
+    ):
+        yield Broken(own_control_plane, cluster, kubelet, proxy, folder)
+
+
+@pytest.fixture
+def operator(broken: Broken) -> Iterator[OperatorProcess]:
+    broken.proxy.fresh()
+    broken.cluster.request("DELETE", LEASE)
+    made = broken.operator()
+    made.start()
+    made.wait_ready(60)
+    yield made
+    broken.proxy.fresh()
+    made.kill()
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Tell a measured number where whoever runs the tests sees it."""
+
+    def said(text: str) -> None:
+        with capsys.disabled():
+            sys.stdout.write(f"\n{text}\n")
+
+    return said

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from llmtaskpool_operator.api import API_VERSION, KIND
@@ -16,6 +19,10 @@ def manifest(name: str = "p", **spec: Any) -> dict[str, Any]:
     scaling = {"minReplicas": 1, "maxReplicas": 4, "drainSeconds": 30} | spec.pop("scaling", {})
     body = {"scaling": scaling, **spec}
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": body}
+
+
+def fixed(replicas: int, **spec: Any) -> dict[str, Any]:
+    return manifest(replicas=replicas, scaling={"mode": "Fixed", "drainSeconds": 5}, **spec)
 
 
 class Pools:
@@ -84,3 +91,13 @@ class Pools:
             wait_for(f"{replicas} of {name} ready", ready, within)
         except AssertionError as error:
             raise AssertionError(f"{error}: {self.status(name)}") from None
+
+
+@contextmanager
+def own_pools(cluster: Cluster) -> Iterator[Pools]:
+    """The pools of a new namespace, deleted at the end."""
+    made = Pools(cluster, f"test-{uuid.uuid4().hex[:8]}")
+    made.send("POST", "/api/v1/namespaces", {"metadata": {"name": made.namespace}})
+    yield made
+    for item in made.get(made.path).get("items", ()):
+        made.delete(item["metadata"]["name"])

@@ -113,7 +113,7 @@ def pool(spec: dict[str, Any], name: str = "p") -> dict[str, Any]:
 
 
 @pytest.fixture
-def pools(api_server: Cluster, crd: dict[str, Any]) -> Iterator[client.CustomObjectsApi]:
+def pools(api_server: Cluster, crd: None) -> Iterator[client.CustomObjectsApi]:
     return client.CustomObjectsApi(api_server.api)
 
 

@@ -78,7 +78,7 @@ VALUES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def home(api_server: Cluster, crd: dict[str, Any]) -> Iterator[str]:
+def home(api_server: Cluster, crd: None) -> Iterator[str]:
     name = f"danger-{uuid.uuid4().hex[:6]}"
     body = {"metadata": {"name": name}}
     assert (

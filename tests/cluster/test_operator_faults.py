@@ -9,92 +9,24 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
-import rig
-from fakes.api_proxy import ApiProxy, Write, api_proxy, through
-from fakes.mini_kubelet import MiniKubelet, mini_kubelet
+from fakes.api_proxy import Write
 from fakes.operator_process import OperatorProcess
+from llmtaskpool_operator.watch_proof import LATE_SECONDS
 
-from .conftest import OPERATOR_NAMESPACE, ROOT, Cluster, connected, wait_for, with_crd
-from .pools import Pools, manifest
-
-STAND_IN = (sys.executable, str(ROOT / "tests" / "fakes" / "stand_in_worker.py"))
-CONVERGED_WITHIN = 30.0
-LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{OPERATOR_NAMESPACE}/leases/llmtaskpool-operator"
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """A cluster whose operators go through a proxy."""
-
-    plane: rig.ControlPlane
-    cluster: Cluster
-    kubelet: MiniKubelet
-    proxy: ApiProxy
-    folder: Path
-
-    def operator(self, who: str = "one", **settings: str) -> OperatorProcess:
-        log = self.folder / f"{who}-{uuid.uuid4().hex[:6]}.log"
-        config = through(self.proxy, who, self.folder)
-        return OperatorProcess(config, log, identity=who, **({"resync_seconds": "3"} | settings))
-
-
-@pytest.fixture(scope="module")
-def broken(
-    own_control_plane: rig.ControlPlane, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Broken]:
-    cluster = connected(own_control_plane.kubeconfig)
-    with_crd(cluster, OPERATOR_NAMESPACE)
-    folder = tmp_path_factory.mktemp("broken")
-    with (
-        mini_kubelet(cluster.request, folder / "pods", program=STAND_IN) as kubelet,
-        api_proxy(cluster.kubeconfig, folder) as proxy,
-    ):
-        yield Broken(own_control_plane, cluster, kubelet, proxy, folder)
-
-
-@pytest.fixture
-def operator(broken: Broken) -> Iterator[OperatorProcess]:
-    broken.proxy.fresh()
-    broken.cluster.request("DELETE", LEASE)
-    made = broken.operator()
-    made.start()
-    made.wait_ready(60)
-    yield made
-    broken.proxy.fresh()
-    made.kill()
+from .conftest import CONVERGED_WITHIN, Broken, wait_for
+from .pools import Pools, fixed, own_pools
 
 
 @pytest.fixture
 def pools(broken: Broken) -> Iterator[Pools]:
-    name = f"test-{uuid.uuid4().hex[:8]}"
-    made = Pools(broken.cluster, name)
-    made.send("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
-    yield made
-    for item in made.get(made.path).get("items", ()):
-        made.delete(item["metadata"]["name"])
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    def said(text: str) -> None:
-        with capsys.disabled():
-            sys.stdout.write(f"\n{text}\n")
-
-    return said
-
-
-def fixed(replicas: int, **spec: Any) -> dict[str, Any]:
-    return manifest(replicas=replicas, scaling={"mode": "Fixed", "drainSeconds": 5}, **spec)
+    with own_pools(broken.cluster) as made:
+        yield made
 
 
 def story(pools: Pools, within: float = 60.0) -> None:
@@ -152,15 +84,11 @@ SPEC_CHANGES = 4
 """Generations of the Deployment in the story: made, scaled up, updated, scaled down."""
 
 
-def ours(broken: Broken, pools: Pools) -> list[Write]:
-    return [w for w in broken.proxy.writes if f"/{pools.namespace}/" in w.path]
-
-
 def test_the_story_without_faults_takes_one_write_for_each_step(
     broken: Broken, operator: OperatorProcess, pools: Pools, say: Callable[[str], None]
 ) -> None:
     story(pools)
-    writes = ours(broken, pools)
+    writes = broken.proxy.of(pools.namespace)
     say(f"writes of create, scale up, update, scale down: {len(writes)}")
     steps = [w for w in writes if w.path.endswith("/deployments/p")]
     assert len(steps) == SPEC_CHANGES
@@ -311,6 +239,40 @@ def test_frozen_watches_are_made_good_by_the_resync(
     pools.wait_ready(2)
 
 
+def test_an_operator_whose_watches_are_frozen_is_not_ready_until_they_move_again(
+    broken: Broken, operator: OperatorProcess, pools: Pools, say: Callable[[str], None]
+) -> None:
+    pools.apply(fixed(1))
+    pools.wait_ready(1)
+    time.sleep(LATE_SECONDS / 2)
+    assert operator.get("/readyz").status_code == 200
+    broken.proxy.freeze_watches.set()
+    began = time.monotonic()
+    pools.apply(fixed(2))
+
+    def unready() -> dict[str, Any]:
+        answer = operator.get("/readyz")
+        return answer.json() if answer.status_code == 503 else {}
+
+    why = wait_for("not ready", unready, LATE_SECONDS + 10)["why"]
+    late = time.monotonic() - began
+    assert "the watch of" in why
+    assert operator.get("/livez").status_code == 200
+    assert max(behind(operator)) > LATE_SECONDS
+    pools.wait_ready(2)  # it works on, by lists
+    broken.proxy.freeze_watches.clear()
+    began = time.monotonic()
+    wait_for("ready", lambda: operator.get("/readyz").status_code == 200, 10)
+    say(f"/readyz 503 {late:.1f} s after a change; 200 {time.monotonic() - began:.1f} s after")
+    assert max(behind(operator)) == 0
+
+
+def behind(operator: OperatorProcess) -> list[float]:
+    """Seconds by which the watches are behind, from the operator's metrics."""
+    lines = operator.get("/metrics").text.splitlines()
+    return [float(one.split()[-1]) for one in lines if "_watch_behind_seconds{" in one]
+
+
 def test_watch_events_that_are_all_dropped_are_made_good_by_the_resync(
     broken: Broken, operator: OperatorProcess, pools: Pools
 ) -> None:
@@ -338,106 +300,3 @@ def test_a_watch_that_is_told_410_lists_anew(
     pools.wait_ready(2, within=CONVERGED_WITHIN)
     assert gone
     assert operator.process.poll() is None
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("role", ["kube-apiserver", "etcd"])
-def test_a_control_plane_that_is_down_is_waited_for_and_workers_serve_on(
-    broken: Broken,
-    operator: OperatorProcess,
-    pools: Pools,
-    role: str,
-    say: Callable[[str], None],
-) -> None:
-    pools.apply(fixed(1))
-    pools.wait_ready(1)
-    address = broken.kubelet.ready_addresses(pools.namespace)
-    broken.plane.kill(role)
-    time.sleep(20)
-    assert broken.kubelet.ready_addresses(pools.namespace) == address
-    assert operator.process.poll() is None
-    broken.plane.start(role)
-    broken.plane.wait_ready()
-    began = time.monotonic()
-    wait_for("the server takes writes", lambda: _applied(pools, 2), 60)
-    wait_for("two asked for", lambda: pools.asked_for() == 2, CONVERGED_WITHIN)
-    say(f"{role} down for 20 s: acted {time.monotonic() - began:.1f} s after it was back")
-    # Kubernetes' own controllers come back with a backoff of theirs.
-    pools.wait_ready(2, within=180)
-
-
-def _applied(pools: Pools, replicas: int) -> bool:
-    try:
-        pools.apply(fixed(replicas))
-    except (AssertionError, OSError):
-        return False
-    return True
-
-
-def holder(broken: Broken) -> str:
-    status, answer = broken.cluster.request("GET", LEASE)
-    return json.loads(answer)["spec"].get("holderIdentity", "") if status == 200 else ""
-
-
-def test_of_two_operators_one_acts_and_the_other_takes_over_when_it_is_killed_or_frozen(
-    broken: Broken, operator: OperatorProcess, pools: Pools, say: Callable[[str], None]
-) -> None:
-    second = broken.operator("two")
-    second.start()
-    try:
-        second.wait_ready(60)
-        pools.apply(fixed(1))
-        pools.wait_ready(1)
-        assert holder(broken) == "one"
-        assert {w.who for w in ours(broken, pools)} == {"one"}
-
-        operator.freeze()
-        began = time.monotonic()
-        wait_for("two leads", lambda: holder(broken) == "two", 30)
-        say(f"leader frozen: the other leads after {time.monotonic() - began:.1f} s")
-        pools.apply(fixed(2))
-        pools.wait_ready(2)
-        broken.proxy.writes.clear()
-        operator.thaw()
-        pools.apply(fixed(1))
-        wait_for("one asked for", lambda: pools.asked_for() == 1, 30)
-        assert {w.who for w in ours(broken, pools)} == {"two"}
-
-        second.kill()
-        began = time.monotonic()
-        wait_for("one leads", lambda: holder(broken) == "one", 30)
-        say(f"leader killed: the other leads after {time.monotonic() - began:.1f} s")
-        pools.apply(fixed(2))
-        pools.wait_ready(2, within=CONVERGED_WITHIN)
-    finally:
-        second.kill()
-
-
-def test_an_operator_that_is_told_to_end_gives_its_lease_up_at_once(
-    broken: Broken, operator: OperatorProcess
-) -> None:
-    wait_for("one leads", lambda: holder(broken) == "one")
-    assert operator.terminate() == 0
-    assert holder(broken) == ""
-
-
-def test_a_worker_that_hangs_is_named_and_other_pools_go_on(
-    broken: Broken, operator: OperatorProcess, pools: Pools
-) -> None:
-    pools.apply(fixed(1))
-    pools.wait_ready(1)
-    (hung,) = [p for p in broken.kubelet.pods.values() if p.namespace == pools.namespace]
-    broken.kubelet.deaf.add(hung.name)  # its readiness is not looked at: the node seems well
-    hung.process.send_signal(19)
-    try:
-        pools.apply(fixed(1) | {"metadata": {"name": "other"}})
-        pools.wait_ready(1, "other")
-
-        def named() -> bool:
-            found = pools.condition("MetricsAvailable")
-            return found.get("status") == "False" and hung.name in found["message"]
-
-        wait_for("the silent pod is named", named, 60)
-        assert pools.asked_for() == 1
-    finally:
-        hung.process.send_signal(18)

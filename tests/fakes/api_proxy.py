@@ -32,7 +32,6 @@ _SERVER = web.AppKey("server", str)
 class Write:
     """One write that came by, Leases and Events left out: those are not the pool's."""
 
-    number: int
     method: str
     path: str
     at: float
@@ -48,7 +47,6 @@ class ApiProxy:
     def __init__(self) -> None:
         self.url = ""
         self.writes: list[Write] = []
-        self.requests: list[tuple[str, str]] = []
         self.before: Callable[[Write], bool] = lambda _write: False
         """True: the write is not done and its connection is cut."""
         self.after: Callable[[Write], bool] = lambda _write: False
@@ -57,8 +55,6 @@ class ApiProxy:
         self.drop_event: Callable[[str, dict[str, Any]], bool] = lambda _p, _e: False
         self.replace_event: Callable[[str, dict[str, Any]], dict[str, Any]] = lambda _p, e: e
         self.freeze_watches = threading.Event()
-        self._number = 0
-        self._lock = threading.Lock()
 
     def fresh(self) -> None:
         """As new, for the next test; what is connected stays."""
@@ -66,9 +62,12 @@ class ApiProxy:
         self.__init__()
         self.url = url
 
+    def of(self, namespace: str) -> list[Write]:
+        """The writes in a namespace."""
+        return [write for write in self.writes if f"/{namespace}/" in write.path]
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
         path = request.raw_path.split("?")[0]
-        self.requests.append((request.method, path))
         if (broken := self.fault(request.method, path)) is not None:
             status, headers = broken
             body = {"kind": "Status", "status": "Failure", "message": "by the test", "code": status}
@@ -78,9 +77,7 @@ class ApiProxy:
         )
         body = await request.read()
         who = request.headers.get("authorization", "").removeprefix("Bearer ")
-        with self._lock:
-            self._number += counted
-            write = Write(self._number, request.method, path, time.monotonic(), 0, who, body)
+        write = Write(request.method, path, time.monotonic(), 0, who, body)
         if counted and self.before(write):
             request.transport.abort()
             raise web.HTTPServiceUnavailable
