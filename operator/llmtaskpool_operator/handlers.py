@@ -7,9 +7,11 @@ finalizers into the objects that they watch.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain, repeat
 from typing import Any
 
 import kopf
@@ -24,6 +26,10 @@ _RESOURCES = {
     "Deployment": ("apps", "v1", "deployments"),
     "Pod": ("", "v1", "pods"),
 }
+RESTART_SECONDS = 5.0
+LONGEST_BACKOFF_SECONDS = 5.0
+
+log = logging.getLogger("llmtaskpool.operator")
 
 
 async def watch(
@@ -37,11 +43,40 @@ async def watch(
 
     Installs handlers for SIGTERM and SIGINT. Sets ``ready`` when watching begins.
     """
+    while True:
+        try:
+            await _watch(store, proof, namespaces, stopping, ready)
+        except Exception as error:  # kopf gives up on what it can't explain; we begin anew
+            log.warning("the watches ended: %s: %s; they begin anew", type(error).__name__, error)
+            await asyncio.sleep(RESTART_SECONDS)
+        else:
+            return
+
+
+class _Backoffs:
+    """Seconds between requests that failed, without end: a server may be down for long.
+
+    kopf ends with the last of them, and an operator that ends has to be started by the kubelet,
+    which takes its time when that happens often.
+    """
+
+    def __iter__(self) -> Iterator[float]:
+        return chain((1.0, 1.0, 2.0, 3.0), repeat(LONGEST_BACKOFF_SECONDS))
+
+
+async def _watch(
+    store: ClusterStore,
+    proof: WatchProof,
+    namespaces: Sequence[str],
+    stopping: asyncio.Event,
+    ready: asyncio.Event,
+) -> None:
     registry = kopf.OperatorRegistry()
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True  # the CRD is there before this starts; no RBAC for CRDs
     settings.watching.chunk_size = 500
+    settings.networking.error_backoffs = _Backoffs()
     settings.queueing.idle_timeout = 1.0  # thousands of pods: tasks that wait cost memory
     for group, version, plural in (_RESOURCES["Deployment"], _RESOURCES["Pod"]):
         settings.watching.label_selectors[group, version, plural] = POOL_LABEL
