@@ -7,7 +7,7 @@ summed, so a pod that comes, goes or restarts can't make them wrong.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 
 from llmtaskpool_worker.contract import LaneName, LaneState, WorkerState
 
@@ -75,11 +75,27 @@ class PoolObservation:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """One pod's counters at one moment, and whether all its threads were busy with more waiting."""
+    """One pod's counters at one moment, and whether all its threads were busy with more waiting.
+
+    ``up_seconds``: how long its process had counted.
+    """
 
     arrived: float
     done: float
     saturated: bool
+    up_seconds: float = 0.0
+
+    def share_within(self, seconds: float) -> float:
+        """Which part of what they count belongs to the last ``seconds``.
+
+        All, where the process is that young. It may also be an old one that was silent, or that
+        this operator, just started, hears for the first time: its whole life is no arrival of now.
+        """
+        return 1.0 if self.up_seconds <= seconds else seconds / self.up_seconds
+
+
+_UNSEEN = Counters(inf, 0.0, saturated=False)
+"""Of a pod that no sample before has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +121,16 @@ class History:
         if len(self.samples) < 2:
             return None
         arrived = 0.0
-        for (_, before), (_, after) in zip(self.samples, self.samples[1:], strict=False):
+        began, first = self.samples[0]
+        known = {name: (began, counters) for name, counters in first.items()}
+        for at, after in self.samples[1:]:
             for name, counters in after.items():
-                seen = before[name].arrived if name in before else 0.0
-                # A counter that fell belongs to a restarted process: all of it is new.
-                arrived += counters.arrived - (seen if seen <= counters.arrived else 0.0)
+                then, seen = known.get(name, (began, _UNSEEN))
+                if seen.arrived <= counters.arrived:
+                    arrived += counters.arrived - seen.arrived
+                else:
+                    arrived += counters.arrived * counters.share_within(at - then)
+                known[name] = at, counters
         return arrived / max(self._span(), period_seconds)
 
     def arrived_lately(self) -> float | None:
@@ -191,7 +212,10 @@ def _counters(state: WorkerState) -> Counters:
     saturated = compute is not None and compute.queued > 0 and compute.active >= compute.threads
     arrived, done = state.work.arrived_seconds_total, state.work.done_seconds_total
     return Counters(
-        arrived if isfinite(arrived) else 0.0, done if isfinite(done) else 0.0, saturated
+        arrived if isfinite(arrived) else 0.0,
+        done if isfinite(done) else 0.0,
+        saturated,
+        max(0.0, state.observed_at - state.started_at),
     )
 
 
