@@ -188,7 +188,7 @@ def operated(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
         mini_kubelet(
             cluster.request, folder / "pods", environment={"LLMTASKPOOL_FETCH_HOSTS": slow}
         ) as kubelet,
-        operator_process(cluster.kubeconfig, folder) as operator,
+        operator_process(cluster.kubeconfig, folder, record="all") as operator,
     ):
         operator.wait_ready()
         yield Operated(cluster, kubelet, operator, slow)

@@ -6,6 +6,9 @@ Pods are real worker processes without models (fakes/mini_kubelet.py).
 from __future__ import annotations
 
 import copy
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -127,6 +130,25 @@ def test_advise_decides_in_public_and_does_nothing(pools: Pools) -> None:
     )
     assert "minimum is 3" in limited["message"]
     assert pools.asked_for() == 1
+
+
+def test_the_operators_log_tells_replay_what_auto_would_have_done_with_a_pool_that_was_advised(
+    operated: Operated, pools: Pools
+) -> None:
+    pools.apply(manifest(scaling={"mode": "Advise"}))
+    pools.wait_ready(1)
+    name = f"{pools.namespace}/p"
+    replay = [sys.executable, "-m", "llmtaskpool_operator", "replay", operated.operator.log]
+    options = ["--name", name, "--output", "json", "--set", "scaling.minReplicas=3"]
+    recorded = f'"pool":"{name}"'
+    wait_for("decisions", lambda: operated.operator.text().count(recorded) >= 3)
+    done = subprocess.run([*replay, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["mode"] == "Advise"
+    assert told["reproduced"]["same"] == told["reproduced"]["of"] >= 3
+    assert told["recorded"]["most_replicas"] == 1
+    assert told["replayed"]["most_replicas"] == 3
 
 
 def test_somebody_elses_object_of_that_name_is_not_touched_and_named(pools: Pools) -> None:
