@@ -1,7 +1,9 @@
 """A worker without a model that speaks the real one's command line, lines and routes.
 
 It starts in a tenth of a second, so the tests of supervision use it. ``STAND_IN_*`` variables
-say how it behaves; a request says how long it takes: ``{"seconds": 0.3, "stream": true}``.
+say how it behaves; a request says how long it takes: ``{"seconds": 0.3, "stream": true}``. A file
+``odd.json`` in its folder spoils what it says of itself: ``{"lanes.compute.active": -3}``; null
+leaves the field out.
 """
 
 from __future__ import annotations
@@ -29,6 +31,20 @@ def control_token() -> str:
     if file := os.environ.get("LLMTASKPOOL_CONTROL_TOKENS_FILE"):
         return Path(file).read_text().strip()
     return os.environ["LLMTASKPOOL_CONTROL_TOKENS"]
+
+
+def spoilt(state: dict) -> dict:
+    """The state with what odd.json says in the places that it names."""
+    file = Path("odd.json")
+    for place, value in (json.loads(file.read_text()) if file.exists() else {}).items():
+        *way, last = place.split(".")
+        part = state
+        for name in way:
+            part = part[name]
+        part[last] = value
+        if value is None:
+            del part[last]
+    return state
 
 
 class Lane:
@@ -114,7 +130,7 @@ class StandIn:
         if headers.get("authorization") != f"Bearer {control_token()}":
             return 401, {"error": {"message": "no valid key"}}
         if (method, path) == ("GET", "/control/v1/state"):
-            return 200, self.state()
+            return 200, spoilt(self.state())
         if (method, path) == ("PUT", "/control/v1/threads"):
             if body["generation"] < self.generation:
                 return 409, {"error": {"message": "stale generation"}}
@@ -137,7 +153,10 @@ class StandIn:
 
     async def data(self, path: str, body: dict, writer: asyncio.StreamWriter):
         if path == "/who":
-            return 200, {"worker_id": self.id, "pid": os.getpid()}
+            about = {"worker_id": self.id, "pid": os.getpid()}
+            return 200, about | {"threads": self.lanes["compute"].threads}
+        if path == "/readyz":  # never behind the tasks that wait
+            return (200 if self.phase == "ready" else 503), {}
         if path.startswith("/v1/tasks/"):
             return 200, {"worker_id": self.id}
         if path == "/crash":
