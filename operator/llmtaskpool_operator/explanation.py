@@ -42,11 +42,13 @@ def overview(pools: Sequence[LLMTaskPool]) -> Table:
     """A line for each pool."""
     table = Table(box=None, pad_edge=False)
     for title in ("NAMESPACE", "POOL"):
-        table.add_column(title)
+        table.add_column(title, no_wrap=True)
     for title in ("DESIRED", "READY", "THREADS", "ACTIVE", "QUEUE", "UTILIZATION"):
-        table.add_column(title, justify="right")
-    table.add_column("STATUS")
-    table.add_column("LAST DECISION", overflow="ellipsis", no_wrap=True, ratio=1)
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("STATUS", no_wrap=True)
+    # rich narrows columns that may wrap before those that may not: this one, whose text then
+    # ends in an ellipsis, and not the numbers.
+    table.add_column("LAST DECISION")
     for pool in pools:
         table.add_row(pool.metadata.namespace, pool.metadata.name, *_row(pool.status))
     return table
@@ -68,7 +70,11 @@ def _row(status: LLMTaskPoolStatus | None) -> tuple[str | Text, ...]:
         str(status.queued),
         "-" if status.utilization is None else f"{status.utilization:.2f}",
         Text(word, style="green" if good else "yellow"),
-        Text(f"{last.what} {last.before} -> {last.after}: {last.reason}" if last else ""),
+        Text(
+            f"{last.what} {last.before} -> {last.after}: {last.reason}" if last else "",
+            no_wrap=True,
+            overflow="ellipsis",
+        ),
     )
 
 

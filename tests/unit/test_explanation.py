@@ -184,6 +184,17 @@ def test_on_a_narrow_screen_the_last_decision_is_cut_and_no_line_is_broken() -> 
     assert len(lines(overview([with_status()] * 3), width=110)) == 4
 
 
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_long_reason_takes_no_room_from_the_numbers(width: int) -> None:
+    """It did: at 120 columns nothing but the last decision was left."""
+    made = {"time": "2026-11-25T08:00:00Z", "what": "threads/compute", "before": 4, "after": 3}
+    long = made | {"reason": "utilization 0.00 under target 0.80; " * 5}
+    head, line = lines(overview([with_status(lastDecisions=[long])]), width=width)
+    for title in ("NAMESPACE", "POOL", "DESIRED", "READY", "QUEUE", "UTILIZATION", "STATUS"):
+        assert title in head.split()
+    assert len(line) <= width
+
+
 def llmtaskpool(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "llmtaskpool_operator", *arguments],
