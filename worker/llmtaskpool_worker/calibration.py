@@ -88,6 +88,7 @@ async def calibrate(
         prefill_seconds=prefill,
         start_up_seconds=start_up,
         kv_tokens=bench.kv_tokens or None,
+        prefill_chunk_tokens=bench.chunk_tokens or None,
     )
 
 
@@ -115,7 +116,7 @@ class _Bench:
         self._events = events
         self._chance = chance
         self._next_id = 0
-        self.kv_tokens = 0
+        self.kv_tokens = self.chunk_tokens = 0
 
     async def prefill(self, tokens: int) -> float:
         """Seconds of the steps that a prompt of so many tokens takes, alone."""
@@ -150,6 +151,7 @@ class _Bench:
                 case Step():
                     steps.append(event)
                     self.kv_tokens = max(self.kv_tokens, event.kv_tokens_total)
+                    self.chunk_tokens = max(self.chunk_tokens, event.prefill_tokens)
                     running -= {end.id for end in event.finished}
                 case RequestFailed(message=message):
                     raise CalibrationFailed(message)

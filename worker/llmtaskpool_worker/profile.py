@@ -18,7 +18,8 @@ class CalibrationProfile(BaseModel):
     """What one model costs on one machine.
 
     ``step_seconds``: one decode step by batch size. ``prefill_seconds``: the prefill of so many
-    prompt tokens, alone. JSON, versioned; unknown fields are refused.
+    prompt tokens, alone. ``prefill_chunk_tokens``: the most prompt tokens that one step took.
+    JSON, versioned; unknown fields are refused.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -33,6 +34,7 @@ class CalibrationProfile(BaseModel):
     prefill_seconds: Annotated[dict[Size, Seconds], Field(min_length=1)]
     start_up_seconds: Annotated[float, Field(ge=0)] | None = None
     kv_tokens: Annotated[int, Field(ge=1)] | None = None
+    prefill_chunk_tokens: Size | None = None
     output_tokens_mean: Annotated[float, Field(gt=0)] | None = None
 
 

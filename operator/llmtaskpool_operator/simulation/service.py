@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 LARGEST_BATCH = 512
 DEFAULT_KV_TOKENS = 400_000
 DEFAULT_START_UP_SECONDS = 60.0
+DEFAULT_CHUNK_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class PodModel:
     prefill_points: tuple[tuple[float, float], ...]
     kv_tokens: int = DEFAULT_KV_TOKENS
     start_up_seconds: float = DEFAULT_START_UP_SECONDS
-    chunk_tokens: int = 512
+    chunk_tokens: int = DEFAULT_CHUNK_TOKENS
 
     def prefill(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
         """Seconds of prefill alone, by uncached prompt tokens; 0 tokens still cost the least."""
@@ -99,6 +100,7 @@ def of_profile(profile: CalibrationProfile) -> PodModel:
         prefill_points=tuple((float(s), v) for s, v in sorted(profile.prefill_seconds.items())),
         kv_tokens=profile.kv_tokens or DEFAULT_KV_TOKENS,
         start_up_seconds=DEFAULT_START_UP_SECONDS if start_up is None else start_up,
+        chunk_tokens=profile.prefill_chunk_tokens or DEFAULT_CHUNK_TOKENS,
     )
 
 

@@ -76,7 +76,8 @@ class Outcome:
 
     ``slo``: the share of scored requests within both objectives. Times in seconds; NaN where
     nothing was scored. ``pod_hours`` counts pods from asked for to gone, from the end of the
-    warm-up to the last arrival. ``missed_at``: arrivals of the scored requests that missed.
+    warm-up to the last arrival. ``last_done``: when the last request that was served ended.
+    ``missed_at``: arrivals of the scored requests that missed.
     """
 
     law: str
@@ -90,6 +91,7 @@ class Outcome:
     tpot_missed: float
     requests: int
     unfinished: int
+    last_done: float
     moments: tuple[Moment, ...]
     changes: tuple[tuple[float, int], ...]
     missed_at: NDArray[np.float64]
@@ -320,6 +322,7 @@ class _Run:
             tpot_missed=float(slow.mean()) if count else float("nan"),
             requests=count,
             unfinished=len(trace) - self.fleet.finished,
+            last_done=float(np.max(done, where=np.isfinite(done), initial=0.0)),
             moments=tuple(self._moments),
             changes=changes,
             missed_at=trace.arrival[scored][late | slow],

