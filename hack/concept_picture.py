@@ -135,11 +135,16 @@ def _first_rise(axes: Any, watched: Watched) -> None:
     )
 
 
-def main() -> int:
-    """Simulate and draw."""
+def run() -> tuple[Watched, Outcome]:
+    """The burst, simulated."""
     setting = Setting(SPEC, LLAMA2_70B, initial_replicas=3)
     watched = Watched(SPEC)
-    outcome = simulate(burst(setting), setting, watched)
+    return watched, simulate(burst(setting), setting, watched)
+
+
+def main() -> int:
+    """Simulate and draw."""
+    watched, outcome = run()
     draw(watched, outcome).savefig(PICTURE, dpi=100, metadata={"Software": None})
     sys.stdout.write(
         f"{PICTURE.name}: {outcome.requests} requests, {100 * outcome.slo:.1f} % within their "
