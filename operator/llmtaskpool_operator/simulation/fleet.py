@@ -201,21 +201,57 @@ class Fleet:
 
     def advance(self, until: float) -> None:
         """Everything that happens before ``until``."""
+        # The hottest loop: attributes are read once and calls are spelled out where they are short.
         due, loads, arrival, pods = self._due, self._loads, self._arrival, self.pods
         prefill, work, per_token = self._prefill, self._work, self._per_token
         step, per_chunk, activity = self.model.step, self._per_chunk, self._activity
+        output, kv_need, chunks = self._output, self._kv_need, self._chunks
+        done_at, kv_tokens = self.done_at, self.model.kv_tokens
+        arrived_work, mean_output = self.arrived_work, self._mean_output
         at = self._next
         coming = arrival[at]
+        now = min(due)
         while True:
-            now = min(due)
             if coming <= now:
                 if coming >= until:
                     break
-                amount = work[at] = prefill[at] + self._mean_output * per_token
-                self.arrived_work += amount
+                amount = work[at] = prefill[at] + mean_output * per_token
+                arrived_work += amount
                 least = min(loads)
-                if self.queued or least == FULL or not self._place(least, at, coming):
+                place = -1
+                if least != FULL and not self.queued:
+                    # To the pod with the least load, or to the queue if it doesn't fit there.
+                    place = loads.index(least)
+                    pod = pods[place]
+                    kv = pod.kv + kv_need[at]
+                if place < 0 or kv > kv_tokens:
+                    self._mean_output = mean_output  # the queue's order depends on it
                     self._enqueue(at, coming)
+                else:
+                    pod.kv = kv
+                    running = pod.running = pod.running + 1
+                    loads[place] = FULL if running >= pod.threads else least + 1 + PREFILL_LOAD
+                    if pod.prefilling >= 0:
+                        pod.prefills.append(at)
+                    else:
+                        # The settle, prefill and due time of the general case, for one prompt.
+                        passed = coming - pod.at
+                        k = pod.k
+                        if passed > 0:
+                            k = pod.k = k + passed / pod.period
+                            pod.sm_seconds += passed * pod.activity
+                            if running > 1:
+                                pod.busy_seconds += passed
+                            pod.at = coming
+                        pod.prefilling = at
+                        end = pod.prefill_end = k + chunks[at]
+                        pod.activity = 1.0
+                        pod.period = period = step[pod.batch] + per_chunk[at]
+                        finishes = pod.finishes
+                        if finishes and finishes[0][0] < end:
+                            end = finishes[0][0]
+                        due[place] = coming + (end - k) * period
+                        now = min(due)
                 at += 1
                 coming = arrival[at]
                 continue
@@ -231,9 +267,25 @@ class Fleet:
             if finishes and finishes[0][0] <= pod.prefill_end:
                 pod.k, request = heappop(finishes)
                 pod.batch -= 1
-                self._finish(place, pod, request, now)
+                done_at[request] = now
+                self.finished += 1
+                pod.done_work += work[request]
+                pod.kv -= kv_need[request]
+                running = pod.running = pod.running - 1
+                mean_output += OUTPUT_WEIGHT * (output[request] - mean_output)
+                if not pod.draining:
+                    if self.queued:
+                        self._mean_output = mean_output
+                        self._pull_into(place, pod)
+                    elif running >= pod.threads:
+                        loads[place] = FULL
+                    else:
+                        prompts = len(pod.prefills) + (pod.prefilling >= 0)
+                        loads[place] = running + PREFILL_LOAD * prompts
             else:
+                self._mean_output = mean_output
                 self._prefilled(place, pod, now)
+                mean_output = self._mean_output
             request = pod.prefilling
             if request >= 0:
                 pod.activity = 1.0
@@ -250,38 +302,9 @@ class Fleet:
             else:
                 pod.activity = 0.0
                 pod.period = due[place] = inf
+            now = min(due)
         self.arrived = self._next = at
-
-    def _place(self, least: int, request: int, now: float) -> bool:
-        """Give an arrival to the pod with the least load; False if it doesn't fit there."""
-        place = self._loads.index(least)
-        pod = self.pods[place]
-        kv = pod.kv + self._kv_need[request]
-        if kv > self.model.kv_tokens:
-            return False
-        pod.kv = kv
-        running = pod.running = pod.running + 1
-        self._loads[place] = FULL if running >= pod.threads else least + 1 + PREFILL_LOAD
-        if pod.prefilling >= 0:
-            pod.prefills.append(request)
-            return True
-        # The settle, prefill and due time of the general case, for the one prompt.
-        passed = now - pod.at
-        if passed > 0:
-            pod.k += passed / pod.period
-            pod.sm_seconds += passed * pod.activity
-            if running > 1:
-                pod.busy_seconds += passed
-            pod.at = now
-        pod.prefilling = request
-        end = pod.prefill_end = pod.k + self._chunks[request]
-        pod.activity = 1.0
-        pod.period = period = self.model.step[pod.batch] + self._per_chunk[request]
-        finishes = pod.finishes
-        if finishes and finishes[0][0] < end:
-            end = finishes[0][0]
-        self._due[place] = now + (end - pod.k) * period
-        return True
+        self.arrived_work, self._mean_output = arrived_work, mean_output
 
     def _begin_prefill(self, pod: Pod) -> None:
         request = pod.prefilling = pod.prefills.popleft()
