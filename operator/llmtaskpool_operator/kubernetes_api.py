@@ -114,8 +114,11 @@ class KubernetesApi:
         """The object's metadata and nothing else, for who may write a kind and not read it.
 
         A dry run of an apply that asks for nothing: it needs the right to patch, changes nothing,
-        and the server sends no value of the object. None when there is none. Raises ApiFailure.
+        and the server sends no value of the object. None when there is none. Fenced as a write,
+        which it looks like to whoever audits. Raises ApiFailure, Fenced.
         """
+        if not self._may_write():
+            raise Fenced(f"look at {kind} {name}: this replica does not lead")
         body = {"kind": kind, "apiVersion": _version_of(kind), "metadata": {"name": name}}
         query = {"fieldManager": f"{MANAGER}-look", "force": "false", "dryRun": "All"}
         path = _path(kind, namespace, name)
