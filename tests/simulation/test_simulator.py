@@ -189,14 +189,14 @@ def test_a_calibration_profile_becomes_the_pod() -> None:
         model="tiny", device="cpu", dtype="float32", threads=2,
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
         step_seconds={1: 0.02, 8: 0.09}, prefill_seconds={16: 0.02, 64: 0.08},
-        start_up_seconds=7.0, kv_tokens=4096,
+        start_up_seconds=7.0, kv_tokens=4096, prefill_chunk_tokens=128,
     )  # fmt: skip
     model = of_profile(profile)
     assert model.step[1] == 0.02
     assert model.step[8] == pytest.approx(0.09)
     assert model.step[9] == pytest.approx(0.10)  # as between the two largest
     assert model.prefill(np.array([64, 128])) == pytest.approx([0.08, 0.16])
-    assert (model.start_up_seconds, model.kv_tokens) == (7.0, 4096)
+    assert (model.start_up_seconds, model.kv_tokens, model.chunk_tokens) == (7.0, 4096, 128)
 
 
 def test_the_work_of_the_studys_pod_is_the_studys() -> None:

@@ -87,3 +87,4 @@ def test_a_real_model_is_measured_and_bigger_batches_do_more_a_second(tmp_path):
     }
     assert 8 / found.step_seconds[8] > 1 / found.step_seconds[1]
     assert found.prefill_seconds[16] < found.prefill_seconds[1024]
+    assert found.prefill_chunk_tokens == 128  # the engine's, and not the longest prompt
