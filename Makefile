@@ -10,7 +10,7 @@ RUN := $(UV) run --no-sync
 # write it later (PYTHONDONTWRITEBYTECODE, a read-only folder), which doubles the time to a first token.
 SYNC := $(UV) sync --locked --all-extras --compile-bytecode
 
-.PHONY: help install demo test check lint types contracts rig unit e2e crd chart images bench clean
+.PHONY: help install demo test check lint types contracts rig unit e2e kind-test crd chart images bench clean
 
 help: ## This list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,15 @@ e2e: install ## Our images on a real node, as root: 20 minutes once, then a few
 	  apt-get install -y -q --no-install-recommends $$missing; }
 	$(RUN) python hack/cluster build
 	$(RUN) pytest tests/e2e
+
+kind-test: install ## The install tests on real kind, as root: its node image is made here when no registry is reached
+	@missing=; command -v dockerd >/dev/null || missing="docker.io iptables"; \
+	  for tool in buildah skopeo debootstrap; do \
+	  command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	  [ -z "$$missing" ] || { apt-get update -q && \
+	  apt-get install -y -q --no-install-recommends $$missing; }
+	$(RUN) python hack/cluster build
+	$(RUN) python hack/kind run -- pytest tests/e2e/test_install.py
 
 crd: ## Write crds/llmtaskpool.yaml and docs/reference.md anew from the model
 	$(RUN) llmtaskpool crd > crds/llmtaskpool.yaml

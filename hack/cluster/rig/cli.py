@@ -80,7 +80,7 @@ def build(
 
 
 def _named(names: list[str]) -> list[pins.Binary]:
-    known = {binary.name: binary for binary in pins.ALL}
+    known = {binary.name: binary for binary in pins.ALL + pins.OPTIONAL}
     for name in names:
         if name not in known:
             raise RigError(f"--only {name}: no such binary", f"one of {', '.join(known)}")

@@ -8,7 +8,8 @@ import json
 import platform
 import subprocess
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -20,33 +21,62 @@ SOCKET = INSIDE / "containerd.sock"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
-def _tar(files: dict[str, tuple[bytes, int]]) -> bytes:
+def _tar(files: Mapping[str, tuple[bytes, int]]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, (content, mode) in files.items():
-            info = tarfile.TarInfo(name)
-            info.size, info.mode = len(content), mode
-            archive.addfile(info, io.BytesIO(content))
+            _add(archive, name.lstrip("/"), content, mode)
     return buffer.getvalue()
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes, mode: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(content), mode
+    archive.addfile(info, io.BytesIO(content))
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """An image of a few files and nothing below them. `files`: paths inside -> files here."""
+
+    name: str
+    files: Mapping[str, Path]
+    entrypoint: tuple[str, ...]
+    user: str = "0"
 
 
 def sandbox_archive(pause: Path, target: Path) -> Path:
     """Write a docker archive of an image that holds only the pause program."""
-    layer = _tar({"pause": (pause.read_bytes(), 0o755)})
-    config = {
-        "architecture": _ARCHITECTURES.get(platform.machine(), platform.machine()),
-        "os": "linux",
-        "config": {"Entrypoint": ["/pause"], "User": "65535:65535"},
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
-    }
-    manifest = [{"Config": "config.json", "RepoTags": [SANDBOX], "Layers": ["layer.tar"]}]
-    files = {
-        "config.json": json.dumps(config).encode(),
-        "layer.tar": layer,
-        "manifest.json": json.dumps(manifest).encode(),
-    }
-    target.write_bytes(_tar({name: (content, 0o644) for name, content in files.items()}))
+    image = Scratch(SANDBOX, {"/pause": pause}, ("/pause",), "65535:65535")
+    write_archive([image], target)
     return target
+
+
+def write_archive(images: Sequence[Scratch], target: Path) -> None:
+    """Write images as one docker archive."""
+    manifest = []
+    with tarfile.open(target, mode="w") as archive:
+        for number, image in enumerate(images):
+            layer = _tar({p: (f.read_bytes(), 0o755) for p, f in image.files.items()})
+            config = {
+                "architecture": _ARCHITECTURES.get(platform.machine(), platform.machine()),
+                "os": "linux",
+                "config": {
+                    "Entrypoint": list(image.entrypoint),
+                    "User": image.user,
+                    "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+                },
+                "rootfs": {
+                    "type": "layers",
+                    "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"],
+                },
+            }
+            _add(archive, f"{number}.json", json.dumps(config).encode(), 0o644)
+            _add(archive, f"{number}.tar", layer, 0o644)
+            manifest.append(
+                {"Config": f"{number}.json", "RepoTags": [image.name], "Layers": [f"{number}.tar"]}
+            )
+        _add(archive, "manifest.json", json.dumps(manifest).encode(), 0o644)
 
 
 def load(archive: Path, ctr: Path, enter: Sequence[str]) -> list[str]:

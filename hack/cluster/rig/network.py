@@ -95,11 +95,7 @@ def connect(process: int, enter: Sequence[str]) -> Network:
     The kernel refuses a second link of the same name, so two nodes that start at once can't get
     the same slot.
     """
-    taken = _routes()
-    slots = random.Random().sample(range(_SLOTS), _SLOTS)  # noqa: S311 (no secret)
-    for network in (Network(slot) for slot in slots):
-        if any(network.whole.overlaps(route) for route in taken):
-            continue
+    for network in free():
         made = _ip(
             "link", "add", network.link, "type", "veth", "peer", "eth0", "netns", str(process)
         )
@@ -115,6 +111,14 @@ def connect(process: int, enter: Sequence[str]) -> Network:
         f"every part of {_RANGE} is routed already",
         "take clusters down that are not needed, or see `ip route`",
     )
+
+
+def free() -> list[Network]:
+    """The slots of which nothing is routed now, in any order."""
+    taken = _routes()
+    slots = random.Random().sample(range(_SLOTS), _SLOTS)  # noqa: S311 (no secret)
+    networks = [Network(slot) for slot in slots]
+    return [n for n in networks if not any(n.whole.overlaps(route) for route in taken)]
 
 
 def _routes() -> list[ipaddress.IPv4Network]:

@@ -66,15 +66,14 @@ class Module:
         return f"{self.name}-{self.version}-{digest.hexdigest()[:12]}"
 
 
-KUBERNETES = Module(
-    name="kubernetes",
-    requirement="k8s.io/kubernetes",
-    stamp=(
-        ("k8s.io/component-base/version.gitVersion", "{version}"),
-        ("k8s.io/component-base/version.gitMajor", "1"),
-        ("k8s.io/component-base/version.gitMinor", "37"),
-    ),
+_KUBERNETES_STAMP = (
+    ("k8s.io/component-base/version.gitVersion", "{version}"),
+    ("k8s.io/component-base/version.gitMajor", "1"),
+    ("k8s.io/component-base/version.gitMinor", "37"),
 )
+KUBERNETES = Module("kubernetes", "k8s.io/kubernetes", stamp=_KUBERNETES_STAMP)
+# A module of its own: who needs no kind builds nothing anew because of kubeadm's dependencies.
+KUBEADM = Module("kubeadm", "k8s.io/kubernetes", stamp=_KUBERNETES_STAMP)
 CONTAINERD = Module(
     name="containerd",
     requirement="github.com/containerd/containerd/v2",
@@ -99,6 +98,9 @@ KWOK = Module(
     requirement="sigs.k8s.io/kwok",
     stamp=(("sigs.k8s.io/kwok/pkg/consts.Version", "{number}"),),
 )
+KIND = Module(name="kind", requirement="sigs.k8s.io/kind")
+# kubeadm gives etcd flags and probes that Debian's 3.4 does not know.
+ETCD = Module(name="etcd", requirement="go.etcd.io/etcd/server/v3")
 PAUSE = Module(name="pause", requirement=None)
 
 
@@ -136,3 +138,10 @@ NODE = (
 KWOK_BINARY = Binary("kwok", KWOK, "sigs.k8s.io/kwok/cmd/kwok")
 TOOLS = (Binary("helm", HELM, "helm.sh/helm/v4/cmd/helm"), KWOK_BINARY)
 ALL = CONTROL_PLANE + NODE + TOOLS
+# Only hack/kind needs these.
+KIND_BINARY = Binary("kind", KIND, "sigs.k8s.io/kind")
+KIND_NODE = (
+    Binary("kubeadm", KUBEADM, "k8s.io/kubernetes/cmd/kubeadm"),
+    Binary("etcd", ETCD, "go.etcd.io/etcd/server/v3"),
+)
+OPTIONAL = (KIND_BINARY, *KIND_NODE)

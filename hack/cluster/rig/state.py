@@ -10,7 +10,7 @@ from typing import Literal
 
 from rig.errors import RigError
 
-Kind = Literal["control-plane", "node"]
+Kind = Literal["control-plane", "node", "kind"]
 _RECORD = "rig.json"
 
 

@@ -1,0 +1,1 @@
+"""Real kind, with or without a registry and with or without a running Docker."""
