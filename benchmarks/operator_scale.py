@@ -17,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,16 @@ from aiohttp import web  # noqa: E402
 from fakes.operator_process import OperatorProcess  # noqa: E402
 from kubernetes.aio import config  # noqa: E402
 from kubernetes.aio.client import ApiClient, Configuration, CustomObjectsApi  # noqa: E402
+from llmtaskpool_operator import manifests  # noqa: E402
 from llmtaskpool_operator.api import API_VERSION, KIND  # noqa: E402
 from llmtaskpool_operator.kubernetes_api import ApiFailure, KubernetesApi  # noqa: E402
+from llmtaskpool_operator.manifests import Manifest, Surroundings  # noqa: E402
+from llmtaskpool_operator.pool_file import parse_pool  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import Progress  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-NAMESPACE, SYSTEM = "bench", "llmtaskpool-system"
+NAMESPACE, SYSTEM, PLAIN = "bench", "llmtaskpool-system", "plain"
 LIMITS = {
     "pools Ready, p99 s": 60.0,
     "idle: operator cores": 0.2,
@@ -63,6 +67,7 @@ class Stub:
     """Answers the control routes for every address; remembers which were asked since ``since``."""
 
     asked: dict[str, float]
+    since: float = field(default_factory=time.time)
 
     async def state(self, request: web.Request) -> web.Response:
         """GET /control/v1/state."""
@@ -72,8 +77,8 @@ class Stub:
         return web.json_response(
             {
                 "worker_id": name,
-                "started_at": 0.0,
-                "observed_at": 0.0,
+                "started_at": self.since,
+                "observed_at": time.time(),
                 "phase": "ready",
                 "threads_generation": 1,
                 "lanes": {"compute": lane | {"threads": 1}, "io": lane | {"threads": 1}},
@@ -142,13 +147,21 @@ def p99(values: list[float]) -> float:
     return sorted(values)[min(len(values) - 1, int(0.99 * len(values)))]
 
 
-async def ready_times(api: KubernetesApi, count: int, progress: Progress, text: str) -> list[float]:
-    """Seconds from now until each pool was first seen Ready (looked at once a second)."""
+async def first_seen(
+    api: KubernetesApi,
+    kind: str,
+    namespace: str,
+    good: Callable[[Manifest], bool],
+    count: int,
+    progress: Progress,
+    text: str,
+) -> list[float]:
+    """Seconds from now until each object was first seen to be good (looked at once a second)."""
     began, seen = time.monotonic(), {}
     job = progress.add_task(text, total=count)
     while len(seen) < count and time.monotonic() - began < 600:
-        for body in (await api.list(KIND, NAMESPACE)).items:
-            if ready(body):
+        for body in (await api.list(kind, namespace)).items:
+            if good(body):
                 seen.setdefault(body["metadata"]["name"], time.monotonic() - began)
         progress.update(job, completed=len(seen))
         await asyncio.sleep(1.0)
@@ -170,13 +183,16 @@ async def measure(plane: Any, folder: Path, args: argparse.Namespace) -> dict[st
     async with ApiClient(configuration) as client:
         api = KubernetesApi(client)
         await apply_crd(plane)
-        operator.start()
         try:
-            await asyncio.to_thread(operator.wait_ready, 60)
             with Progress(console=Console(stderr=True)) as progress:
-                return await scenarios(
-                    CustomObjectsApi(client), api, operator, stub, plane, args, progress
+                found = _Told(progress.console)
+                await without_operator(api, plane, args.pools, found, progress)
+                operator.start()
+                await asyncio.to_thread(operator.wait_ready, 60)
+                await scenarios(
+                    CustomObjectsApi(client), api, operator, stub, plane, args, found, progress
                 )
+                return found
         finally:
             operator.kill()
             await runner.cleanup()
@@ -190,7 +206,7 @@ async def apply_crd(plane: Any) -> None:
     cluster = sync_config.new_client_from_config(str(plane.kubeconfig))
     body = yaml.safe_load((ROOT / "crds" / "llmtaskpool.yaml").read_text())
     sync.ApiextensionsV1Api(cluster).create_custom_resource_definition(body)
-    for name in (NAMESPACE, SYSTEM):
+    for name in (NAMESPACE, SYSTEM, PLAIN):
         sync.CoreV1Api(cluster).create_namespace({"metadata": {"name": name}})
     for _ in range(100):
         with contextlib.suppress(sync.ApiException):
@@ -213,6 +229,52 @@ class _Told(dict[str, float]):
         self._console.print(f"{what}: {value:.2f}")
 
 
+def plain_objects(name: str) -> list[Manifest]:
+    """What the operator makes for a pool, owned by nobody."""
+    body = pool(name, 1)
+    body["metadata"] |= {"namespace": PLAIN, "uid": name, "generation": 1}
+    around = Surroundings("llmtaskpool-worker:latest", "token", SYSTEM)
+    parsed = parse_pool(body)
+    made = [*manifests.children(parsed, around), manifests.deployment(parsed, around, 1)]
+    for one in made:
+        del one["metadata"]["ownerReferences"]
+    return made
+
+
+async def without_operator(
+    api: KubernetesApi, plane: Any, count: int, found: dict[str, float], progress: Progress
+) -> None:
+    """The floor: the same children applied by hand, until every Deployment is available."""
+
+    async def make(name: str) -> None:
+        for one in plain_objects(name):
+            await api.apply(one)
+
+    def available(body: Manifest) -> bool:
+        return bool((body.get("status") or {}).get("availableReplicas"))
+
+    names, spent = [f"pool-{number}" for number in range(count)], cpu_by_program()
+    job = asyncio.create_task(all_of([lambda name=name: make(name) for name in names]))
+    times = await first_seen(api, "Deployment", PLAIN, available, count, progress, "by hand")
+    await job
+    tell_cpu(found, "by hand", spent)
+    found["by hand, p99 s"] = p99(times)
+    await asyncio.to_thread(remove_namespace, plane)
+
+
+def remove_namespace(plane: Any) -> None:
+    """Take the floor's objects away, and wait until they are gone."""
+    from kubernetes import client as sync
+    from kubernetes import config as sync_config
+
+    core = sync.CoreV1Api(sync_config.new_client_from_config(str(plane.kubeconfig)))
+    core.delete_namespace(PLAIN)
+    with contextlib.suppress(sync.ApiException):
+        for _ in range(600):
+            core.read_namespace(PLAIN)
+            time.sleep(1.0)
+
+
 async def scenarios(
     objects: CustomObjectsApi,
     api: KubernetesApi,
@@ -220,18 +282,22 @@ async def scenarios(
     stub: Stub,
     plane: Any,
     args: argparse.Namespace,
+    found: dict[str, float],
     progress: Progress,
-) -> dict[str, float]:
-    """Create, rest, grow, change."""
-    found = _Told(progress.console)
+) -> None:
+    """Create, rest, grow, change; what is measured goes into ``found``."""
     names = [f"pool-{number}" for number in range(args.pools)]
+    spent = cpu_by_program()
     creating = asyncio.create_task(
         all_of([lambda name=name: api.create(pool(name, 1)) for name in names])
     )
-    times = await ready_times(api, len(names), progress, "creating pools")
+    times = await first_seen(api, KIND, NAMESPACE, ready, len(names), progress, "pools")
     await creating
+    tell_cpu(found, "pools", spent)
+    found["pools: operator's writes per pool"] = count_writes(plane.audit_log) / len(names)
     found["pools Ready"] = float(len(times))
     found["pools Ready, p99 s"] = p99(times)
+    found["pools Ready / by hand, p99"] = p99(times) / found["by hand, p99 s"]
 
     process = psutil.Process(operator.process.pid)
     await asyncio.sleep(args.settle)
@@ -289,7 +355,26 @@ async def scenarios(
         waits.append(time.monotonic() - began)
     found["spec change to first write, p99 s"] = p99(waits)
     found["operator MiB with many pods"] = process.memory_info().rss / 2**20
-    return found
+
+
+def cpu_by_program() -> dict[str, float]:
+    """Seconds of processor time of everything that runs for this benchmark."""
+    spent: Counter[str] = Counter()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            name = process.name()
+            spent["operator" if name.startswith("python") else name] += sum(process.cpu_times()[:2])
+    spent["this benchmark"] = sum(psutil.Process().cpu_times()[:2])
+    return dict(spent)
+
+
+def tell_cpu(found: dict[str, float], what: str, before: dict[str, float]) -> None:
+    """Seconds of processor time since ``before``, of the API server, of us and of all others."""
+    spent = {name: after - before.get(name, 0.0) for name, after in cpu_by_program().items()}
+    for name in ("kube-apiserver", "operator"):
+        if name in spent:
+            found[f"{what}: {name}, s of processor"] = spent.pop(name)
+    found[f"{what}: everything else, s of processor"] = sum(spent.values())
 
 
 def count_writes(audit: Path) -> int:

@@ -77,6 +77,9 @@ async def _watch(
     settings.scanning.disabled = True  # the CRD is there before this starts; no RBAC for CRDs
     settings.watching.chunk_size = 500
     settings.networking.error_backoffs = _Backoffs()
+    # What kopf keeps to know what changed: a third of its time, and event handlers don't ask.
+    settings.persistence.diffbase_storage = _NoDifferences()
+    settings.persistence.progress_storage = _NoProgress()
     settings.queueing.idle_timeout = 1.0  # thousands of pods: tasks that wait cost memory
     for group, version, plural in (_RESOURCES["Deployment"], _RESOURCES["Pod"]):
         settings.watching.label_selectors[group, version, plural] = POOL_LABEL
@@ -92,6 +95,38 @@ async def _watch(
         stop_flag=stopping,
         ready_flag=ready,
     )
+
+
+class _NoDifferences(kopf.DiffBaseStorage):
+    """Event handlers ask for no difference to the last event."""
+
+    def build(self, **_: Any) -> Any:
+        return {}
+
+    def fetch(self, **_: Any) -> Any:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """Event handlers have no progress that would outlive them."""
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+    def purge(self, **_: Any) -> None:
+        pass
+
+    def touch(self, **_: Any) -> None:
+        pass
+
+    def clear(self, *, essence: Any) -> Any:
+        return essence
 
 
 def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Generic, TypeVar
@@ -41,6 +42,8 @@ class WorkQueue(Generic[Key]):
         self._again: dict[Key, float] = {}
         self._failures: dict[Key, int] = {}
         self._changed = asyncio.Event()
+        # One taker watches the time, the others wait in line: an event wakes one and not all.
+        self._taking = asyncio.Lock()
 
     def add(self, key: Key, after: float = 0.0) -> None:
         """Work on ``key`` in ``after`` seconds; an earlier time that it has holds."""
@@ -54,19 +57,16 @@ class WorkQueue(Generic[Key]):
 
     async def take(self) -> Key:
         """The next due key, which is worked on until ``done`` or ``failed`` is called."""
-        while True:
-            wait = self._until_due()
-            if wait is not None and wait <= 0:
-                _, _, key = heapq.heappop(self._heap)
-                del self._due[key]
-                self._working.add(key)
-                return key
-            self._changed.clear()
-            try:
-                async with asyncio.timeout(wait):
-                    await self._changed.wait()
-            except TimeoutError:
-                continue
+        async with self._taking:
+            while (wait := self._until_due()) is None or wait > 0:
+                self._changed.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await self._changed.wait()
+            _, _, key = heapq.heappop(self._heap)
+            del self._due[key]
+            self._working.add(key)
+            return key
 
     def done(self, key: Key, again_after: float | None = None) -> None:
         """The turn ended well; it comes again after that many seconds, or when it is added."""
@@ -118,8 +118,4 @@ class WorkQueue(Generic[Key]):
             heapq.heappop(self._heap)
         if not self._heap:
             return None
-        wait = self._heap[0][0] - self._clock()
-        if wait <= 0:
-            # Others that wait in take() look again: there may be more that is due.
-            self._changed.set()
-        return wait
+        return self._heap[0][0] - self._clock()
