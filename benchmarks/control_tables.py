@@ -19,7 +19,8 @@ def markdown(
         "# The laws over the scenarios",
         f"Written by `python benchmarks/control.py` (seed {SEED}; the same numbers on every run). "
         "docs/simulate.md says what is modelled. Each family has ONE setting for all scenarios, "
-        "the one of its grid with the least J over the short ones; the last column is its best "
+        "*ours* its default, every other the one of its grid with the least J over the short ones; "
+        "the last column is its best "
         f"setting for that scenario alone. The first {WARM_UP_SECONDS:.0f} s are not scored. "
         "SLO: first token and time per token both within their objectives. flap: a change of "
         "direction within 10 min. J: pod-hours over the clairvoyant's + 10 x what is missing "

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,18 @@ def p99(values: list[float]) -> float:
     return sorted(values)[min(len(values) - 1, int(0.99 * len(values)))]
 
 
+class _Told(dict[str, float]):
+    """Numbers that are told as soon as they are known: a run may be stopped."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def __setitem__(self, what: str, value: float) -> None:
+        super().__setitem__(what, value)
+        self.console.print(f"{what}: {value:.2f}")
+
+
 async def first_seen(
     api: KubernetesApi,
     kind: str,
@@ -168,8 +180,18 @@ async def first_seen(
     return list(seen.values())
 
 
-async def measure(plane: Any, folder: Path, args: argparse.Namespace) -> dict[str, float]:
-    """All numbers, by what they are."""
+@contextlib.asynccontextmanager
+async def reached(plane: Any) -> AsyncIterator[ApiClient]:
+    """A client of the server, which knows the CRD."""
+    configuration = Configuration()
+    await config.load_kube_config(str(plane.kubeconfig), client_configuration=configuration)
+    await apply_crd(plane)
+    async with ApiClient(configuration) as client:
+        yield client
+
+
+async def measure(plane: Any, folder: Path, args: argparse.Namespace, found: _Told) -> None:
+    """What is measured with the operator goes into ``found``."""
     stub = Stub({})
     app = web.Application()
     app.router.add_get("/control/v1/state", stub.state)
@@ -177,22 +199,13 @@ async def measure(plane: Any, folder: Path, args: argparse.Namespace) -> dict[st
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "0.0.0.0", 8001, backlog=4096).start()  # noqa: S104  all pods
-    configuration = Configuration()
-    await config.load_kube_config(str(plane.kubeconfig), client_configuration=configuration)
     operator = OperatorProcess(plane.kubeconfig, folder / "operator.log", identity="bench")
-    async with ApiClient(configuration) as client:
-        api = KubernetesApi(client)
-        await apply_crd(plane)
+    async with reached(plane) as client:
+        operator.start()
         try:
-            with Progress(console=Console(stderr=True)) as progress:
-                found = _Told(progress.console)
-                await without_operator(api, plane, args.pools, found, progress)
-                operator.start()
-                await asyncio.to_thread(operator.wait_ready, 60)
-                await scenarios(
-                    CustomObjectsApi(client), api, operator, stub, plane, args, found, progress
-                )
-                return found
+            await asyncio.to_thread(operator.wait_ready, 60)
+            with Progress(console=found.console) as progress:
+                await scenarios(client, operator, stub, plane, args, found, progress)
         finally:
             operator.kill()
             await runner.cleanup()
@@ -217,18 +230,6 @@ async def apply_crd(plane: Any) -> None:
         await asyncio.sleep(0.1)
 
 
-class _Told(dict[str, float]):
-    """Numbers that are told as soon as they are known: a run may be stopped."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self._console = console
-
-    def __setitem__(self, what: str, value: float) -> None:
-        super().__setitem__(what, value)
-        self._console.print(f"{what}: {value:.2f}")
-
-
 def plain_objects(name: str) -> list[Manifest]:
     """What the operator makes for a pool, owned by nobody."""
     body = pool(name, 1)
@@ -241,12 +242,10 @@ def plain_objects(name: str) -> list[Manifest]:
     return made
 
 
-async def without_operator(
-    api: KubernetesApi, plane: Any, count: int, found: dict[str, float], progress: Progress
-) -> None:
+async def without_operator(plane: Any, count: int, found: _Told) -> None:
     """The floor: the same children applied by hand, until every Deployment is available."""
 
-    async def make(name: str) -> None:
+    async def make(api: KubernetesApi, name: str) -> None:
         for one in plain_objects(name):
             await api.apply(one)
 
@@ -254,30 +253,19 @@ async def without_operator(
         return bool((body.get("status") or {}).get("availableReplicas"))
 
     names, spent = [f"pool-{number}" for number in range(count)], cpu_by_program()
-    job = asyncio.create_task(all_of([lambda name=name: make(name) for name in names]))
-    times = await first_seen(api, "Deployment", PLAIN, available, count, progress, "by hand")
-    await job
+    async with reached(plane) as client:
+        api = KubernetesApi(client)
+        job = asyncio.create_task(all_of([lambda name=name: make(api, name) for name in names]))
+        with Progress(console=found.console) as progress:
+            seen = first_seen(api, "Deployment", PLAIN, available, count, progress, "by hand")
+            times = await seen
+        await job
     tell_cpu(found, "by hand", spent)
     found["by hand, p99 s"] = p99(times)
-    await asyncio.to_thread(remove_namespace, plane)
-
-
-def remove_namespace(plane: Any) -> None:
-    """Take the floor's objects away, and wait until they are gone."""
-    from kubernetes import client as sync
-    from kubernetes import config as sync_config
-
-    core = sync.CoreV1Api(sync_config.new_client_from_config(str(plane.kubeconfig)))
-    core.delete_namespace(PLAIN)
-    with contextlib.suppress(sync.ApiException):
-        for _ in range(600):
-            core.read_namespace(PLAIN)
-            time.sleep(1.0)
 
 
 async def scenarios(
-    objects: CustomObjectsApi,
-    api: KubernetesApi,
+    client: ApiClient,
     operator: OperatorProcess,
     stub: Stub,
     plane: Any,
@@ -286,6 +274,7 @@ async def scenarios(
     progress: Progress,
 ) -> None:
     """Create, rest, grow, change; what is measured goes into ``found``."""
+    objects, api = CustomObjectsApi(client), KubernetesApi(client)
     names = [f"pool-{number}" for number in range(args.pools)]
     spent = cpu_by_program()
     creating = asyncio.create_task(
@@ -407,8 +396,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="llmtaskpool-bench-") as name:
         folder = Path(name)
         options = rig.Options(fake_nodes=4, audit=True, arguments=ARGUMENTS)
+        found = _Told(Console(stderr=True))
+        # Each with a server of its own: kwok halts for 20 s after a thousand deletions.
+        with rig.control_plane(folder / "by-hand", options) as plane:
+            asyncio.run(without_operator(plane, args.pools, found))
         with rig.control_plane(folder / "state", options) as plane, pods_answer_here():
-            found = asyncio.run(measure(plane, folder, args))
+            asyncio.run(measure(plane, folder, args, found))
     if args.output == "json":
         print(json.dumps(found))
         return

@@ -92,8 +92,8 @@ class ScalingRules(Wire):
     """What changes in one direction have to wait for, and how large they may be."""
 
     stabilization_window_seconds: Annotated[int, Field(ge=0, le=3600)] | None = None
-    """A change waits until it was wanted for this long without a break, and then goes only as far
-    as every moment of the window wanted. Default: 0 up, 300 down."""
+    """A fall goes no lower than the most that was wanted within this time, a rise no higher than
+    the least. Default: 0 up, 400 down."""
     policies: Annotated[
         list[StepLimitPolicy],
         Field(max_length=8, json_schema_extra={"x-kubernetes-list-type": "atomic"}),
@@ -110,7 +110,7 @@ class Behavior(Wire):
     scale_up: ScalingRules = Field(default_factory=ScalingRules)
     """Growing. Default: at once, unlimited."""
     scale_down: ScalingRules = Field(default_factory=ScalingRules)
-    """Shrinking. Default: after 300 s, unlimited."""
+    """Shrinking. Default: after 400 s, unlimited."""
 
 
 class MinimumSchedule(Wire):

@@ -22,6 +22,8 @@ from enum import StrEnum
 from math import ceil, floor, isfinite
 from typing import Any, Literal
 
+from llmtaskpool_operator.windows import Wanted, allowed, as_wanted, noted
+
 BELIEVABLE = 1e12
 """A demand above this is a fault of the sample and not a load."""
 _EPSILON = 1e-9
@@ -33,7 +35,7 @@ class Defaults:
 
     target: float = 0.9
     averaging_seconds: float = 30.0
-    hold_seconds: float = 300.0
+    hold_seconds: float = 400.0
     period_seconds: float = 5.0
     tolerance: float = 0.1
     stale_seconds: float = 30.0
@@ -66,8 +68,8 @@ class StepLimit:
 class Direction:
     """What a change in one direction has to wait for and how large a step may be, as in HPA.
 
-    A change waits until it was wanted for the whole window without a break, and then goes only
-    as far as every moment of the window wanted.
+    A fall goes no lower than the most that was wanted within the window, a rise no higher than
+    the least.
     """
 
     stabilization_seconds: float = 0.0
@@ -128,38 +130,36 @@ class Observed:
 class Memory:
     """What a law carries from one decision to the next: a few numbers, JSON-able.
 
-    ``carried`` is the real-valued N (with its fraction) of a numeric alpha. ``pending`` is the
-    change that waits for its window since ``pending_since``. ``changes`` are (time, step) pairs
-    within the longest step-limit period.
+    ``carried`` is the real-valued N (with its fraction) of a numeric alpha. ``most`` and
+    ``least`` are what was wanted within the windows of a fall and of a rise. ``changes`` are
+    (time, step) pairs within the longest step-limit period.
     """
 
     carried: float | None = None
-    pending: int | None = None
-    pending_since: float = 0.0
     kappa: float = 1.0
+    most: Wanted = ()
+    least: Wanted = ()
     changes: tuple[tuple[float, int], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The memory as plain JSON values."""
         return {
             "carried": self.carried,
-            "pending": self.pending,
-            "pendingSince": self.pending_since,
             "kappa": self.kappa,
+            "most": [list(pair) for pair in self.most],
+            "least": [list(pair) for pair in self.least],
             "changes": [list(change) for change in self.changes],
         }
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Memory:
         """The memory from ``as_dict``; a value that can't be one is dropped, not believed."""
-        carried, since = _number(raw.get("carried")), _number(raw.get("pendingSince"))
-        pending, kappa = _number(raw.get("pending")), _number(raw.get("kappa"))
-        changes = raw.get("changes")
+        kappa, changes = _number(raw.get("kappa")), raw.get("changes")
         return cls(
-            carried=carried,
-            pending=int(pending) if pending is not None and since is not None else None,
-            pending_since=since or 0.0,
+            carried=_number(raw.get("carried")),
             kappa=min(max(kappa, 0.5), 1.5) if kappa is not None else 1.0,
+            most=as_wanted(raw.get("most"), max),
+            least=as_wanted(raw.get("least"), min),
             changes=tuple(
                 (float(change[0]), int(change[1]))
                 for change in (changes if isinstance(changes, list | tuple) else ())
@@ -319,32 +319,39 @@ def _windowed(
 ) -> tuple[int, Bound, float, Memory]:  # fmt: skip
     """The part of the way to ``wanted`` that windows, step limits and bounds allow now."""
     low, high = ends
+    memory = _noted(policy, memory, n, wanted if whole else max(wanted, n), now)
     if not low <= n <= high:
-        bound = Bound.MINIMUM if n < low else Bound.MAXIMUM
-        return min(max(n, low), high), bound, 0.0, replace(memory, pending=None)
+        return min(max(n, low), high), Bound.MINIMUM if n < low else Bound.MAXIMUM, 0.0, memory
     if wanted == n or (wanted < n and not whole):
-        bound = Bound.NONE if wanted == n else Bound.INCOMPLETE
-        return n, bound, 0.0, memory if memory.pending is None else replace(memory, pending=None)
+        return n, Bound.NONE if wanted == n else Bound.INCOMPLETE, 0.0, memory
     falls = wanted < n
-    way = policy.down if falls else policy.up
+    way, known, extreme = (
+        (policy.down, memory.most, max) if falls else (policy.up, memory.least, min)
+    )
     if way.select == "Disabled":
-        return n, Bound.DISABLED, 0.0, replace(memory, pending=None)
-    goal, since = wanted, now
-    if memory.pending is not None and memory.pending != n and (memory.pending < n) == falls:
-        goal = max(goal, memory.pending) if falls else min(goal, memory.pending)
-        since = min(memory.pending_since, now)
-    wait = way.stabilization_seconds - (now - since)
-    if wait > 0:
-        return n, Bound.STABILIZED, wait, replace(memory, pending=goal, pending_since=since)
+        return n, Bound.DISABLED, 0.0, memory
+    goal, wait = allowed(known, n, wanted, extreme, way.stabilization_seconds, now)
     step = _stepped(way, memory, n, goal, now)
-    pending = None if step == goal else goal
     changes = memory.changes
     if step != n and (policy.up.limits or policy.down.limits):
         longest = max(limit.period_seconds for limit in policy.up.limits + policy.down.limits)
         recent = tuple(change for change in changes if now - change[0] < longest)
         changes = (*recent, (now, step - n))
-    bound = Bound.NONE if pending is None else Bound.STEP
-    return step, bound, 0.0, replace(memory, pending=pending, pending_since=since, changes=changes)
+        memory = replace(memory, changes=changes)
+    if step != goal:
+        return step, Bound.STEP, 0.0, memory
+    return step, Bound.NONE if goal == wanted else Bound.STABILIZED, wait, memory
+
+
+def _noted(policy: Policy, memory: Memory, n: int, wanted: int, now: float) -> Memory:
+    """The memory with what is wanted now, where a window has to know it."""
+    fall, rise = policy.down.stabilization_seconds, policy.up.stabilization_seconds
+    if fall <= 0 and rise <= 0:
+        return memory
+    gap = policy.stale_seconds
+    most = noted(memory.most, wanted, n, max, fall, gap, now) if fall > 0 else ()
+    least = noted(memory.least, wanted, n, min, rise, gap, now) if rise > 0 else ()
+    return replace(memory, most=most, least=least)
 
 
 def _stepped(way: Direction, memory: Memory, n: int, goal: int, now: float) -> int:
@@ -379,7 +386,7 @@ def _limit(policy: Policy, exact: float, desired: int, low: int, high: int) -> B
 def _held(
     policy: Policy, observed: Observed, memory: Memory, ignored: tuple[str, ...], now: float
 ) -> tuple[Decision, Memory]:
-    """No believable data: N stays, within its bounds, and every window starts anew."""
+    """No believable data: N stays, within its bounds, and counts as wanted in every window."""
     n = max(observed.current, 0)
     low, high = bounds(policy, observed)
     desired = min(max(n, low), high)
@@ -387,4 +394,4 @@ def _held(
     decision = Decision(
         now, policy, observed, desired, n, None, None, None, memory.kappa, bound, 0.0, ignored
     )
-    return decision, memory if memory.pending is None else replace(memory, pending=None)
+    return decision, _noted(policy, memory, n, n, now)

@@ -13,6 +13,7 @@ import pytest
 from llmtaskpool_operator.law import Direction, Memory, Observed, Policy, decide
 
 HOLD = 2
+NOW = 1000.0
 POLICY = Policy(minimum=1, maximum=5, down=Direction(float(HOLD)), trim_gain=0.0)
 STALE = {"stale high": 4.2, "stale low": 0.3}
 """What a stale read may show of the demand."""
@@ -20,10 +21,9 @@ DEMANDS = (0.3, 1.2, 2.0, 3.4, 4.4, 9.0)
 
 
 class Carried(NamedTuple):
-    """What a writer remembers: the fall that waits, and for how many ticks."""
+    """What a writer remembers: what was wanted, as pairs of its age in ticks and its value."""
 
-    pending: int | None = None
-    waited: int = 0
+    most: tuple[tuple[int, int], ...] = ()
 
 
 class State(NamedTuple):
@@ -36,23 +36,25 @@ class State(NamedTuple):
 
 def acted(carried: Carried, pool: int, seen: int, demand: float) -> tuple[int, Carried]:
     """One writer's turn; it writes only what differs from what it saw, as the plan does."""
-    memory = Memory(pending=carried.pending, pending_since=0.0)
-    now = float(carried.waited)
-    decision, after = decide(POLICY, Observed(current=seen, running=demand), memory, now)
-    waited = 0 if after.pending is None else min(HOLD, int(now - after.pending_since) + 1)
-    kept = Carried(after.pending, waited)
+    most = tuple((NOW - age, value) for age, value in carried.most)
+    decision, after = decide(POLICY, Observed(current=seen, running=demand), Memory(most=most), NOW)
+    kept = Carried(tuple((int(NOW - at), value) for at, value in after.most))
     return (pool if decision.desired == seen else decision.desired), kept
+
+
+def older(writer: Carried) -> Carried:
+    """A tick later. What is older than the window only says that the window is known."""
+    pairs = [(age + 1, value) for age, value in writer.most]
+    young = [pair for pair in pairs if pair[0] < HOLD]
+    return Carried(tuple(young or [(HOLD, value) for _, value in pairs[-1:]]))
 
 
 def following(state: State, moves: tuple[str, str], order: tuple[int, int], demand: float) -> State:
     """The state after a tick in which the writers made these moves in this order."""
-    pool, writers = state.replicas, list(state.writers)
+    pool, writers = state.replicas, [older(writer) for writer in state.writers]
     for writer in order:
         move = moves[writer]
         if move == "sleeps":
-            waited = writers[writer].waited
-            if writers[writer].pending is not None:
-                writers[writer] = writers[writer]._replace(waited=min(HOLD, waited + 1))
             continue
         fresh = move == "fresh"
         seen, load = (pool, demand) if fresh else (state.before, STALE[move])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -20,6 +21,7 @@ from llmtaskpool_operator.law import (
     StepLimit,
     decide,
 )
+from llmtaskpool_operator.windows import SLOTS
 
 AT_ONCE = Policy(minimum=1, maximum=100, down=Direction(0.0))
 
@@ -48,9 +50,13 @@ def test_a_fall_waits_for_its_window_and_goes_to_the_largest_value_in_it() -> No
     demands: list[float | None] = [9.0, *[2.0] * 6, 4.0, *[2.0] * 12]
     made = run(policy, demands, n=10)
     sizes = [d.desired for d in made]
-    assert sizes[:13] == [10] * 13
-    assert sizes[13] == 5
+    assert sizes[:12] == [10] * 12
+    # 60 s after 10 was wanted for the last time it is 5, and 60 s after that was, 3.
+    assert sizes[12:19] == [5] * 7
+    assert sizes[19] == 3
     assert made[5].bound is Bound.STABILIZED
+    assert made[5].wait_seconds == 35.0
+    assert made[13].bound is Bound.STABILIZED
 
 
 def test_missing_metrics_hold_and_start_the_window_anew() -> None:
@@ -137,6 +143,62 @@ def test_a_step_is_answered_without_turning_back(
     sizes = [start, *(d.desired for d in run(policy, [after] * 40, n=start))]
     moves = [b - a for a, b in pairwise(sizes) if a != b]
     assert all(m > 0 for m in moves) or all(m < 0 for m in moves)
+
+
+windows = st.sampled_from([10.0, 60.0, 300.0])
+loads = st.lists(st.one_of(st.none(), st.floats(0, 40)), min_size=1, max_size=120)
+
+
+@given(loads, windows, st.integers(1, 50))
+def test_a_fall_goes_no_lower_than_anything_wanted_within_the_window(
+    demands: list[float | None], window: float, n: int
+) -> None:
+    policy = Policy(minimum=1, maximum=50, down=Direction(window))
+    made = run(policy, demands, n=n)
+    for place, decision in enumerate(made):
+        recent = [d for d in made[: place + 1] if decision.at - d.at < window]
+        # Without data nobody knows what was wanted: N as it was counts.
+        floor = max(d.wanted for d in recent)
+        if decision.desired < decision.current:
+            assert decision.desired >= floor
+            assert recent[0] is not made[0] or decision.at - made[0].at >= window - 5.0
+
+
+@given(loads, windows, st.integers(1, 50), st.floats(0, 40))
+def test_a_fall_comes_when_the_window_is_over_whatever_was_before(
+    demands: list[float | None], window: float, n: int, after: float
+) -> None:
+    policy = Policy(minimum=1, maximum=50, down=Direction(window), trim_gain=0.0)
+    ticks = math.ceil(window * (1 + 1 / SLOTS) / 5.0) + 1
+    made = run(policy, [*demands, *[after] * ticks], n=n)
+    assert made[-1].desired == made[-1].wanted
+
+
+@given(loads, windows, st.integers(1, 50))
+def test_what_a_window_remembers_is_bounded(
+    demands: list[float | None], window: float, n: int
+) -> None:
+    policy = Policy(minimum=1, maximum=50, up=Direction(window), down=Direction(window))
+    memory = Memory()
+    for tick, demand in enumerate(demands * 3):
+        decision, memory = decide(policy, Observed(n, demand), memory, tick * 0.7)
+        n = decision.desired
+        assert len(memory.most) <= SLOTS + 1
+        assert len(memory.least) <= SLOTS + 1
+        assert Memory.from_dict(json.loads(json.dumps(memory.as_dict()))) == memory
+
+
+@pytest.mark.parametrize("odd", [[[1, "x"]], [[2, 3], [1, 2]], "no", [[1, math.nan]], [[0, 1, 2]]])
+def test_a_memory_that_can_not_be_one_lets_no_fall_come_early(odd: object) -> None:
+    policy = Policy(minimum=1, maximum=20, down=Direction(60.0))
+    decision, _ = decide(policy, Observed(10, 1.0), Memory.from_dict({"most": odd}), 1000.0)
+    assert (decision.desired, decision.wait_seconds) == (10, 60.0)
+
+
+def test_a_rise_that_has_a_window_goes_no_higher_than_all_of_it_wanted() -> None:
+    policy = Policy(minimum=1, maximum=20, up=Direction(20.0))
+    sizes = [d.desired for d in run(policy, [9.0, 9.0, 4.0, 9.0, 9.0, 9.0, 9.0], n=2)]
+    assert sizes == [2, 2, 2, 2, 5, 5, 10]
 
 
 @given(st.sampled_from([math.nan, math.inf, -math.inf, -1.0]))

@@ -92,12 +92,15 @@ def test_every_variable_is_read(started) -> None:
         "CONTROL_PORT": "18001",
         "WORKER_IMAGE": "mine:1",
         "NAMESPACES": "a",
+        "RECORD": "all",
     }
     assert set(variables) == {name.upper() for name in OperatorSettings.model_fields}
     assert invoke(**variables).exit_code == 0
-    assert {name.upper(): str(value) for name, value in started[0] if name != "namespaces"} == {
-        name: value for name, value in variables.items() if name != "NAMESPACES"
+    lists = ("namespaces", "record")
+    assert {name.upper(): str(value) for name, value in started[0] if name not in lists} == {
+        name: value for name, value in variables.items() if name.lower() not in lists
     }
+    assert (started[0].namespaces, started[0].record) == (("a",), ("all",))
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,9 @@ def test_a_pool_in_advise_shows_what_auto_really_would_have_done(
     assert (made.reproduced, made.decided) == (300, 300)
     guessed = [moment.left[1] for moment in made.moments]
     assert sum(abs(a - b) for a, b in zip(guessed, acted.sizes, strict=True)) < 0.03 * sum(guessed)
-    assert made.replayed.changes == pytest.approx(replayed(acted.lines).recorded.changes, abs=2)
+    assert made.replayed.changes == pytest.approx(
+        replayed(acted.lines).recorded.changes, rel=0.1, abs=2
+    )
 
 
 def test_a_pool_that_others_scale_shows_what_auto_would_have_done() -> None:

@@ -58,7 +58,6 @@ class Pod:
         "sm_seconds",
         "threads",
         "threads_cap",
-        "threads_pending",
     )
 
     def __init__(self, name: str, asked_at: float, ready_at: float, threads: int) -> None:
@@ -74,7 +73,6 @@ class Pod:
         self.prefilling = -1
         self.prefill_end = inf
         self.threads = self.threads_cap = threads
-        self.threads_pending: int | None = None
         self.guard: LatencyGuard | None = None
         self.sm_seconds = self.busy_seconds = 0.0
         self.arrived = self.done_work = 0.0

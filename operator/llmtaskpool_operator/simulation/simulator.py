@@ -283,9 +283,7 @@ class _Run:
                     guard.tpot_seconds = mean + (1 - SMOOTHING) ** steps * (before - mean)
                 pod.k_seen = pod.k
                 pod.threads_cap = guard.adjust(pod.running, fleet.knee, now)
-            threads, pod.threads_pending = self._thread_law.next(
-                pod.threads, pod.running, share, pod.threads_cap, pod.threads_pending
-            )
+            threads = self._thread_law.next(pod.threads, pod.running, share, pod.threads_cap)
             if threads != pod.threads:
                 fleet.set_threads(place, threads, now)
 
@@ -332,27 +330,25 @@ class _Run:
 class _ThreadLaw:
     """``law.decide`` for threads, asked once for each case.
 
-    At ticks of 1 s its memory is the change that waits (the step limit's period is over and
-    kappa has no sample), so the answer follows from five whole numbers and is remembered.
+    At ticks of 1 s it has no memory (no window, the step limit's period is over and kappa has no
+    sample), so the answer follows from four whole numbers and is remembered.
     """
 
     def __init__(self, policy: law.Policy) -> None:
         self._policy = policy
-        self._known: dict[tuple[int, int, int, int, int | None], tuple[int, int | None]] = {}
+        self._known: dict[tuple[int, int, int, int], int] = {}
 
-    def next(
-        self, threads: int, active: int, queued: int, cap: int, pending: int | None
-    ) -> tuple[int, int | None]:
-        """N of the next second and the change that waits."""
+    def next(self, threads: int, active: int, queued: int, cap: int) -> int:
+        """N of the next second."""
         # More than the cap can't ask for more than the cap.
-        key = (threads, active, min(queued, cap), cap, pending)
+        key = (threads, active, min(queued, cap), cap)
         known = self._known.get(key)
         if known is None:
             seen = law.Observed(
                 current=threads, running=float(active), waiting=float(queued), cap=max(1, cap)
             )
-            decision, memory = law.decide(self._policy, seen, law.Memory(pending=pending), 0.0)
-            known = self._known[key] = (decision.desired, memory.pending)
+            decision, _ = law.decide(self._policy, seen, law.Memory(), 0.0)
+            known = self._known[key] = decision.desired
         return known
 
 
