@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from sys import intern
+from typing import Any
 
 from llmtaskpool_operator.api import KIND
 from llmtaskpool_operator.differences import REPLICAS, only_field
 from llmtaskpool_operator.manifests import POOL_LABEL, Manifest
 
+LONGEST_WORD = 200
 WATCHED = (KIND, "Deployment", "Pod")
-_POD_METADATA = ("name", "namespace", "uid", "resourceVersion", "annotations", "deletionTimestamp")
+_POD_METADATA = (
+    "name", "namespace", "uid", "resourceVersion", "labels", "annotations", "deletionTimestamp",
+)  # fmt: skip
 _POD_STATUS = ("phase", "podIP", "conditions", "containerStatuses")
 
 
@@ -81,7 +86,7 @@ class ClusterStore:
             return
         if before is None and known.missing(key, version):
             return
-        known.by_pool.setdefault(key, {})[name] = _kept(kind, body)
+        known.by_pool.setdefault(key, {})[name] = _interned(kept(kind, body))
         if before is None or _asks_for_turn(kind, before, body):
             self._changed(key)
 
@@ -142,7 +147,7 @@ def _asks_for_turn(kind: str, before: Mapping[str, Manifest], after: Manifest) -
     )
 
 
-def _kept(kind: str, body: Manifest) -> Manifest:
+def kept(kind: str, body: Manifest) -> Manifest:
     """What the operator reads of an object: thousands of whole pods would be 100 MB and more."""
     if kind == "Pod":
         meta, status = body["metadata"], body.get("status") or {}
@@ -153,8 +158,20 @@ def _kept(kind: str, body: Manifest) -> Manifest:
     writers = body["metadata"].get("managedFields")
     if not writers:
         return body
-    kept = [entry for entry in (only_field(entry, REPLICAS) for entry in writers) if entry]
-    return body | {"metadata": body["metadata"] | {"managedFields": kept}}
+    writers = [entry for entry in (only_field(one, REPLICAS) for one in writers) if entry]
+    return body | {"metadata": body["metadata"] | {"managedFields": writers}}
+
+
+def _interned(value: Any) -> Any:
+    """The value with each of its words held once, however many objects have it.
+
+    A thousand Deployments are a thousand times the same words; each decoded JSON brings its own.
+    """
+    if isinstance(value, dict):
+        return {intern(key): _interned(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_interned(part) for part in value]
+    return intern(value) if type(value) is str and len(value) <= LONGEST_WORD else value
 
 
 def version_of(body: Manifest) -> int:

@@ -27,7 +27,8 @@ logging.getLogger("kubernetes.aio.config.kube_config").setLevel(logging.ERROR)
 
 MANAGER = "llmtaskpool"
 REQUEST_SECONDS = 30.0
-PAGE = 500
+PAGE = 200
+"""A list is taken in pages: whole ones of thousands of objects would be its peak of memory."""
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
@@ -126,13 +127,22 @@ class KubernetesApi:
         # What a dry run would have made has no resource version: nothing is there.
         return found if found.get("metadata", {}).get("resourceVersion") else None
 
-    async def list(self, kind: str, namespace: str = "", selector: str = "") -> Listed:
-        """All objects of a kind in a namespace, or in all. Raises ApiFailure."""
+    async def list(
+        self,
+        kind: str,
+        namespace: str = "",
+        selector: str = "",
+        kept: Callable[[Manifest], Manifest] = lambda body: body,
+    ) -> Listed:
+        """All objects of a kind in a namespace, or in all; of each what ``kept`` returns.
+
+        Raises ApiFailure.
+        """
         items: list[Manifest] = []
         query = {"limit": str(PAGE)} | ({"labelSelector": selector} if selector else {})
         while True:
             page = await self._json("list", "GET", _path(kind, namespace), query)
-            items += page.get("items") or ()
+            items += map(kept, page.get("items") or ())
             meta = page.get("metadata", {})
             if not meta.get("continue"):
                 return Listed(tuple(items), str(meta.get("resourceVersion", "")))

@@ -10,9 +10,10 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from llmtaskpool_operator.api import KIND
-from llmtaskpool_operator.cluster_store import WATCHED, ClusterStore, PoolKey
+from llmtaskpool_operator.cluster_store import WATCHED, ClusterStore, PoolKey, kept
 from llmtaskpool_operator.controller import Controller, OperatorIdentity
 from llmtaskpool_operator.election import Election
 from llmtaskpool_operator.handlers import watch
@@ -214,7 +215,8 @@ class Operator:
     async def _list(self, api: KubernetesApi, kinds: tuple[str, ...]) -> None:
         for kind in kinds:
             for namespace in self._settings.namespaces or ("",):
-                found = await api.list(kind, namespace, "" if kind == KIND else POOL_LABEL)
+                selector = "" if kind == KIND else POOL_LABEL
+                found = await api.list(kind, namespace, selector, partial(kept, kind))
                 self.store.listed(kind, found.items, found.version, within=namespace)
                 self.proof.listed(kind, found.items, within=namespace)
 

@@ -57,10 +57,16 @@ class MemoryApi:
         found = self.find(kind, namespace, name)
         return found and {"metadata": found["metadata"]}
 
-    async def list(self, kind: str, namespace: str = "", selector: str = "") -> Listed:
+    async def list(
+        self,
+        kind: str,
+        namespace: str = "",
+        selector: str = "",
+        kept: Callable[[Any], Any] = lambda body: body,
+    ) -> Listed:
         await self._asked("list", kind, "")
         found = [one for key, one in self.objects.items() if key[0] == kind]
-        return Listed(tuple(copy.deepcopy(found)), str(self._version))
+        return Listed(tuple(map(kept, copy.deepcopy(found))), str(self._version))
 
     async def apply(
         self, manifest: Any, *, version: str | None = None, subresource: str = ""
