@@ -57,3 +57,25 @@ def test_a_call_costs_what_its_kind_took() -> None:
         cost.observe_seconds(of, 3.0)
     assert cost.load(of) == pytest.approx(3.0, rel=0.1)
     assert cost.work(call, of, 4) == pytest.approx(cost.load(of) / 4)
+
+
+def slow_steps(cost: CostModel) -> CostModel:
+    cost.model("m").resize(32)
+    cost.model("m").step.load({1: 0.10, 4: 0.11, 8: 0.13, 16: 0.16, 32: 0.2})
+    return cost
+
+
+def test_work_is_priced_at_a_batch_that_the_most_threads_let_happen() -> None:
+    few, many = slow_steps(CostModel(threads_max=4)), slow_steps(CostModel(threads_max=256))
+    task = chat(max_tokens=100, fixed=True)
+    few_work, many_work = (cost.work(task, cost.classify(task), 4) for cost in (few, many))
+    assert few.model("m").efficient_batch() == 4
+    assert few_work > 3 * many_work
+
+
+def test_work_is_priced_within_the_knee_of_the_time_per_token() -> None:
+    cost = slow_steps(CostModel(tpot_slo_seconds=0.33))
+    model = cost.model("m")
+    assert model.efficient_batch() <= model.knee(0.33) == 8
+    tight = slow_steps(CostModel(tpot_slo_seconds=0.01)).model("m")
+    assert tight.efficient_batch() == tight.knee(0.01) == 1

@@ -60,9 +60,15 @@ class _Lengths:
 
 @dataclass(slots=True)
 class ModelCost:
-    """The curves of one model; seconds. Priors are those of a small model on two CPU cores."""
+    """The curves of one model; seconds. Priors are those of a small model on two CPU cores.
+
+    A batch is at most ``max_batch`` (what the engine holds) and ``threads_max``, and within the
+    knee of ``tpot_slo_seconds`` where there is an objective: a pod never runs more.
+    """
 
     max_batch: int = 32
+    threads_max: int | None = None
+    tpot_slo_seconds: float | None = None
     step: Curve = field(default_factory=lambda: Curve(0.03, 0.002))
     prefill: Curve = field(default_factory=lambda: Curve(0.02, 0.001))
     _batch: int = 0
@@ -82,7 +88,7 @@ class ModelCost:
         self.max_batch, self._batch = max(1, max_batch), 0
 
     def efficient_batch(self) -> int:
-        """The smallest batch with 90 % of the best tokens per second."""
+        """The smallest batch with 90 % of the tokens per second of the best that may run."""
         self._settle()
         return self._batch
 
@@ -103,7 +109,11 @@ class ModelCost:
         if self._batch:
             return
         # The curve is linear between grid points, so those are enough and a step costs little.
-        sizes = [b for b in GRID if b < self.max_batch] + [self.max_batch]
+        most = min(self.max_batch, self.threads_max or self.max_batch)
+        sizes = [b for b in GRID if b < most] + [most]
+        slo = self.tpot_slo_seconds
+        if slo is not None:
+            sizes = [b for b in sizes if self._fits(b, slo)] or [1]
         rates = [b / self.step.seconds(b) for b in sizes]
         enough = EFFICIENT_SHARE * max(rates)
         self._batch = next(b for b, rate in zip(sizes, rates, strict=True) if rate >= enough)
@@ -111,9 +121,15 @@ class ModelCost:
 
 
 class CostModel:
-    """Prices tasks. Its state is bounded by kinds x models x buckets."""
+    """Prices tasks. Its state is bounded by kinds x models x buckets.
 
-    def __init__(self) -> None:
+    ``threads_max`` and ``tpot_slo_seconds`` bound the batch at which a generation is priced.
+    """
+
+    def __init__(
+        self, *, threads_max: int | None = None, tpot_slo_seconds: float | None = None
+    ) -> None:
+        self._threads_max, self._tpot_slo_seconds = threads_max, tpot_slo_seconds
         self._models: dict[str | None, ModelCost] = {}
         self._lengths: dict[CostClass | tuple[str, str | None], _Lengths] = {}
         self._seconds: dict[CostClass | tuple[str, str | None], RobustMean] = {}
@@ -128,7 +144,9 @@ class CostModel:
     def _curves(self, name: str | None) -> ModelCost:
         found = self._models.get(name)
         if found is None:
-            found = self._models[name] = ModelCost()
+            found = self._models[name] = ModelCost(
+                threads_max=self._threads_max, tpot_slo_seconds=self._tpot_slo_seconds
+            )
         return found
 
     def load_profile(self, profile: CalibrationProfile) -> None:

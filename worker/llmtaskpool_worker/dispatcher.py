@@ -94,7 +94,10 @@ class Dispatcher:
         profiles: Sequence[CalibrationProfile] = (),
     ) -> None:
         self.limits = limits or Limits()
-        self.cost = CostModel()
+        self.cost = CostModel(
+            threads_max=self.limits.compute.threads_max,
+            tpot_slo_seconds=self.limits.tpot_slo_seconds,
+        )
         for profile in profiles:
             self.cost.load_profile(profile)
         self.nature = Nature()
