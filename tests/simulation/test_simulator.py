@@ -217,3 +217,13 @@ def test_people_get_a_table_and_a_plot_of_plain_text() -> None:
 def test_a_trace_of_one_instant_is_scored() -> None:
     outcome = ours(trace_of([0.0, 0.0]), setting(initial=1))
     assert (outcome.requests, outcome.unfinished) == (2, 0)
+
+
+def test_a_queue_that_was_emptied_leaves_no_work_below_zero() -> None:
+    # Taken away in another order than they came: sums of unlike parts round differently.
+    sizes = np.random.default_rng(1).integers(10, 400, 200)
+    waiting = [(0.001 * i, int(p), 3, int(p)) for i, p in enumerate(sizes)]
+    for count in range(2, 200):
+        fleet = one_pod(of_rows(waiting[:count]), threads=1, queue=QueuePolicy.NEWEST_FIRST)
+        assert fleet.queued == 0
+        assert 0.0 <= fleet.queued_work < 1e-6

@@ -17,7 +17,8 @@ TOO_SLOW, ROOM = 0.9, 0.72
 CUT = 0.85
 FLOOR = 4
 SMOOTHING = 0.1
-"""Weight of the newest step in the running time per token."""
+"""Weight of the newest step in the running time per token. A slower guard (0.02), which one long
+prompt can't move, serves long answers a little better and short ones worse (docs/simulate.md)."""
 
 
 @dataclass(slots=True)

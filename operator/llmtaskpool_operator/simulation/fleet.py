@@ -358,7 +358,8 @@ class Fleet:
                 break
             self._head = -1
             self.queued -= 1
-            self.queued_work -= self._work[request]
+            # What rounding leaves below 0 would be a fault of the sample, and no fall would come.
+            self.queued_work = max(0.0, self.queued_work - self._work[request])
             pod.kv += self._kv_need[request]
             pod.running += 1
             pod.prefills.append(request)
