@@ -25,7 +25,7 @@ from .installs import CHART, CRD, INSTALL, NEXT_FIELD, Site, next_chart, next_fi
 from .pools import Pools, manifest
 
 STAND_IN = (sys.executable, str(ROOT / "tests" / "fakes" / "stand_in_worker.py"))
-GONE_WITHIN = 60.0
+GONE_WITHIN = 150.0
 CRD_KEPT = {
     "customresourcedefinitions /llmtaskpools.llmtaskpool.io",
     "apiservices /v1alpha1.llmtaskpool.io",  # the server's own, as long as there is the CRD
@@ -58,7 +58,7 @@ def pools(site: Site) -> Iterator[Pools]:
     site.helm("uninstall", "llmtaskpool", "-n", OPERATOR_NAMESPACE, "--ignore-not-found")
     site.delete(f"/api/v1/namespaces/{name}")
     wait_for("the pods ended", lambda: not site.kubelet.pods, 60)
-    wait_for("the namespace is gone", lambda: not site.get(f"/api/v1/namespaces/{name}"), 60)
+    wait_for("the namespace is gone", lambda: not site.get(f"/api/v1/namespaces/{name}"), 120)
 
 
 @pytest.fixture
