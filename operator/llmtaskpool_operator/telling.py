@@ -12,7 +12,10 @@ from llmtaskpool_operator.plan import Action, SetReplicas
 
 REFRESH_SECONDS = 10.0
 """Numbers that move with the load are written at most this often."""
+COUNTS_SECONDS = 1.0
+"""Counts of pods at most this often: twenty that start together are no twenty writes."""
 _MOVING = ("threads", "queued", "utilization")
+_COUNTS = ("replicas", "readyReplicas", "drainingReplicas")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,12 @@ def worth_writing(known: Mapping[str, Any], wanted: Mapping[str, Any], since: fl
     """Whether a status is to be written now, ``since`` seconds after the last write."""
     if known == wanted:
         return False
-    return since >= REFRESH_SECONDS or _steady(known) != _steady(wanted)
+    if since >= REFRESH_SECONDS:
+        return True
+    old, new = _steady(known), _steady(wanted)
+    if since < COUNTS_SECONDS:
+        old, new = ({k: v for k, v in one.items() if k not in _COUNTS} for one in (old, new))
+    return old != new
 
 
 def notes(

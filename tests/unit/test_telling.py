@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 from llmtaskpool_operator.api import Condition, LLMTaskPoolStatus
 from llmtaskpool_operator.plan import SetReplicas, SetThreads
-from llmtaskpool_operator.telling import REFRESH_SECONDS, notes, rfc3339, worth_writing
+from llmtaskpool_operator.telling import (
+    COUNTS_SECONDS,
+    REFRESH_SECONDS,
+    notes,
+    rfc3339,
+    worth_writing,
+)
 from llmtaskpool_worker.contract import LaneName
 
 EARLIER, NOW = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"
@@ -72,8 +78,6 @@ def test_what_moves_with_the_load_is_written_every_ten_seconds(changed: dict[str
     "changed",
     [
         {"desiredReplicas": 4},
-        {"readyReplicas": 2},
-        {"drainingReplicas": 1},
         {"observedGeneration": 2},
         {"conditions": [condition("Ready", "False").wire()]},
         {"conditions": [condition("Ready", reason="Other").wire()]},
@@ -89,6 +93,15 @@ def test_what_moves_with_the_load_is_written_every_ten_seconds(changed: dict[str
 )
 def test_what_people_and_tools_wait_for_is_written_at_once(changed: dict[str, Any]) -> None:
     assert worth_writing(wire(), wire(**changed), 0.0)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"replicas": 4}, {"readyReplicas": 2}, {"drainingReplicas": 1}]
+)
+def test_pods_that_start_together_are_counted_once_a_second(changed: dict[str, Any]) -> None:
+    assert not worth_writing(wire(), wire(**changed), 0.0)
+    assert not worth_writing(wire(), wire(**changed), COUNTS_SECONDS - 0.01)
+    assert worth_writing(wire(), wire(**changed), COUNTS_SECONDS)
 
 
 def test_a_pool_without_a_status_gets_one_at_once() -> None:
