@@ -131,13 +131,14 @@ class Controller:
         self, backend: KubernetesBackend, key: PoolKey, pool: LLMTaskPool, ours: _Remembered
     ) -> tuple[Problem, ...]:
         generation, now = pool.metadata.generation, self._clock()
+        new = ours.children_of < 0 and self._access.store.deployment(key) is None
         every = TAKEN_SECONDS if ours.problems else CHILDREN_SECONDS
         if ours.children_of != generation or now - ours.children_at > every:
-            ours.problems = await backend.ensure_children(ours.applied)
+            ours.problems = await backend.ensure_children(ours.applied, new=new)
             ours.children_of, ours.children_at = generation, now
             ours.agreed = None
         before = self._access.store.deployment(key)
-        problems = await backend.ensure_deployment(ours.agreed)
+        problems = await backend.ensure_deployment(ours.agreed, new=new)
         same = self._access.store.deployment(key) is before
         ours.agreed = before if same and not problems else None
         return ours.problems + problems
@@ -188,9 +189,8 @@ class Controller:
             "metadata": {name: meta[name] for name in ("name", "namespace", "uid")},
             "status": wanted,
         }
-        made = await self._access.api.apply(manifest, subresource="status")
+        await self._access.api.apply(manifest, subresource="status", whole=False)
         ours.written, ours.written_at = wanted, now
-        self._access.store.seen(KIND, made)
 
     async def _write_event(self, body: Manifest, note: Note) -> None:
         """Events are for people: one that can't be written stops nothing."""

@@ -29,7 +29,10 @@ MANAGER = "llmtaskpool"
 REQUEST_SECONDS = 30.0
 PAGE = 200
 """A list is taken in pages: whole ones of thousands of objects would be its peak of memory."""
+_NOWHERE = "1"
+"""A resource version that no object has: the first write of a new etcd makes 2."""
 _APPLY = "application/apply-patch+yaml"
+_JSON = "application/json"
 _MERGE = "application/merge-patch+json"
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _PATHS = {
@@ -153,19 +156,38 @@ class KubernetesApi:
             query["continue"] = meta["continue"]
 
     async def apply(
-        self, manifest: Manifest, *, version: str | None = None, subresource: str = ""
+        self,
+        manifest: Manifest,
+        *,
+        version: str | None = None,
+        subresource: str = "",
+        whole: bool = True,
     ) -> Manifest:
-        """Server-side apply; the object as it is now.
+        """Server-side apply; the object as it is now, or if not ``whole`` its metadata alone.
 
-        With ``version`` only while the object is of that resource version. Raises ApiFailure,
-        with code 409 when it is not, and Fenced.
+        With ``version`` only while the object is of that resource version, or is not there.
+        Raises ApiFailure, with code 409 when it is of another, and Fenced.
         """
         meta = manifest["metadata"]
         if version is not None:
             manifest = manifest | {"metadata": meta | {"resourceVersion": version}}
         path = _path(manifest["kind"], meta["namespace"], meta["name"], subresource)
         query = {"fieldManager": MANAGER, "force": "true"}
-        return await self._write("patch", "PATCH", path, query, manifest, _APPLY)
+        accept = _JSON if whole else _METADATA
+        return await self._write("patch", "PATCH", path, query, manifest, _APPLY, accept)
+
+    async def make(self, manifest: Manifest, *, whole: bool = True) -> Manifest | None:
+        """Apply an object that is not there; None, and nothing is written, when there is one.
+
+        One request where a look and a write would be two, with time for somebody between them.
+        Raises ApiFailure, Fenced.
+        """
+        try:
+            return await self.apply(manifest, version=_NOWHERE, whole=whole)
+        except ApiFailure as failure:
+            if failure.code == 409:
+                return None
+            raise
 
     async def create(self, manifest: Manifest) -> Manifest:
         """Create an object; a 409 says that there is one. Raises ApiFailure, Fenced."""
@@ -215,11 +237,12 @@ class KubernetesApi:
         path: str,
         query: dict[str, str],
         body: Manifest,
-        content_type: str = "application/json",
+        content_type: str = _JSON,
+        accept: str = _JSON,
     ) -> Manifest:
         if not self._may_write():
             raise Fenced(f"{verb} {path}: this replica does not lead")
-        return await self._json(verb, method, path, query, body, content_type)
+        return await self._json(verb, method, path, query, body, content_type, accept)
 
     async def _json(
         self,
@@ -228,8 +251,8 @@ class KubernetesApi:
         path: str,
         query: dict[str, str] | None = None,
         body: Manifest | None = None,
-        content_type: str = "application/json",
-        accept: str = "application/json",
+        content_type: str = _JSON,
+        accept: str = _JSON,
     ) -> Manifest:
         try:
             return await self._exchange(method, path, query, body, content_type, accept)

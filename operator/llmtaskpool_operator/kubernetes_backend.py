@@ -52,30 +52,45 @@ class KubernetesBackend:
         self._states = states
         self._key = PoolKey(pool.metadata.namespace, pool.metadata.name)
 
-    async def ensure_children(self, written: Written | None = None) -> tuple[Problem, ...]:
+    async def ensure_children(
+        self, written: Written | None = None, *, new: bool = False
+    ) -> tuple[Problem, ...]:
         """Make or mend all children but the Deployment. Raises ApiFailure, Fenced.
 
-        ``written`` is kept from call to call: what was applied, by kind.
+        ``written`` is kept from call to call: what was applied, by kind. Those of a ``new`` pool
+        are made without a look at each first: it is likely that none is there.
         """
         written = {} if written is None else written
         problems: list[Problem] = []
         for wanted in manifests.children(self._pool, self._around):
             kind, meta = wanted["kind"], wanted["metadata"]
+            made = await self._access.api.make(wanted, whole=False) if new else None
+            if made is not None:
+                written[kind] = (str(made["metadata"]["resourceVersion"]), wanted)
+                continue
             look = self._access.api.metadata if kind in _APART else self._access.api.get
             live = await look(kind, meta["namespace"], meta["name"])
             if live is not None and not owned_by(live, self._pool.metadata.uid):
                 problems.append(_taken(kind, meta["name"]))
             elif live is None or not self._as_wanted(wanted, live, written):
-                made = await self._access.api.apply(wanted)
+                made = await self._access.api.apply(wanted, whole=False)
                 written[kind] = (str(made["metadata"]["resourceVersion"]), wanted)
         return tuple(problems)
 
-    async def ensure_deployment(self, agreed: Manifest | None = None) -> tuple[Problem, ...]:
+    async def ensure_deployment(
+        self, agreed: Manifest | None = None, *, new: bool = False
+    ) -> tuple[Problem, ...]:
         """Make or mend the Deployment; its replicas stay. Raises ApiFailure, Fenced.
 
-        ``agreed`` is the one of the store that was last found to be as it should.
+        ``agreed`` is the one of the store that was last found to be as it should; that of a
+        ``new`` pool is made without a look first.
         """
         live = self._access.store.deployment(self._key)
+        if live is None and new:
+            made = await self._access.api.make(self._wanted(self._first_replicas()))
+            if made is not None:
+                self._access.store.seen("Deployment", made)
+                return ()
         if live is None:
             # Not seen is not the same as not there: a watch may be late.
             live = await self._read()

@@ -59,7 +59,7 @@ def notes(
     ]
     old = _by_type(before)
     for kind, condition in _by_type(status).items():
-        if kind in _TOLD and condition[0] not in ("Unknown", old.get(kind, (_TOLD[kind], ""))[0]):
+        if kind in _TOLD and condition[0] not in ("Unknown", _known_as(old, kind)):
             good = condition[0] == _TOLD[kind]
             made.append(
                 Note(
@@ -81,6 +81,12 @@ _TOLD = {
     ConditionType.DEGRADED.value: "False",
 }
 """Conditions whose turns are events, with the value that is good."""
+
+
+def _known_as(old: Mapping[str, tuple[str, str]], kind: str) -> str:
+    """What a condition was; who did not know expected the best: every new pool gets there."""
+    status = old[kind][0] if kind in old else "Unknown"
+    return _TOLD[kind] if status == "Unknown" else status
 
 
 def rfc3339(at: float, *, microseconds: bool = False) -> str:

@@ -69,17 +69,31 @@ class MemoryApi:
         return Listed(tuple(map(kept, copy.deepcopy(found))), str(self._version))
 
     async def apply(
-        self, manifest: Any, *, version: str | None = None, subresource: str = ""
+        self,
+        manifest: Any,
+        *,
+        version: str | None = None,
+        subresource: str = "",
+        whole: bool = True,
     ) -> Any:
         kind, meta = manifest["kind"], manifest["metadata"]
         verb = f"apply/{subresource}" if subresource else "apply"
         await self._asked(verb, kind, meta["name"], manifest)
         live = self.find(kind, meta["namespace"], meta["name"])
-        if version is not None:
+        if version is not None and live is not None:  # a real server makes what is not there
             self._same(live, version)
         if subresource and live is None:
             raise ApiFailure(404, "404: not found")
-        return self.put(_merged(live or {}, manifest))
+        made = self.put(_merged(live or {}, manifest))
+        return made if whole else {"metadata": made["metadata"]}
+
+    async def make(self, manifest: Any, *, whole: bool = True) -> Any:
+        kind, meta = manifest["kind"], manifest["metadata"]
+        await self._asked("make", kind, meta["name"], manifest)
+        if self.find(kind, meta["namespace"], meta["name"]) is not None:
+            return None
+        made = self.put(manifest)
+        return made if whole else {"metadata": made["metadata"]}
 
     async def create(self, manifest: Any) -> Any:
         meta = manifest["metadata"]

@@ -214,7 +214,7 @@ def test_a_pool_that_can_not_be_read_is_looked_at_rarely() -> None:
 
 
 @pytest.mark.parametrize("error", [ApiFailure(500, "500: no"), Fenced("does not lead")])
-@pytest.mark.parametrize("verb", ["apply", "apply/status"])
+@pytest.mark.parametrize("verb", ["make", "apply/status"])
 def test_a_write_that_fails_is_the_callers_to_try_again(error: Exception, verb: str) -> None:
     rig = Rig(**AT_REST)
 

@@ -62,25 +62,52 @@ def test_a_child_that_was_deleted_is_made_again() -> None:
     assert cluster.api.find("Service", NAMESPACE, NAME) is not None
 
 
-def test_somebody_elses_service_of_the_same_name_is_told_and_never_written() -> None:
+def test_each_child_of_a_new_pool_costs_one_request() -> None:
+    cluster, written = MemoryCluster(), {}
+    of = backend(cluster)
+    asyncio.run(of.ensure_children(written, new=True))
+    asyncio.run(of.ensure_deployment(new=True))
+    assert len(cluster.api.calls) == len(CHILDREN | {"Deployment"})
+    assert {kind for kind, _, _ in cluster.api.objects} == CHILDREN | {"Deployment"}
+    cluster.api.calls.clear()
+    asyncio.run(of.ensure_children(written))
+    asyncio.run(of.ensure_deployment())
+    assert cluster.api.writes == []
+
+
+def test_children_that_are_there_when_a_pool_only_seems_new_are_mended() -> None:
+    cluster = MemoryCluster()
+    asyncio.run(backend(cluster).ensure_children())
+    (name,) = [n for k, _, n in cluster.api.objects if k == "NetworkPolicy"]
+    spoilt = cluster.api.find("NetworkPolicy", NAMESPACE, name)
+    cluster.api.put(spoilt | {"spec": {}})
+    assert asyncio.run(backend(cluster).ensure_children(new=True)) == ()
+    assert cluster.api.find("NetworkPolicy", NAMESPACE, name)["spec"] != {}
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_somebody_elses_service_of_the_same_name_is_told_and_never_written(new: bool) -> None:
     cluster = MemoryCluster()
     theirs = {"kind": "Service", "metadata": {"namespace": NAMESPACE, "name": NAME}, "spec": {}}
     before = cluster.api.put(theirs)
-    (problem,) = asyncio.run(backend(cluster).ensure_children())
+    (problem,) = asyncio.run(backend(cluster).ensure_children(new=new))
     assert (problem.reason, problem.stalled) == ("NameTaken", True)
     assert "Service chat" in problem.message
     assert "remove it, or rename the pool" in problem.message
     assert cluster.api.find("Service", NAMESPACE, NAME) == before
-    assert {kind for _, kind, _ in cluster.api.writes} == CHILDREN - {"Service"}
+    assert {kind for kind, _, _ in cluster.api.objects} == CHILDREN
 
 
+@pytest.mark.parametrize("new", [True, False])
 @pytest.mark.parametrize("owners", [[], [{"uid": "the pool before", "controller": True}]])
-def test_somebody_elses_secret_of_the_same_name_is_told_and_never_written(owners: list) -> None:
+def test_somebody_elses_secret_of_the_same_name_is_told_and_never_written(
+    owners: list, new: bool
+) -> None:
     cluster = MemoryCluster()
     meta = {"namespace": NAMESPACE, "name": f"{NAME}-llmtaskpool-control"}
     theirs = {"kind": "Secret", "metadata": meta | {"ownerReferences": owners}, "data": {"a": "b"}}
     before = cluster.api.put(theirs)
-    (problem,) = asyncio.run(backend(cluster).ensure_children())
+    (problem,) = asyncio.run(backend(cluster).ensure_children(new=new))
     assert (problem.reason, problem.stalled) == ("NameTaken", True)
     assert f"Secret {NAME}-llmtaskpool-control" in problem.message
     assert cluster.api.find("Secret", NAMESPACE, meta["name"]) == before
@@ -154,14 +181,15 @@ def test_a_new_spec_changes_the_template_and_keeps_the_replicas() -> None:
     assert spec["template"]["spec"]["containers"][0]["image"] == "worker:2"
 
 
-def test_a_deployment_that_the_watch_has_not_told_of_yet_is_not_overwritten() -> None:
+@pytest.mark.parametrize("new", [True, False])
+def test_a_deployment_that_the_watch_has_not_told_of_yet_is_not_overwritten(new: bool) -> None:
     cluster = with_deployment(5)
     cluster.store.gone("Deployment", cluster.deployment)
     newer = cluster.deployment
     newer["spec"]["replicas"] = 6
     cluster.api.put(newer)  # and no event of it
-    asyncio.run(backend(cluster).ensure_deployment())
-    assert cluster.api.writes == []
+    asyncio.run(backend(cluster).ensure_deployment(new=new))
+    assert APPLIED not in cluster.api.calls
     assert cluster.deployment["spec"]["replicas"] == 6
 
 
@@ -309,13 +337,12 @@ def test_a_write_that_met_a_change_of_the_spec_is_given_up_and_decided_anew() ->
     assert asyncio.run(of.observe(50.0)).replicas == 9  # the next turn knows of it
 
 
-def test_a_write_that_met_a_deletion_is_given_up() -> None:
+def test_a_write_that_met_a_deletion_makes_the_deployment_again() -> None:
     cluster = with_deployment(3)
     key = ("Deployment", NAMESPACE, NAME)
     cluster.api.before = lambda call: call == APPLIED and cluster.api.objects.pop(key, None)
-    with pytest.raises(ApiFailure):
-        asyncio.run(backend(cluster).apply(SetReplicas(5, (), "r")))
-    assert cluster.deployment is None
+    asyncio.run(backend(cluster).apply(SetReplicas(5, (), "r")))
+    assert cluster.deployment["spec"]["replicas"] == 5
 
 
 @pytest.mark.parametrize("code", [0, 403, 422, 500])

@@ -144,8 +144,11 @@ def test_a_new_pool_that_is_well_is_no_event_and_one_that_is_not_is() -> None:
     assert [note.type for note in notes(None, ill, 1, ())] == ["Warning", "Warning"]
 
 
-def test_not_knowing_is_no_event() -> None:
+def test_not_knowing_is_no_event_and_the_first_pod_of_a_new_pool_is_none() -> None:
     unknown = status(condition("MetricsAvailable", "Unknown"))
+    assert notes(unknown, status(condition("MetricsAvailable", "True")), 1, ()) == ()
+    (worse,) = notes(unknown, status(condition("MetricsAvailable", "False")), 1, ())
+    assert worse.type == "Warning"
     assert notes(status(condition("MetricsAvailable", "True")), unknown, 1, ()) == ()
 
 

@@ -62,12 +62,10 @@ def build(binaries: Iterable[Binary], cache: Path, say: Callable[[str], None]) -
             say(f"{label}: {time.monotonic() - began:.1f} s, {size:.0f} MB")
 
 
-def fetch_packages(cache: Path, *, node: bool) -> None:
-    """Get what comes from Debian, so that `up` needs no network."""
-    debian.etcd(cache)
-    if node:
-        debian.cni_plugins(cache)
-        debian.require_nft()
+def fetch_packages(cache: Path) -> None:
+    """Get what a node needs of Debian, so that `up` needs no network."""
+    debian.cni_plugins(cache)
+    debian.require_nft()
 
 
 @contextmanager

@@ -67,8 +67,8 @@ def build(
     wanted = _named(only) if only else list(pins.CONTROL_PLANE if control_plane else pins.ALL)
     cache = builds.cache_folder()
     builds.build(wanted, cache, _say)
-    if not only:
-        builds.fetch_packages(cache, node=not control_plane)
+    if not only and not control_plane:
+        builds.fetch_packages(cache)
     paths = {binary.name: str(builds.path_of(binary, cache)) for binary in wanted}
     if output is Output.JSON:
         _out.print_json(json.dumps(paths))

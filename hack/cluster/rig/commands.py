@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rig import build, debian, pins
+from rig import build, pins
 from rig.errors import RigError
 from rig.pki import Authority, kubeconfig
 
@@ -51,9 +51,9 @@ def built_programs(cache: Path, *, scheduler: bool, kwok: bool = False) -> Progr
     extra = (*((pins.SCHEDULER,) if scheduler else ()), *((pins.KWOK_BINARY,) if kwok else ()))
     build.require(pins.CONTROL_PLANE, cache, f"{build.BUILD_COMMAND} --control-plane")
     build.require(extra, cache)
-    apiserver, controllers = (build.path_of(binary, cache) for binary in pins.CONTROL_PLANE)
+    apiserver, controllers, etcd = (build.path_of(one, cache) for one in pins.CONTROL_PLANE)
     return Programs(
-        debian.etcd(cache),
+        etcd,
         apiserver,
         controllers,
         build.path_of(pins.SCHEDULER, cache) if scheduler else None,

@@ -1,4 +1,4 @@
-"""etcd, the CNI plugins and libseccomp from Debian's packages.
+"""The CNI plugins and libseccomp from Debian's packages.
 
 Packages are downloaded by apt (which checks their signatures) and unpacked into the cache, never
 installed: that needs no root, starts no service and leaves the system as it was.
@@ -14,7 +14,6 @@ from pathlib import Path
 
 from rig.errors import RigError
 
-ETCD = "etcd-server"
 CNI = "containernetworking-plugins"
 SECCOMP = "libseccomp-dev"
 
@@ -32,7 +31,7 @@ def _download(package: str, folder: Path) -> None:
         if shutil.which(tool) is None:
             raise RigError(
                 f"{tool} is not here, so {package} can't be taken from Debian's packages",
-                "use Debian or Ubuntu, or put etcd and the CNI plugins on PATH and in /opt/cni/bin",
+                "use Debian or Ubuntu, or put the CNI plugins in /opt/cni/bin",
             )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
@@ -70,12 +69,6 @@ def require_nft() -> None:
         _apt_get("install", "--yes", "--no-install-recommends", "nftables")
     if shutil.which("nft") is None:
         raise RigError("nft is not here", "run `apt-get install nftables` as root")
-
-
-def etcd(cache: Path) -> Path:
-    """The etcd program: the one on PATH, else Debian's."""
-    on_path = shutil.which("etcd")
-    return Path(on_path) if on_path else unpacked(ETCD, cache) / "usr/bin/etcd"
 
 
 def cni_plugins(cache: Path) -> Path:

@@ -99,7 +99,8 @@ KWOK = Module(
     stamp=(("sigs.k8s.io/kwok/pkg/consts.Version", "{number}"),),
 )
 KIND = Module(name="kind", requirement="sigs.k8s.io/kind")
-# kubeadm gives etcd flags and probes that Debian's 3.4 does not know.
+# Not Debian's 3.4: Kubernetes 1.37 then reads every list from etcd and refuses the watches that
+# newer clients ask for (kwok's halted for 20 s at a time), and kubeadm gives flags it lacks.
 ETCD = Module(name="etcd", requirement="go.etcd.io/etcd/server/v3")
 PAUSE = Module(name="pause", requirement=None)
 
@@ -121,8 +122,12 @@ def _containerd(name: str) -> Binary:
     return Binary(name, CONTAINERD, f"github.com/containerd/containerd/v2/cmd/{name}")
 
 
-# What tests/cluster needs, and no more: these two are most of a cold build.
-CONTROL_PLANE = (_kubernetes("kube-apiserver"), _kubernetes("kube-controller-manager"))
+# What tests/cluster needs, and no more: the first two are most of a cold build.
+CONTROL_PLANE = (
+    _kubernetes("kube-apiserver"),
+    _kubernetes("kube-controller-manager"),
+    Binary("etcd", ETCD, "go.etcd.io/etcd/server/v3"),
+)
 SCHEDULER = _kubernetes("kube-scheduler")
 NODE = (
     SCHEDULER,
@@ -140,8 +145,4 @@ TOOLS = (Binary("helm", HELM, "helm.sh/helm/v4/cmd/helm"), KWOK_BINARY)
 ALL = CONTROL_PLANE + NODE + TOOLS
 # Only hack/kind needs these.
 KIND_BINARY = Binary("kind", KIND, "sigs.k8s.io/kind")
-KIND_NODE = (
-    Binary("kubeadm", KUBEADM, "k8s.io/kubernetes/cmd/kubeadm"),
-    Binary("etcd", ETCD, "go.etcd.io/etcd/server/v3"),
-)
-OPTIONAL = (KIND_BINARY, *KIND_NODE)
+OPTIONAL = (KIND_BINARY, Binary("kubeadm", KUBEADM, "k8s.io/kubernetes/cmd/kubeadm"))
