@@ -10,6 +10,22 @@ RUN := $(UV) run --no-sync
 # write it later (PYTHONDONTWRITEBYTECODE, a read-only folder), which doubles the time to a first token.
 SYNC := $(UV) sync --locked --all-extras --compile-bytecode
 
+# Options of `hack/kind run`, and the tests that `make e2e` and `make kind-test` run.
+KIND ?=
+E2E ?= tests/e2e
+IMAGE_TOOLS := buildah:buildah skopeo:skopeo debootstrap:debootstrap
+DOCKER_TOOLS := dockerd:docker.io iptables:iptables
+
+# $(call packages,tool:package …) installs the Debian packages of those tools that are missing.
+define packages
+@missing=; for pair in $(1); do \
+  command -v "$${pair%%:*}" >/dev/null || missing="$$missing $${pair#*:}"; done; \
+  [ -z "$$missing" ] && exit; \
+  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || { \
+  echo "not here:$$missing. Install them, or run this as root where there is apt-get" >&2; exit 2; }; \
+  apt-get update -q && apt-get install -y -q --no-install-recommends $$missing
+endef
+
 .PHONY: help install demo test check lint types contracts rig unit e2e kind-test crd chart images bench clean
 
 help: ## This list
@@ -49,21 +65,14 @@ unit: ## All tests but those of tests/e2e
 	$(RUN) pytest --ignore=tests/e2e
 
 e2e: install ## Our images on a real node, as root: 20 minutes once, then a few
-	@missing=; for tool in buildah skopeo debootstrap; do \
-	  command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
-	  [ -z "$$missing" ] || { apt-get update -q && \
-	  apt-get install -y -q --no-install-recommends $$missing; }
+	$(call packages,$(IMAGE_TOOLS))
 	$(RUN) python hack/cluster build
-	$(RUN) pytest tests/e2e
+	$(RUN) pytest $(E2E)
 
-kind-test: install ## The install tests on real kind, as root: its node image is made here when no registry is reached
-	@missing=; command -v dockerd >/dev/null || missing="docker.io iptables"; \
-	  for tool in buildah skopeo debootstrap; do \
-	  command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
-	  [ -z "$$missing" ] || { apt-get update -q && \
-	  apt-get install -y -q --no-install-recommends $$missing; }
-	$(RUN) python hack/cluster build
-	$(RUN) python hack/kind run -- pytest tests/e2e/test_install.py
+kind-test: install ## The same on real kind, as root: where no Docker runs, one is started for it
+	$(call packages,$(IMAGE_TOOLS) $(shell docker info >/dev/null 2>&1 || echo $(DOCKER_TOOLS)))
+	$(RUN) python hack/cluster build --only kubectl --only helm
+	$(RUN) python hack/kind run $(KIND) -- pytest $(E2E)
 
 crd: ## Write crds/llmtaskpool.yaml and docs/reference.md anew from the model
 	$(RUN) llmtaskpool crd > crds/llmtaskpool.yaml

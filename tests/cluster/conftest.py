@@ -1,18 +1,17 @@
 """Which Kubernetes the tests talk to, chosen in this order:
 
 1. `LLMTASKPOOL_TEST_KUBECONFIG`: a cluster that somebody else brought up;
-2. kind, when Docker runs and `kind` is on PATH;
+2. kind, when a Docker runs and kind is on PATH or built;
 3. `KUBEBUILDER_ASSETS`, for tests that need only an API server;
 4. the rig (docs/rig.md), built by `make rig`.
+
+The choice and its reason are printed above the tests (`kindrig.choice`).
 
 Tests that break the cluster (kill etcd, freeze the API server) always bring up a rig of their own.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import sys
 import time
 import uuid
@@ -28,6 +27,9 @@ from fakes.api_proxy import ApiProxy, api_proxy, through
 from fakes.mini_kubelet import MiniKubelet, mini_kubelet
 from fakes.operator_process import OperatorProcess, operator_process
 from fakes.slow_server import slow_server
+from kindrig import choice
+from kindrig import cluster as kind_clusters
+from kindrig.choice import Where
 from kubernetes import client, config
 from rig.commands import kubebuilder_programs
 
@@ -74,34 +76,29 @@ def wait_for(what: str, look: Callable[[], Found], within: float = 20.0) -> Foun
     raise AssertionError(f"not within {within:.0f} s: {what}")
 
 
-def docker_runs() -> bool:
-    if shutil.which("docker") is None or shutil.which("kind") is None:
-        return False
-    asked = subprocess.run(["docker", "info"], capture_output=True, timeout=30, check=False)
-    return asked.returncode == 0
+def pytest_report_collectionfinish(items: list[pytest.Item]) -> list[str]:
+    """Which cluster was chosen, and why."""
+    return choice.lines(Path(__file__).parent, items, {"cluster": False, "api_server": True})
 
 
-def kind_cluster(folder: Path) -> Iterator[Path]:
-    name = f"llmtaskpool-{uuid.uuid4().hex[:8]}"
-    kubeconfig = folder / "kind.kubeconfig"
-    create = ["kind", "create", "cluster", "--name", name, "--kubeconfig", str(kubeconfig)]
-    layout = ROOT / "tests" / "e2e" / "kind.yaml"
-    create += ["--config", str(layout)] if layout.exists() else []
-    try:
-        subprocess.run([*create, "--wait", "120s"], check=True)
-        yield kubeconfig
-    finally:
-        subprocess.run(["kind", "delete", "cluster", "--name", name], check=True)
+def only_the_api(made: kind_clusters.Cluster) -> Cluster:
+    """Its own kubelet gets no pods: tests play one (`mini_kubelet`)."""
+    found = connected(Path(made.kubeconfig))
+    core = client.CoreV1Api(found.api)
+    for node in core.list_node().items:
+        core.patch_node(node.metadata.name, {"spec": {"unschedulable": True}})
+    return found
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster with controllers: Deployments get their ReplicaSets and Pods."""
-    if named := os.environ.get("LLMTASKPOOL_TEST_KUBECONFIG"):
-        yield connected(Path(named))
-    elif docker_runs():
-        for kubeconfig in kind_cluster(tmp_path_factory.mktemp("kind")):
-            yield connected(kubeconfig)
+    chosen = choice.chosen()
+    if chosen.kubeconfig is not None:
+        yield connected(chosen.kubeconfig)
+    elif chosen.where is Where.KIND:
+        with kind_clusters.cluster(tmp_path_factory.mktemp("kind") / "state", print) as made:
+            yield only_the_api(made)
     else:
         with rig.control_plane(tmp_path_factory.mktemp("rig") / "state") as plane:
             yield connected(plane.kubeconfig)
@@ -112,14 +109,12 @@ def api_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
     """An API server, perhaps without controllers: enough for CRDs and RBAC."""
-    chosen = os.environ.get("LLMTASKPOOL_TEST_KUBECONFIG") or docker_runs()
-    programs = None if chosen else kubebuilder_programs()
-    if programs is None:
+    if choice.chosen(server_only=True).where is not Where.ASSETS:
         yield request.getfixturevalue("cluster")
         return
     options = rig.Options(controllers=False)
     folder = tmp_path_factory.mktemp("kubebuilder") / "state"
-    with rig.control_plane(folder, options, programs=programs) as plane:
+    with rig.control_plane(folder, options, programs=kubebuilder_programs()) as plane:
         yield connected(plane.kubeconfig)
 
 

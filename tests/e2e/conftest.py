@@ -1,6 +1,12 @@
 """A real node with real containers, and our own images on it (docs/rig.md, docs/images.md).
 
-Needs root. `LLMTASKPOOL_TEST_KUBECONFIG` names a cluster of yours instead, which has the images.
+Needs root. The cluster is chosen in this order, and the choice is printed above the tests:
+
+1. `LLMTASKPOOL_TEST_KUBECONFIG`: a cluster of yours, which has the images;
+2. kind, when a Docker runs and kind is on PATH or built;
+3. the rig.
+
+`make kind-test` runs them on kind where no Docker runs: it starts one, and names the cluster as 1.
 """
 
 from __future__ import annotations
@@ -16,9 +22,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from kindrig import choice
+from kindrig.choice import Where
 
 ROOT = Path(__file__).parents[2]
 RIG = [sys.executable, str(ROOT / "hack" / "cluster")]
+KIND = [sys.executable, str(ROOT / "hack" / "kind")]
 IMAGES = [sys.executable, str(ROOT / "hack" / "images")]
 Found = TypeVar("Found")
 
@@ -64,17 +73,25 @@ class Node:
         return json.loads(found) if found.strip() else {}
 
 
+def pytest_report_collectionfinish(items: list[pytest.Item]) -> list[str]:
+    """Which cluster was chosen, and why."""
+    return choice.lines(Path(__file__).parent, items, {"node": False})
+
+
 @pytest.fixture(scope="session")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    programs = json.loads(run(*RIG, "build", "--output", "json"))
-    if given := os.environ.get("LLMTASKPOOL_TEST_KUBECONFIG"):
-        yield Node(given, programs)
+    chosen = choice.chosen()
+    only = ("--only", "kubectl", "--only", "helm") if chosen.where is not Where.RIG else ()
+    programs = json.loads(run(*RIG, "build", *only, "--output", "json"))
+    if chosen.kubeconfig is not None:
+        yield Node(str(chosen.kubeconfig), programs)
         return
     assert os.geteuid() == 0, "tests/e2e run containers: run them as root, or name a cluster"
+    cluster, loader = (KIND, KIND) if chosen.where is Where.KIND else (RIG, IMAGES)
     state = str(tmp_path_factory.mktemp("node") / "state")
-    made = json.loads(run(*RIG, "up", "--state", state, "--output", "json"))
+    made = json.loads(run(*cluster, "up", "--state", state, "--output", "json"))
     try:
-        run(*IMAGES, "load", "operator", "worker", "--models", "--state", state)
+        run(*loader, "load", "operator", "worker", "--models", "--state", state)
         yield Node(made["kubeconfig"], programs)
     finally:
-        run(*RIG, "down", "--state", state)
+        run(*cluster, "down", "--state", state)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+from collections.abc import Iterator
 
+import pytest
 from fakes.fake_pool import FakePool, wait_for_ever
 from fakes.http_rig import KEY, serving, wait_until
 
@@ -22,6 +24,14 @@ def run(*arguments: str, body: object = None) -> str:
         curl(*arguments, body=body), capture_output=True, text=True, timeout=30, check=True
     )
     return done.stdout
+
+
+@pytest.fixture
+def ctrl_c_ends_programs() -> Iterator[None]:
+    """Programs inherit an ignored SIGINT, as of a pytest that was started by `nohup … &`."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_chat_with_a_key_in_a_header():
@@ -46,6 +56,7 @@ def test_a_stream_without_buffering():
         assert lines.rstrip().endswith("data: [DONE]")
 
 
+@pytest.mark.usefixtures("ctrl_c_ends_programs")
 def test_ctrl_c_in_a_stream_cancels_the_task():
     with serving(lambda clock: FakePool(clock, script=wait_for_ever)) as rig:
         asked = curl("-N", f"{rig.url}/v1/chat/completions", body=CHAT | {"stream": True})
@@ -59,6 +70,7 @@ def test_ctrl_c_in_a_stream_cancels_the_task():
         wait_until(lambda: rig.held() == 0, "the task was cancelled")
 
 
+@pytest.mark.usefixtures("ctrl_c_ends_programs")
 def test_ctrl_c_while_waiting_for_a_whole_answer_cancels_the_task():
     with serving(lambda clock: FakePool(clock, script=wait_for_ever)) as rig:
         asked = curl(f"{rig.url}/v1/chat/completions", body=CHAT)

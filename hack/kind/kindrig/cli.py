@@ -20,9 +20,10 @@ from pack.build import Target
 from pack.errors import PackError
 from rich.console import Console
 from rig import build as builds
+from rig import pins
 from rig.errors import RigError
 
-from kindrig import cluster, node_image
+from kindrig import cluster, node_image, obstacle
 
 app = typer.Typer(
     help="Real kind: its node image made here, a Docker of its own where none runs.",
@@ -61,11 +62,8 @@ def image() -> None:
 
 
 def _made_image() -> Path:
-    cache = builds.cache_folder()
-    builds.build(node_image.BINARIES, cache, _say)
-    builds.fetch_packages(cache, node=True)
     began = time.monotonic()
-    made = node_image.make(cache, _say)
+    made = node_image.prepare(builds.cache_folder(), _say)
     _say(f"{node_image.name()}: {made.stat().st_size / 1e6:.0f} MB, {_since(began)}")
     return made
 
@@ -104,15 +102,40 @@ def down(state_dir: StateOption = _DEFAULT_STATE) -> None:
     _say(", ".join(removed) + " removed" if removed else f"nothing to remove in {state_dir}")
 
 
+OrRigOption = Annotated[
+    bool, typer.Option("--or-rig", help="Where no Docker can run, run it without kind and say so.")
+]
+
+
 @app.command(context_settings={"ignore_unknown_options": True})
-def run(command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...")]) -> None:
+def run(
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...")],
+    or_rig: OrRigOption = False,
+) -> None:
     """Run a command on a fresh cluster with our images; it ends with the command.
 
     LLMTASKPOOL_TEST_KUBECONFIG names the cluster, as tests expect.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that all is taken down
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # so that all is taken down
+    found = obstacle.of_this_machine()
+    if found is None:
+        raise typer.Exit(_on_kind(command))
+    if not or_rig:
+        raise RigError(f"no Docker can run here: {found}", "use another machine, or `make e2e`")
+    said = f"NOT ON KIND, on the rig instead: {found}"
+    _say(said)
+    done = subprocess.run(command, check=False)  # noqa: S603 (the user's own)
+    _say(said)
+    raise typer.Exit(done.returncode)
+
+
+def _on_kind(command: list[str]) -> int:
+    cache = builds.cache_folder()
     if cluster.needs_own_image():
         _made_image()
+    elif cluster.kind_program(cache) is None:
+        builds.build([pins.KIND_BINARY], cache, _say)
     with tempfile.TemporaryDirectory(prefix="llmtaskpool-kind-") as scratch:
         began = time.monotonic()
         with cluster.cluster(Path(scratch) / "state", _say) as made:
@@ -122,7 +145,7 @@ def run(command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...")]) 
             done = subprocess.run(command, env=environment, check=False)  # noqa: S603 (the user's own)
             began = time.monotonic()
         _say(f"down in {_since(began)}")
-    raise typer.Exit(done.returncode)
+    return done.returncode
 
 
 def _since(began: float) -> str:

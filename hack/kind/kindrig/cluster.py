@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import IO, Any
 
 import yaml
 from rig import network, pins, state, teardown
-from rig.build import cache_folder, path_of, require
+from rig.build import BUILD_COMMAND, cache_folder, path_of, require
 from rig.errors import RigError
 from rig.network import Network
 from rig.processes import Processes
@@ -26,6 +29,7 @@ from kindrig.docker import Docker
 
 LAYOUT = Path(__file__).parents[3] / "tests" / "e2e" / "kind.yaml"
 READY_WITHIN = 180
+BUILD_KIND = f"{BUILD_COMMAND} --only kind"
 _RECORD = "kind.json"
 _CNI = "/etc/cni/net.d/10-bridge.conflist"
 
@@ -48,9 +52,13 @@ def kind_program(cache: Path) -> Path | None:
     return built if built.exists() else None
 
 
-def usable() -> bool:
-    """Whether Docker runs on this machine and kind is there."""
-    return kind_program(cache_folder()) is not None and dockers.of_this_machine() is not None
+def why_not() -> str | None:
+    """Why kind can't be used in a Docker that runs here already; None when it can."""
+    if silence := dockers.silence():
+        return silence
+    if kind_program(cache_folder()) is None:
+        return f"kind is neither on PATH nor built (`{BUILD_KIND}`)"
+    return None
 
 
 def needs_own_image() -> bool:
@@ -76,14 +84,24 @@ def up(folder: Path, say: Callable[[str], None], *, die_with_parent: bool = Fals
         dockers.require_own()
         require(node_image.BINARIES, cache, node_image.BUILD)
     if kind_program(cache) is None:
-        raise RigError("kind is not on PATH and not built", f"run `{node_image.BUILD}`")
+        raise RigError("kind is neither on PATH nor built", f"run `{BUILD_KIND}`")
     folder = state.claim(folder, "kind")
     held = Processes(folder, die_with_parent=die_with_parent)
     try:
         return _up(folder, cache, docker, held, say)
-    except BaseException:
-        down(folder)
+    except BaseException as error:
+        _take_back(folder, error)
         raise
+
+
+def _take_back(folder: Path, error: BaseException) -> None:
+    try:
+        down(folder)
+    except RigError as second:
+        raise RigError(
+            f"{error}\nand what was there of the cluster could not be removed: {second.problem}",
+            f"run `down --state {folder}`",
+        ) from error
 
 
 def _up(
@@ -93,7 +111,7 @@ def _up(
         say("no Docker runs here: starting one for this cluster alone")
         docker, net = dockers.start(folder, cache, held)
     else:
-        net = network.free()[0]
+        net = _free_network()
     state.write(folder, state.Record("kind", slot=net.slot if docker.own else None))
     name = _name(folder)
     image = _image(docker, cache, say)
@@ -109,10 +127,20 @@ def _up(
         *("--wait", f"{READY_WITHIN}s"),
         remedy="the lines above are kind's",
     )
-    address = _node_address(docker, name)
-    for target in (net.services, net.pods):
-        docker.ask("ip", "route", "replace", target, "via", address, remedy="this needs root")
+    if os.geteuid() == 0:
+        address = _node_address(docker, name)
+        for target in (net.services, net.pods):
+            docker.ask("ip", "route", "replace", target, "via", address)
+    else:
+        say("not root: pods and Services are not reached from this machine, only the API server")
     return made
+
+
+def _free_network() -> Network:
+    network.require_tools()
+    for found in network.free():
+        return found
+    raise RigError("no addresses are free for a cluster", "take one down, or see `ip route`")
 
 
 def _name(folder: Path) -> str:
@@ -131,7 +159,7 @@ def _image(docker: Docker, cache: Path, say: Callable[[str], None]) -> str:
         say("no registry is reached: a node image made here")
     image = node_image.name()
     if docker.run("docker", "image", "inspect", image).returncode != 0:
-        archive = node_image.make(cache, say)
+        archive = node_image.prepare(cache, say)
         changes = [part for change in node_image.CHANGES for part in ("--change", change)]
         say(f"docker import {image}")
         docker.ask("docker", "import", *changes, str(archive), image)
@@ -213,11 +241,27 @@ def down(folder: Path) -> list[str]:
     """End a cluster and remove every trace of it; can be run again, and after a crash."""
     folder = folder.expanduser().resolve()
     removed = []
-    with contextlib.suppress(RigError):
-        made, docker = _recorded(folder)
-        if not docker.own:  # with our own Docker all of it goes with the namespaces
-            removed += _deleted(made, docker)
-    return removed + teardown.take_down(folder)
+    with _undisturbed():
+        if (folder / _RECORD).exists():
+            made, docker = _recorded(folder)
+            if not docker.own:  # with our own Docker all of it goes with the namespaces
+                removed += _deleted(made, docker)
+        return removed + teardown.take_down(folder)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Within, Ctrl-C does nothing: the second one of somebody in a hurry would leave a half."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's alone
+        return
+    ignored = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _deleted(made: Cluster, docker: Docker) -> list[str]:
@@ -225,5 +269,8 @@ def _deleted(made: Cluster, docker: Docker) -> list[str]:
     with contextlib.suppress(RigError):
         via = _node_address(docker, made.name)
         subprocess.run(["ip", "route", "flush", "via", via], check=False, capture_output=True)  # noqa: S603, S607 (ip)
-    docker.ask(program, "delete", "cluster", "--name", made.name, "--kubeconfig", made.kubeconfig)
+    docker.ask(
+        *(program, "delete", "cluster", "--name", made.name, "--kubeconfig", made.kubeconfig),
+        remedy="start Docker again and take it down once more: its record is kept",
+    )
     return [f"kind's cluster {made.name}"]

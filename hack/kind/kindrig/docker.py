@@ -66,20 +66,26 @@ class Docker:
 
 def of_this_machine() -> Docker | None:
     """The Docker that answers here, if one does."""
-    docker = Docker()
+    return Docker() if silence() is None else None
+
+
+def silence() -> str | None:
+    """Why no Docker answers here; None when one does."""
     if shutil.which("docker") is None:
-        return None
+        return "docker is not on PATH"
     try:
-        return docker if docker.run("docker", "info", within=30).returncode == 0 else None
+        answered = Docker().run("docker", "info", within=30).returncode == 0
     except subprocess.TimeoutExpired:
-        return None
+        return "no Docker answers within 30 s"
+    return None if answered else "no Docker runs here"
 
 
 def require_own() -> None:
     """Raise a RigError with what is missing to start one."""
     namespaces.require_root()
     network.require_tools()
-    packages = {"dockerd": "docker.io", "docker": "docker.io", "iptables": "iptables"}
+    client = "docker-cli" if shutil.which("dockerd") else "docker.io"  # apart since Debian 13
+    packages = {"dockerd": "docker.io", "docker": client, "iptables": "iptables"}
     absent = sorted({package for tool, package in packages.items() if shutil.which(tool) is None})
     if absent:
         raise RigError(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rig import debian, pins, toolchain
-from rig.build import path_of, require
+from rig.build import build, fetch_packages, path_of, require
 from rig.errors import RigError
 
 from kindrig import control_images
@@ -76,6 +76,13 @@ def name() -> str:
 def file_of(cache: Path) -> Path:
     """Where the image lies, or will lie."""
     return cache / "kind" / f"node-{key()}.tar"
+
+
+def prepare(cache: Path, say: Callable[[str], None]) -> Path:
+    """Build what goes in and make the image; what is there already is not made again."""
+    build(BINARIES, cache, say)
+    fetch_packages(cache)
+    return make(cache, say)
 
 
 def make(cache: Path, say: Callable[[str], None]) -> Path:
@@ -196,10 +203,7 @@ def _configure(root: Path, sandbox: str, cache: Path) -> None:
     for folder in ("etc/kubernetes/manifests", "etc/cni/net.d", "kind/manifests"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     config = root / "etc/containerd/config.toml"
-    text = config.read_text()
-    text = _replaced(text, "restrict_oom_score_adj = false", "restrict_oom_score_adj = true")
-    text = _replaced(text, '"registry.k8s.io/pause:3.10"', f'"{sandbox}"')
-    config.write_text(text)
+    config.write_text(containerd_config(config.read_text(), sandbox))
     (root / "etc/containerd/cri-base.json").write_text(json.dumps(_runtime_spec(cache)))
     units = root / "etc/systemd/system"
     (units / "images.service").write_text(_LOADER)
@@ -208,6 +212,12 @@ def _configure(root: Path, sandbox: str, cache: Path) -> None:
     _only_these_units(root, _UNITS)
     with (root / "etc/systemd/journald.conf").open("a") as journal:
         journal.write("ReadKMsg=no\n")  # the machine's log is not the node's
+
+
+def containerd_config(text: str, sandbox: str) -> str:
+    """kind's own, for a machine that lowers no scores, and with a sandbox that is there."""
+    text = _replaced(text, "restrict_oom_score_adj = false", "restrict_oom_score_adj = true")
+    return _replaced(text, '"registry.k8s.io/pause:3.10"', f'"{sandbox}"')
 
 
 def _replaced(text: str, old: str, new: str) -> str:
