@@ -117,7 +117,8 @@ def run(
     LLMTASKPOOL_TEST_KUBECONFIG names the cluster, as tests expect.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)  # so that all is taken down
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)  # so that all is taken down
     found = obstacle.of_this_machine()
     if found is None:
         raise typer.Exit(_on_kind(command))
