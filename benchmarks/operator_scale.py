@@ -13,28 +13,21 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
+from aiohttp import web
+from kubernetes.aio.client import ApiClient, CustomObjectsApi
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "hack" / "cluster"), str(ROOT / "tests"), str(ROOT / "operator")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "operator"), str(ROOT / "benchmarks")]
 
-import rig  # noqa: E402  found through the line above
-from aiohttp import web  # noqa: E402
-from fakes.operator_process import OperatorProcess  # noqa: E402
-from kubernetes.aio import config  # noqa: E402
-from kubernetes.aio.client import ApiClient, Configuration, CustomObjectsApi  # noqa: E402
+from fakes.operator_process import OperatorProcess  # noqa: E402  found through the line above
 from llmtaskpool_operator import manifests  # noqa: E402
 from llmtaskpool_operator.api import API_VERSION, KIND  # noqa: E402
 from llmtaskpool_operator.kubernetes_api import ApiFailure, KubernetesApi  # noqa: E402
@@ -43,10 +36,20 @@ from llmtaskpool_operator.pool_file import parse_pool  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import Progress  # noqa: E402
 from rich.table import Table  # noqa: E402
+from scale_world import (  # noqa: E402
+    SYSTEM,
+    Stub,
+    Told,
+    account_kubeconfig,
+    control_plane,
+    count_writes,
+    cpu_by_program,
+    namespace_of,
+    pods_answer_here,
+    reached,
+    tell_cpu,
+)
 
-SYSTEM, NAMESPACES = "llmtaskpool-system", 20
-"""In one namespace Kubernetes' own controller of PodDisruptionBudgets compares every pod's labels
-with every budget's: 10 of its 34 s of processor time with 1,000 pools."""
 LIMITS = {
     "pools Ready, p99 s": 60.0,
     "idle: operator cores": 0.2,
@@ -56,60 +59,6 @@ LIMITS = {
     "full read cycle, s": 15.0,
 }
 AT_ONCE = 32
-QUICK = ("--kube-api-qps=1000", "--kube-api-burst=2000")
-GARBAGE = "400"
-"""GOGC of the programs in Go, which share two cores with the operator: they have memory enough."""
-ARGUMENTS = {
-    "kube-apiserver": ("--service-cluster-ip-range=10.96.0.0/16",),
-    # By default they make 20 and 50 requests a second, and that is all one would measure.
-    "kube-controller-manager": QUICK,
-    "kube-scheduler": QUICK,
-}
-
-
-@dataclass(slots=True)
-class Stub:
-    """Answers the control routes for every address; remembers which were asked since ``since``."""
-
-    asked: dict[str, float]
-    since: float = field(default_factory=time.time)
-
-    async def state(self, request: web.Request) -> web.Response:
-        """GET /control/v1/state."""
-        name = request.transport.get_extra_info("sockname")[0]
-        self.asked[name] = time.monotonic()
-        lane = {"threads": 4, "threads_cap": 64, "active": 0, "queued": 0, "queue_limit": 100}
-        return web.json_response(
-            {
-                "worker_id": name,
-                "started_at": self.since,
-                "observed_at": time.time(),
-                "phase": "ready",
-                "threads_generation": 1,
-                "lanes": {"compute": lane | {"threads": 1}, "io": lane | {"threads": 1}},
-            }
-        )
-
-    async def threads(self, request: web.Request) -> web.Response:
-        """PUT /control/v1/threads."""
-        body = await request.json()
-        return web.json_response({"generation": body["generation"], "threads": body["threads"]})
-
-
-@contextlib.contextmanager
-def pods_answer_here() -> Iterator[None]:
-    """All of kwok's addresses are this machine's."""
-    route = ["local", "10.128.0.0/16", "dev", "lo"]
-    subprocess.run(["ip", "route", "add", *route], check=True)  # noqa: S607
-    try:
-        yield
-    finally:
-        subprocess.run(["ip", "route", "del", *route], check=False)  # noqa: S607
-
-
-def namespace_of(name: str, kind: str = "pools") -> str:
-    """Where the pool of that name is; ``plain`` for what is applied by hand."""
-    return f"{kind}-{int(name.rpartition('-')[2]) % NAMESPACES}"
 
 
 def pool(name: str, replicas: int, limit: int = 256) -> dict[str, Any]:
@@ -157,18 +106,6 @@ def p99(values: list[float]) -> float:
     return sorted(values)[min(len(values) - 1, int(0.99 * len(values)))]
 
 
-class _Told(dict[str, float]):
-    """Numbers that are told as soon as they are known: a run may be stopped."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self.console = console
-
-    def __setitem__(self, what: str, value: float) -> None:
-        super().__setitem__(what, value)
-        self.console.print(f"{what}: {value:.2f}")
-
-
 async def first_seen(
     client: ApiClient,
     path: str,
@@ -198,17 +135,7 @@ async def first_seen(
     return list(seen.values())
 
 
-@contextlib.asynccontextmanager
-async def reached(plane: Any) -> AsyncIterator[ApiClient]:
-    """A client of the server, which knows the CRD."""
-    configuration = Configuration()
-    await config.load_kube_config(str(plane.kubeconfig), client_configuration=configuration)
-    await apply_crd(plane)
-    async with ApiClient(configuration) as client:
-        yield client
-
-
-async def measure(plane: Any, folder: Path, args: argparse.Namespace, found: _Told) -> None:
+async def measure(plane: Any, folder: Path, args: argparse.Namespace, found: Told) -> None:
     """What is measured with the operator goes into ``found``."""
     stub = Stub({})
     app = web.Application()
@@ -217,8 +144,9 @@ async def measure(plane: Any, folder: Path, args: argparse.Namespace, found: _To
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "0.0.0.0", 8001, backlog=4096).start()  # noqa: S104  all pods
-    operator = OperatorProcess(plane.kubeconfig, folder / "operator.log", identity="bench")
     async with reached(plane) as client:
+        kubeconfig = account_kubeconfig(plane, folder / "operator.kubeconfig")
+        operator = OperatorProcess(kubeconfig, folder / "operator.log", identity="bench")
         operator.start()
         try:
             await asyncio.to_thread(operator.wait_ready, 60)
@@ -227,26 +155,6 @@ async def measure(plane: Any, folder: Path, args: argparse.Namespace, found: _To
         finally:
             operator.kill()
             await runner.cleanup()
-
-
-async def apply_crd(plane: Any) -> None:
-    """The CRD and the namespaces."""
-    from kubernetes import client as sync
-    from kubernetes import config as sync_config
-
-    cluster = sync_config.new_client_from_config(str(plane.kubeconfig))
-    body = yaml.safe_load((ROOT / "crds" / "llmtaskpool.yaml").read_text())
-    sync.ApiextensionsV1Api(cluster).create_custom_resource_definition(body)
-    places = (namespace_of(f"-{n}", kind) for n in range(NAMESPACES) for kind in ("pools", "plain"))
-    for name in (SYSTEM, *places):
-        sync.CoreV1Api(cluster).create_namespace({"metadata": {"name": name}})
-    for _ in range(100):
-        with contextlib.suppress(sync.ApiException):
-            sync.CustomObjectsApi(cluster).list_namespaced_custom_object(
-                "llmtaskpool.io", "v1alpha1", "default", "llmtaskpools"
-            )
-            return
-        await asyncio.sleep(0.1)
 
 
 def plain_objects(name: str) -> list[Manifest]:
@@ -261,7 +169,7 @@ def plain_objects(name: str) -> list[Manifest]:
     return made
 
 
-async def without_operator(plane: Any, count: int, found: _Told) -> None:
+async def without_operator(plane: Any, count: int, found: Told) -> None:
     """The floor: the same children applied by hand, until every Deployment is available."""
 
     async def make(api: KubernetesApi, name: str) -> None:
@@ -367,44 +275,6 @@ async def scenarios(
     found["operator MiB with many pods"] = process.memory_info().rss / 2**20
 
 
-def cpu_by_program() -> dict[str, float]:
-    """Seconds of processor time of everything that runs for this benchmark."""
-    spent: Counter[str] = Counter()
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            name = process.name()
-            spent["operator" if name.startswith("python") else name] += sum(process.cpu_times()[:2])
-    spent["this benchmark"] = sum(psutil.Process().cpu_times()[:2])
-    return dict(spent)
-
-
-def tell_cpu(found: dict[str, float], what: str, before: dict[str, float]) -> None:
-    """Seconds of processor time since ``before``, of the API server, of us and of all others."""
-    spent = {name: after - before.get(name, 0.0) for name, after in cpu_by_program().items()}
-    for name in ("kube-apiserver", "operator"):
-        if name in spent:
-            found[f"{what}: {name}, s of processor"] = spent.pop(name)
-    found[f"{what}: everything else, s of processor"] = sum(spent.values())
-
-
-def count_writes(audit: Path) -> int:
-    """Writes of pools and their children that the operator made, its Lease left out."""
-    count = 0
-    with audit.open() as lines:
-        for line in lines:
-            event = json.loads(line)
-            agent = event.get("userAgent", "")
-            reference = event.get("objectRef") or {}
-            place = reference.get("namespace") or ""
-            if event.get("stage") != "ResponseComplete" or not place.startswith("pools-"):
-                continue
-            if event["verb"] in ("create", "update", "patch", "delete") and (
-                "OpenAPI-Generator" in agent or "kopf" in agent or "python" in agent.lower()
-            ):
-                count += 1
-    return count
-
-
 def main() -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -415,15 +285,13 @@ def main() -> None:
     parser.add_argument("--settle", type=float, default=30.0)
     parser.add_argument("--output", choices=["text", "json"], default="text")
     args = parser.parse_args()
-    os.environ["GOGC"] = GARBAGE
     with tempfile.TemporaryDirectory(prefix="llmtaskpool-bench-") as name:
         folder = Path(name)
-        options = rig.Options(fake_nodes=4, audit=True, arguments=ARGUMENTS)
-        found = _Told(Console(stderr=True))
+        found = Told(Console(stderr=True))
         # Each with a server of its own: kwok halts for 20 s after a thousand deletions.
-        with rig.control_plane(folder / "by-hand", options) as plane:
+        with control_plane(folder / "by-hand") as plane:
             asyncio.run(without_operator(plane, args.pools, found))
-        with rig.control_plane(folder / "state", options) as plane, pods_answer_here():
+        with control_plane(folder / "state") as plane, pods_answer_here():
             asyncio.run(measure(plane, folder, args, found))
     if args.output == "json":
         print(json.dumps(found))
