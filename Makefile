@@ -11,8 +11,8 @@ RUN := $(UV) run --no-sync
 SYNC := $(UV) sync --locked --all-extras --compile-bytecode
 
 # Options of `hack/kind run`, and the tests that `make e2e` and `make kind-test` run.
-KIND ?=
-E2E ?= tests/e2e
+KIND_OPTIONS ?=
+E2E_TESTS ?= tests/e2e
 IMAGE_TOOLS := buildah:buildah skopeo:skopeo debootstrap:debootstrap
 DOCKER_TOOLS := dockerd:docker.io iptables:iptables
 
@@ -67,12 +67,12 @@ unit: ## All tests but those of tests/e2e
 e2e: install ## Our images on a real node, as root: 20 minutes once, then a few
 	$(call packages,$(IMAGE_TOOLS))
 	$(RUN) python hack/cluster build
-	$(RUN) pytest $(E2E)
+	$(RUN) pytest $(E2E_TESTS)
 
 kind-test: install ## The same on real kind, as root: where no Docker runs, one is started for it
 	$(call packages,$(IMAGE_TOOLS) $(shell docker info >/dev/null 2>&1 || echo $(DOCKER_TOOLS)))
 	$(RUN) python hack/cluster build --only kubectl --only helm
-	$(RUN) python hack/kind run $(KIND) -- pytest $(E2E)
+	$(RUN) python hack/kind run $(KIND_OPTIONS) -- pytest $(E2E_TESTS)
 
 crd: ## Write crds/llmtaskpool.yaml and docs/reference.md anew from the model
 	$(RUN) llmtaskpool crd > crds/llmtaskpool.yaml

@@ -12,14 +12,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from fakes.fake_programs import FakePrograms
-from kindrig import cluster, node_image
+from kindrig import cli, cluster, node_image, obstacle
 from rig.build import path_of
 from rig.errors import RigError
 
@@ -28,6 +28,16 @@ PUBLISHED = "kindest/node:v1.37.1@sha256:abc"
 CREATED = ("kind", "create", "cluster")
 DELETED = ("kind", "delete", "cluster")
 CACHE = "LLMTASKPOOL_RIG_CACHE"
+
+
+@pytest.fixture(autouse=True)
+def handlers_stay() -> Iterator[None]:
+    """`run` sets its process' handlers of signals; here that is pytest's."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -197,6 +207,16 @@ def test_a_machine_without_docker_is_told_what_to_install(
     machine.add("dockerd", "iptables")
     with pytest.raises(RigError, match=r"apt-get install --no-install-recommends docker-cli`"):
         cluster.up(tmp_path / "state", print)
+
+
+def test_what_is_missing_is_told_before_anything_is_built(
+    machine: FakePrograms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (machine.folder / "docker").unlink()
+    monkeypatch.setattr(obstacle, "of_this_machine", lambda: None)
+    with pytest.raises(RigError, match="these packages are missing to start one"):
+        cli.app(["run", "--", "true"], standalone_mode=False)
+    assert machine.calls("go", ended=False) == []
 
 
 def hack_kind(*arguments: str, **environment: str) -> subprocess.Popen[str]:

@@ -24,6 +24,7 @@ from rig import pins
 from rig.errors import RigError
 
 from kindrig import cluster, node_image, obstacle
+from kindrig import docker as dockers
 
 app = typer.Typer(
     help="Real kind: its node image made here, a Docker of its own where none runs.",
@@ -134,6 +135,7 @@ def run(
 def _on_kind(command: list[str]) -> int:
     cache = builds.cache_folder()
     if cluster.needs_own_image():
+        dockers.require_own()  # before a build of minutes, not after
         _made_image()
     elif cluster.kind_program(cache) is None:
         builds.build([pins.KIND_BINARY], cache, _say)
