@@ -80,6 +80,12 @@ def ran(plane: rig.ControlPlane, tmp_path: Path) -> list[dict[str, Any]]:
             for replicas in (2, 1):
                 pools.apply(manifest(scaling=scaling, replicas=replicas))
                 pools.wait_ready(replicas)
+            # Somebody deletes the Deployment: it is looked for before it is made again.
+            old = pools.deployment()["metadata"]
+            path = f"/apis/apps/v1/namespaces/{namespace}/deployments/{old['name']}"
+            pools.send("DELETE", path, {})
+            wait_for("another Deployment", lambda: _uid(pools) not in {None, old["uid"]}, 60)
+            pools.wait_ready(1)
             pools.delete()
             wait_for("pods gone", lambda: not pools.pods(), 60)
             assert operator.terminate() == 0
@@ -87,6 +93,10 @@ def ran(plane: rig.ControlPlane, tmp_path: Path) -> list[dict[str, Any]]:
             operator.kill()
     events = [json.loads(line) for line in plane.audit_log.read_text().splitlines()]
     return [e for e in events if e["user"]["username"] == USER and e.get("objectRef")]
+
+
+def _uid(pools: Pools) -> str | None:
+    return pools.deployment().get("metadata", {}).get("uid")
 
 
 def used(event: dict[str, Any]) -> set[Right]:
