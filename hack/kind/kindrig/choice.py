@@ -20,7 +20,7 @@ ASSETS = "KUBEBUILDER_ASSETS"
 class Where(StrEnum):
     """The kinds of cluster, the first wish first."""
 
-    GIVEN = "a cluster of yours"
+    GIVEN = "a named cluster"
     KIND = "kind"
     ASSETS = "an API server alone"
     RIG = "the rig"
