@@ -59,7 +59,8 @@ class _Remembered:
     agreed: Manifest | None = None
     """The Deployment as it was when it was as it should be: to compare is dear."""
     written: dict[str, Any] | None = None
-    written_at: float = float("-inf")
+    told_at: float = float("-inf")
+    """When the status was written, or of a new pool, when this process first saw it."""
 
 
 class Controller:
@@ -150,6 +151,8 @@ class Controller:
             self.forget(key)
             ours = self._pools[key] = _Remembered(uid, PodStates(self._clock))
             ours.memory = LoopMemory(status=_status_of(body))
+            if _never_seen(body):
+                ours.told_at = self._clock()
         return ours
 
     def _around(self, pool: LLMTaskPool) -> Surroundings:
@@ -180,7 +183,7 @@ class Controller:
     ) -> None:
         wanted, now = status.wire(), self._clock()
         known = ours.written if ours.written is not None else body.get("status") or {}
-        if not worth_writing(known, wanted, now - ours.written_at):
+        if not worth_writing(known, wanted, now - ours.told_at):
             return
         meta = body["metadata"]
         manifest = {
@@ -190,7 +193,7 @@ class Controller:
             "status": wanted,
         }
         await self._access.api.apply(manifest, subresource="status", whole=False)
-        ours.written, ours.written_at = wanted, now
+        ours.written, ours.told_at = wanted, now
 
     async def _write_event(self, body: Manifest, note: Note) -> None:
         """Events are for people: one that can't be written stops nothing."""
@@ -268,6 +271,12 @@ def _parsed(ours: _Remembered, body: Manifest) -> LLMTaskPool:
         ours.parsed = (generation, parse_pool({k: v for k, v in body.items() if k != "status"}))
     pool = ours.parsed[1]
     return pool.model_copy(update={"status": ours.memory.status})
+
+
+def _never_seen(body: Manifest) -> bool:
+    """Whether the pool's status is none of an operator's: absent, or the CRD's default."""
+    status = body.get("status") or {}
+    return not status.get("observedGeneration") and isinstance(status.get("conditions", []), list)
 
 
 def _status_of(body: Manifest) -> LLMTaskPoolStatus | None:

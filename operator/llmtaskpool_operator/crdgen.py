@@ -84,6 +84,17 @@ def as_yaml() -> str:
     )
 
 
+UNSEEN = {
+    "type": api.ConditionType.READY.value,
+    "status": "Unknown",
+    "reason": "Pending",
+    "message": "no operator has looked at this pool yet",
+    "lastTransitionTime": "1970-01-01T00:00:00Z",
+}
+"""What the server itself says of a pool that is new: with no condition at all, kstatus would call
+it Current, and `helm install --wait` would be done before anything has begun."""
+
+
 def _version() -> dict[str, Any]:
     return {
         "name": api.VERSION,
@@ -112,7 +123,8 @@ def _version() -> dict[str, Any]:
                     "kind": {"type": "string"},
                     "metadata": {"type": "object"},
                     "spec": structural_schema(api.LLMTaskPoolSpec),
-                    "status": structural_schema(api.LLMTaskPoolStatus),
+                    "status": structural_schema(api.LLMTaskPoolStatus)
+                    | {"default": {"conditions": [UNSEEN]}},
                 },
             }
         },

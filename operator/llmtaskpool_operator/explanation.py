@@ -26,7 +26,7 @@ def explanation(pool: LLMTaskPool) -> RenderableType:
     """One screen: size, the law's reason, threads, what is in the way, the last decisions."""
     status = pool.status
     name = Text(f"{pool.metadata.namespace}/{pool.metadata.name}", style="bold")
-    if status is None or not status.conditions:
+    if status is None or not status.observed_generation:  # the CRD's default, at most
         return Text.assemble(name, ": no operator has looked at it yet")
     parts: list[RenderableType] = [Text.assemble(name, ": ", _size(status)), _why(pool, status)]
     parts += [_remark(c) for c in status.conditions if c.status != _GOOD.get(c.type, c.status)]
@@ -55,7 +55,7 @@ def overview(pools: Sequence[LLMTaskPool]) -> Table:
 
 
 def _row(status: LLMTaskPoolStatus | None) -> tuple[str | Text, ...]:
-    if status is None:
+    if status is None or not status.observed_generation:
         return ("-",) * 6 + ("not seen yet", "")
     lanes = status.threads
     ready = next((c for c in status.conditions if c.type == ConditionType.READY.value), None)

@@ -34,6 +34,8 @@ def worth_writing(known: Mapping[str, Any], wanted: Mapping[str, Any], since: fl
         return False
     if since >= REFRESH_SECONDS:
         return True
+    if not known.get("observedGeneration") and since < COUNTS_SECONDS and _on_its_way(wanted):
+        return False  # the CRD's default says as much; what comes of it is told at once
     old, new = _steady(known), _steady(wanted)
     if since < COUNTS_SECONDS:
         old, new = ({k: v for k, v in one.items() if k not in _COUNTS} for one in (old, new))
@@ -81,6 +83,12 @@ _TOLD = {
     ConditionType.DEGRADED.value: "False",
 }
 """Conditions whose turns are events, with the value that is good."""
+
+
+def _on_its_way(status: Mapping[str, Any]) -> bool:
+    """Of a new pool: its pods start, and nothing is wrong."""
+    now = {one["type"]: one["status"] for one in status.get("conditions") or ()}
+    return now.get("Ready") == "False" and "Stalled" not in now and now.get("Degraded") == "False"
 
 
 def _known_as(old: Mapping[str, tuple[str, str]], kind: str) -> str:

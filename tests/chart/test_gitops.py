@@ -77,6 +77,14 @@ def test_a_pool_that_nobody_answered_yet_is_progressing() -> None:
     assert argo(pool) == ("Progressing", "the operator has not answered yet")
 
 
+def test_a_pool_with_the_status_that_the_server_itself_gives_is_progressing() -> None:
+    crd = yaml.safe_load((ROOT / "crds" / "llmtaskpool.yaml").read_text())
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
+    pool = recorded("ready") | {"status": schema["default"]}
+    assert argo(pool)[0] == "Progressing"
+    assert kstatus(pool) == "InProgress"
+
+
 def test_a_pool_whose_change_was_not_seen_yet_is_not_healthy() -> None:
     pool = recorded("ready")
     pool["metadata"]["generation"] += 1

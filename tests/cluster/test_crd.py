@@ -183,7 +183,17 @@ def test_the_status_is_written_by_its_subresource_alone(
     pools: client.CustomObjectsApi, home: str
 ) -> None:
     created = create(pools, home, pool(GOOD) | {"status": {"replicas": 9}})
-    assert "status" not in created or created["status"].get("replicas") != 9
+    assert created["status"].get("replicas") != 9
+
+
+def test_a_pool_that_no_operator_has_seen_is_not_ready_and_not_current(
+    pools: client.CustomObjectsApi, home: str
+) -> None:
+    create(pools, home, pool(GOOD))
+    status = pools.get_namespaced_custom_object(GROUP, VERSION, home, PLURAL, "p")["status"]
+    assert status["observedGeneration"] == 0  # kstatus compares it with the generation, 1
+    (ready,) = status["conditions"]
+    assert (ready["type"], ready["status"], ready["reason"]) == ("Ready", "Unknown", "Pending")
 
 
 def test_people_see_the_columns_and_the_short_name(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fakes.cluster_objects import NAME, NAMESPACE, UID, pod_body, pool_body, worker_state
-from fakes.controller_rig import AT_REST, ODD, SECRET, Rig
+from fakes.controller_rig import AT_REST, ODD, SECRET, STATUS, Rig
 from llmtaskpool_operator.api import KIND
 from llmtaskpool_operator.controller import (
     CHILDREN_SECONDS,
@@ -19,9 +19,12 @@ from prometheus_client import generate_latest
 # A pool's life
 
 
-def test_the_first_turn_makes_all_children_and_tells_a_status() -> None:
+def test_the_first_turn_makes_all_children_and_the_second_tells_a_status() -> None:
     rig = Rig(scaling={"minReplicas": 2})
     assert rig.turn() == 1.0
+    assert STATUS not in rig.api.calls  # the CRD's default says as much
+    rig.now += 1
+    rig.turn()
     kinds = [key[0] for key in rig.api.objects]
     for kind in ("ServiceAccount", "Secret", "NetworkPolicy", "Service", "Deployment"):
         assert kind in kinds
@@ -30,6 +33,13 @@ def test_the_first_turn_makes_all_children_and_tells_a_status() -> None:
     assert rig.status["desiredReplicas"] == 2
     assert rig.status["selector"].endswith("llmtaskpool.io/pool=chat")
     assert rig.condition("Ready")["status"] == "False"
+
+
+def test_a_new_pool_with_a_name_that_is_taken_is_told_at_once() -> None:
+    rig = Rig()
+    rig.api.put({"kind": "Service", "metadata": {"namespace": NAMESPACE, "name": NAME}, "spec": {}})
+    rig.turn()
+    assert rig.condition("Stalled")["reason"] == "NameTaken"
 
 
 def test_work_that_arrives_makes_the_deployment_larger_and_an_event_tells_why() -> None:
@@ -161,7 +171,9 @@ def test_a_new_leader_goes_on_where_the_last_one_stopped() -> None:
 def test_an_odd_status_that_was_left_behind_is_made_anew(status: dict[str, Any]) -> None:
     rig = Rig(**AT_REST)
     rig.cluster.put(rig.api.find(KIND, NAMESPACE, NAME) | {"status": status})
-    assert rig.turn() is not None
+    rig.turn()
+    rig.now += 1
+    rig.turn()
     assert rig.status["observedGeneration"] == 1
 
 
@@ -224,7 +236,7 @@ def test_a_write_that_fails_is_the_callers_to_try_again(error: Exception, verb: 
 
     rig.api.before = fail
     with pytest.raises(type(error)):
-        rig.turn()
+        rig.settled()
     rig.api.before = lambda _call: None
     rig.settled()
     assert rig.condition("Ready")["status"] == "True"

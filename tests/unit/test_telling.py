@@ -104,8 +104,24 @@ def test_pods_that_start_together_are_counted_once_a_second(changed: dict[str, A
     assert worth_writing(wire(), wire(**changed), COUNTS_SECONDS)
 
 
-def test_a_pool_without_a_status_gets_one_at_once() -> None:
-    assert worth_writing({}, wire(), 0.0)
+STARTS = [condition("Ready", "False").wire(), condition("Degraded", "False").wire()]
+
+
+def test_a_new_pool_that_only_starts_gets_its_status_after_a_second() -> None:
+    assert not worth_writing({}, wire(conditions=STARTS), COUNTS_SECONDS - 0.01)
+    assert worth_writing({}, wire(conditions=STARTS), COUNTS_SECONDS)
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        [condition("Ready").wire(), condition("Degraded", "False").wire()],
+        [condition("Ready", "False").wire(), condition("Degraded", "True").wire()],
+        [*STARTS, condition("Stalled").wire()],
+    ],
+)
+def test_a_new_pool_that_is_ready_or_not_well_gets_its_status_at_once(conditions: list) -> None:
+    assert worth_writing({}, wire(conditions=conditions), 0.0)
 
 
 def test_a_change_of_replicas_is_an_event_with_its_reason() -> None:
