@@ -60,7 +60,7 @@ class _Remembered:
     """The Deployment as it was when it was as it should be: to compare is dear."""
     written: dict[str, Any] | None = None
     told_at: float = float("-inf")
-    """When the status was written, or of a new pool, when this process first saw it."""
+    """When the status was written, or of a new pool, when it could first have been."""
 
 
 class Controller:
@@ -151,8 +151,6 @@ class Controller:
             self.forget(key)
             ours = self._pools[key] = _Remembered(uid, PodStates(self._clock))
             ours.memory = LoopMemory(status=_status_of(body))
-            if _never_seen(body):
-                ours.told_at = self._clock()
         return ours
 
     def _around(self, pool: LLMTaskPool) -> Surroundings:
@@ -183,6 +181,8 @@ class Controller:
     ) -> None:
         wanted, now = status.wire(), self._clock()
         known = ours.written if ours.written is not None else body.get("status") or {}
+        if ours.told_at == float("-inf") and _never_seen(body):
+            ours.told_at = now
         if not worth_writing(known, wanted, now - ours.told_at):
             return
         meta = body["metadata"]
