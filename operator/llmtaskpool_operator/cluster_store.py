@@ -6,6 +6,7 @@ any order. Lists also mend what a watch has missed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from sys import intern
@@ -66,6 +67,19 @@ class ClusterStore:
     def deployment(self, key: PoolKey) -> Manifest | None:
         """The pool's Deployment."""
         return self._known["Deployment"].by_pool.get(key, {}).get(key.name)
+
+    def agreed(self, key: PoolKey) -> Manifest | None:
+        """The pool's Deployment from now on without its template, which is as it should be.
+
+        Nobody asks for a template that agrees, and it is the most of a Deployment's memory. Who
+        has to compare again reads it anew.
+        """
+        live = self.deployment(key)
+        if live is None or not has_template(live):
+            return live
+        spec = {name: value for name, value in live["spec"].items() if name != "template"}
+        slim = self._known["Deployment"].by_pool[key][key.name] = live | {"spec": spec}
+        return slim
 
     def pods(self, key: PoolKey) -> tuple[Manifest, ...]:
         """The pool's pods, by name."""
@@ -155,11 +169,25 @@ def kept(kind: str, body: Manifest) -> Manifest:
             "metadata": {name: meta[name] for name in _POD_METADATA if name in meta},
             "status": {name: status[name] for name in _POD_STATUS if name in status},
         }
+    if kind == KIND and isinstance(body.get("status"), dict):
+        body = body | {"status": json.dumps(body["status"])}
     writers = body["metadata"].get("managedFields")
     if not writers:
         return body
     writers = [entry for entry in (only_field(one, REPLICAS) for one in writers) if entry]
     return body | {"metadata": body["metadata"] | {"managedFields": writers}}
+
+
+def status_in(pool: Manifest) -> Manifest:
+    """The status of a pool of the store, where it is text: it is read once, and 4 KB as objects."""
+    status = pool.get("status")
+    found: Manifest = json.loads(status) if isinstance(status, str) else status or {}
+    return found
+
+
+def has_template(deployment: Manifest) -> bool:
+    """Whether it is whole: one that agreed is kept without."""
+    return "template" in deployment.get("spec", {})
 
 
 def _interned(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from typing import Any
 
 from llmtaskpool_operator import manifests
 from llmtaskpool_operator.api import API_VERSION, KIND, LLMTaskPool, LLMTaskPoolStatus
-from llmtaskpool_operator.cluster_store import PoolKey
+from llmtaskpool_operator.cluster_store import PoolKey, status_in
 from llmtaskpool_operator.conditions import invalid_status
 from llmtaskpool_operator.kubernetes_api import ApiFailure, Fenced
 from llmtaskpool_operator.kubernetes_backend import ClusterAccess, KubernetesBackend, Written
@@ -58,7 +59,8 @@ class _Remembered:
     applied: Written = field(default_factory=dict)
     agreed: Manifest | None = None
     """The Deployment as it was when it was as it should be: to compare is dear."""
-    written: dict[str, Any] | None = None
+    written: str | None = None
+    """The status as it was written, in JSON: as objects it is four times as large."""
     told_at: float = float("-inf")
     """When the status was written, or of a new pool, when it could first have been."""
 
@@ -141,7 +143,7 @@ class Controller:
         before = self._access.store.deployment(key)
         problems = await backend.ensure_deployment(ours.agreed, new=new)
         same = self._access.store.deployment(key) is before
-        ours.agreed = before if same and not problems else None
+        ours.agreed = self._access.store.agreed(key) if same and not problems else None
         return ours.problems + problems
 
     def _remembered(self, key: PoolKey, body: Manifest) -> _Remembered:
@@ -180,7 +182,10 @@ class Controller:
         self, body: Manifest, ours: _Remembered, status: LLMTaskPoolStatus
     ) -> None:
         wanted, now = status.wire(), self._clock()
-        known = ours.written if ours.written is not None else body.get("status") or {}
+        text = json.dumps(wanted)
+        if text == ours.written:
+            return
+        known = status_in(body) if ours.written is None else json.loads(ours.written)
         if ours.told_at == float("-inf") and _never_seen(body):
             ours.told_at = now
         if not worth_writing(known, wanted, now - ours.told_at):
@@ -193,7 +198,7 @@ class Controller:
             "status": wanted,
         }
         await self._access.api.apply(manifest, subresource="status", whole=False)
-        ours.written, ours.told_at = wanted, now
+        ours.written, ours.told_at = text, now
 
     async def _write_event(self, body: Manifest, note: Note) -> None:
         """Events are for people: one that can't be written stops nothing."""
@@ -275,14 +280,14 @@ def _parsed(ours: _Remembered, body: Manifest) -> LLMTaskPool:
 
 def _never_seen(body: Manifest) -> bool:
     """Whether the pool's status is none of an operator's: absent, or the CRD's default."""
-    status = body.get("status") or {}
+    status = status_in(body)
     return not status.get("observedGeneration") and isinstance(status.get("conditions", []), list)
 
 
 def _status_of(body: Manifest) -> LLMTaskPoolStatus | None:
     """The status as it was left, by us or by the one who led before; odd ones are made anew."""
     try:
-        status = LLMTaskPoolStatus.model_validate(body.get("status") or {})
+        status = LLMTaskPoolStatus.model_validate(status_in(body))
     except ValueError:
         status = LLMTaskPoolStatus()
     return status.model_copy(update={"selector": manifests.selector(body["metadata"]["name"])})

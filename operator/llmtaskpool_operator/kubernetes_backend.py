@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from llmtaskpool_operator import manifests, pod_facts
 from llmtaskpool_operator.api import KIND, LLMTaskPool, ScalingMode
-from llmtaskpool_operator.cluster_store import ClusterStore, PoolKey
+from llmtaskpool_operator.cluster_store import ClusterStore, PoolKey, has_template
 from llmtaskpool_operator.differences import REPLICAS, agrees, owned_by, writer_of
 from llmtaskpool_operator.kubernetes_api import MANAGER, ApiFailure, KubernetesApi
 from llmtaskpool_operator.manifests import Manifest, Surroundings
@@ -91,11 +91,11 @@ class KubernetesBackend:
             if made is not None:
                 self._access.store.seen("Deployment", made)
                 return ()
-        if live is None:
-            # Not seen is not the same as not there: a watch may be late.
-            live = await self._read()
         if live is not None and live is agreed:
             return ()
+        if live is None or not has_template(live):
+            # Not seen is not the same as not there: a watch may be late.
+            live = await self._read()
         if live is None:
             await self._apply(self._first_replicas(), None)
         elif not owned_by(live, self._pool.metadata.uid):

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from fakes.cluster_objects import NAME, NAMESPACE, UID, pod_body
-from fakes.memory_cluster import AROUND, MemoryCluster, backend, with_deployment
+from fakes.memory_cluster import AROUND, KEY, MemoryCluster, backend, with_deployment
 from llmtaskpool_operator.api import LLMTaskPoolStatus
+from llmtaskpool_operator.cluster_store import has_template
 from llmtaskpool_operator.kubernetes_api import ApiFailure, Fenced
 from llmtaskpool_operator.kubernetes_backend import VICTIM_COST
 from llmtaskpool_operator.plan import SetReplicas, SetThreads
@@ -170,6 +171,40 @@ def test_a_deployment_as_it_should_be_costs_no_request() -> None:
     cluster = with_deployment(5)
     asyncio.run(backend(cluster).ensure_deployment())
     assert cluster.api.calls == []
+
+
+def test_a_deployment_that_agreed_is_kept_without_its_template_and_costs_no_request() -> None:
+    cluster = with_deployment(5)
+    agreed = cluster.store.agreed(KEY)
+    assert not has_template(agreed)
+    asyncio.run(backend(cluster).ensure_deployment(agreed))
+    assert cluster.api.calls == []
+    assert asyncio.run(backend(cluster).observe(50.0)).replicas == 5
+
+
+def test_a_template_that_somebody_changed_after_it_agreed_is_mended() -> None:
+    cluster = with_deployment(5)
+    agreed = cluster.store.agreed(KEY)
+    theirs = cluster.deployment
+    theirs["spec"]["template"]["spec"]["containers"][0]["image"] = "mine"
+    cluster.api.put(theirs)
+    cluster.catch_up()
+    asyncio.run(backend(cluster).ensure_deployment(agreed))
+    assert cluster.api.calls == [APPLIED]
+    assert cluster.deployment["spec"]["template"]["spec"]["containers"][0]["image"] != "mine"
+
+
+@pytest.mark.parametrize("missed", [True, False])
+def test_who_compares_a_deployment_without_its_template_reads_it_anew(missed: bool) -> None:
+    cluster = with_deployment(5)
+    cluster.store.agreed(KEY)
+    if missed:  # by the watch
+        theirs = cluster.deployment
+        theirs["spec"]["template"]["spec"]["containers"][0]["image"] = "mine"
+        cluster.api.put(theirs)
+    asyncio.run(backend(cluster).ensure_deployment())
+    assert [call[0] for call in cluster.api.calls] == ["get", *(["apply"] if missed else [])]
+    assert cluster.deployment["spec"]["template"]["spec"]["containers"][0]["image"] != "mine"
 
 
 def test_a_new_spec_changes_the_template_and_keeps_the_replicas() -> None:
