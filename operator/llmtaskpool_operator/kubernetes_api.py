@@ -185,7 +185,8 @@ class KubernetesApi:
         try:
             return await self.apply(manifest, version=_NOWHERE, whole=whole)
         except ApiFailure as failure:
-            if failure.code == 409:
+            # 409 is what 1.37 says; whatever a server finds wrong, a look and an apply tell it.
+            if failure.code in (400, 409, 422):
                 return None
             raise
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import ctypes
 import logging
 import secrets
 import time
@@ -208,6 +209,7 @@ class Operator:
                 await asyncio.sleep(min(5.0, self._settings.resync_seconds))
                 continue
             self._synced_at = self._clocks.steady()
+            _give_memory_back()
             rounds += 1
             wait = self._settings.resync_seconds
             await asyncio.sleep(min(FAULTY_SECONDS, wait) if self.proof.fault() else wait)
@@ -265,3 +267,13 @@ async def _key(api: KubernetesApi, namespace: str, owner: Manifest | None) -> by
         except ApiFailure as failure:
             if failure.code != 409:
                 raise
+
+
+def _give_memory_back() -> None:
+    """What lists and storms of events have freed, which glibc keeps: 20 MiB of 1,000 pools.
+
+    MALLOC_TRIM_THRESHOLD_ does as much at every free, for a quarter of the processor time at rest.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+    if trim is not None:
+        trim(0)
