@@ -50,6 +50,7 @@ class _Remembered:
     """What one turn of a pool leaves to the next; lost with the process, at no harm."""
 
     uid: str
+    token: str
     states: PodStates
     memory: LoopMemory = field(default_factory=LoopMemory)
     parsed: tuple[int, LLMTaskPool] | None = None
@@ -107,7 +108,7 @@ class Controller:
             for note in notes(before, status, 0, ()):
                 await self._write_event(body, note)
             return CHILDREN_SECONDS
-        backend = KubernetesBackend(pool, self._around(pool), self._access, ours.states)
+        backend = KubernetesBackend(pool, self._around(ours), self._access, ours.states)
         problems = await self._ensure(backend, key, pool, ours)
         began, now = ours.memory, self._clock()
         result = await reconcile(pool, _WithProblems(backend, problems), began, now)
@@ -151,14 +152,16 @@ class Controller:
         ours = self._pools.get(key)
         if ours is None or ours.uid != uid:
             self.forget(key)
-            ours = self._pools[key] = _Remembered(uid, PodStates(self._clock))
+            ours = self._pools[key] = _Remembered(
+                uid, control_token(self._identity.key, uid), PodStates(self._clock)
+            )
             ours.memory = LoopMemory(status=_status_of(body))
         return ours
 
-    def _around(self, pool: LLMTaskPool) -> Surroundings:
+    def _around(self, ours: _Remembered) -> Surroundings:
         return Surroundings(
             image=self._identity.worker_image,
-            control_token=control_token(self._identity.key, pool.metadata.uid),
+            control_token=ours.token,
             namespace=self._identity.namespace,
         )
 
