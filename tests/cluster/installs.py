@@ -15,7 +15,6 @@ import rig
 import yaml
 from fakes.mini_kubelet import MiniKubelet
 from fakes.operator_process import OperatorProcess
-from llmtaskpool_operator.api import API_VERSION, KIND
 
 from .conftest import CRD_FILE, OPERATOR_NAMESPACE, ROOT, Cluster, wait_for
 from .pools import Pools, manifest
@@ -73,16 +72,13 @@ class Site:
     def collected(self, pools: Pools) -> None:
         """Wait until the garbage collector knows pools: it looks for new kinds every 30 s.
 
-        It knows when what a deleted pool owns goes. Of a CRD that goes before that, whatever the
-        pools owned stays: no fault of ours, and no CRD of a person's goes so soon.
+        Only then does it end a deletion in the foreground; what a pool owns may go before, as it
+        asks for owners that it does not know. Of a CRD that goes before that, whatever the pools
+        owned stays: no fault of ours, and no CRD of a person's goes so soon.
         """
-        made = pools.apply(manifest("probe"))["metadata"]
-        owner = {"apiVersion": API_VERSION, "kind": KIND, "name": "probe", "uid": made["uid"]}
-        meta = {"name": "probe", "ownerReferences": [owner]}
-        folder = f"/api/v1/namespaces/{pools.namespace}/configmaps"
-        pools.send("POST", folder, {"metadata": meta})
-        pools.delete("probe")
-        wait_for("the collector knows pools", lambda: not self.get(f"{folder}/probe"), 60)
+        pools.apply(manifest("probe"))
+        self.delete(f"{pools.path}/probe?propagationPolicy=Foreground")
+        wait_for("the collector knows pools", lambda: not pools.pool("probe"), 60)
 
     def operator(self, log: Path) -> OperatorProcess:
         """An operator with the rights of the installed account, and no others."""
