@@ -68,8 +68,8 @@ class ClusterStore:
         """The pool's Deployment."""
         return self._known["Deployment"].by_pool.get(key, {}).get(key.name)
 
-    def agreed(self, key: PoolKey) -> Manifest | None:
-        """The pool's Deployment from now on without its template, which is as it should be.
+    def drop_template(self, key: PoolKey) -> Manifest | None:
+        """Keep the pool's Deployment without its template, which is as it should be; return that.
 
         Nobody asks for a template that agrees, and it is the most of a Deployment's memory. Who
         has to compare again reads it anew.

@@ -144,7 +144,7 @@ class Controller:
         before = self._access.store.deployment(key)
         problems = await backend.ensure_deployment(ours.agreed, new=new)
         same = self._access.store.deployment(key) is before
-        ours.agreed = self._access.store.agreed(key) if same and not problems else None
+        ours.agreed = self._access.store.drop_template(key) if same and not problems else None
         return ours.problems + problems
 
     def _remembered(self, key: PoolKey, body: Manifest) -> _Remembered:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -26,7 +27,7 @@ def explanation(pool: LLMTaskPool) -> RenderableType:
     """One screen: size, the law's reason, threads, what is in the way, the last decisions."""
     status = pool.status
     name = Text(f"{pool.metadata.namespace}/{pool.metadata.name}", style="bold")
-    if status is None or not status.observed_generation:  # the CRD's default, at most
+    if not _seen(status):
         return Text.assemble(name, ": no operator has looked at it yet")
     parts: list[RenderableType] = [Text.assemble(name, ": ", _size(status)), _why(pool, status)]
     parts += [_remark(c) for c in status.conditions if c.status != _GOOD.get(c.type, c.status)]
@@ -54,8 +55,13 @@ def overview(pools: Sequence[LLMTaskPool]) -> Table:
     return table
 
 
+def _seen(status: LLMTaskPoolStatus | None) -> TypeGuard[LLMTaskPoolStatus]:
+    """Whether an operator wrote it; else it is the CRD's default, at most."""
+    return status is not None and status.observed_generation > 0
+
+
 def _row(status: LLMTaskPoolStatus | None) -> tuple[str | Text, ...]:
-    if status is None or not status.observed_generation:
+    if not _seen(status):
         return ("-",) * 6 + ("not seen yet", "")
     lanes = status.threads
     ready = next((c for c in status.conditions if c.type == ConditionType.READY.value), None)

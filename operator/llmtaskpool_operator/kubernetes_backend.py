@@ -65,16 +65,16 @@ class KubernetesBackend:
         for wanted in manifests.children(self._pool, self._around):
             kind, meta = wanted["kind"], wanted["metadata"]
             made = await self._access.api.make(wanted, whole=False) if new else None
-            if made is not None:
-                written[kind] = (str(made["metadata"]["resourceVersion"]), wanted)
-                continue
-            look = self._access.api.metadata if kind in _APART else self._access.api.get
-            live = await look(kind, meta["namespace"], meta["name"])
-            if live is not None and not owned_by(live, self._pool.metadata.uid):
-                problems.append(_taken(kind, meta["name"]))
-            elif live is None or not self._as_wanted(wanted, live, written):
+            if made is None:
+                look = self._access.api.metadata if kind in _APART else self._access.api.get
+                live = await look(kind, meta["namespace"], meta["name"])
+                if live is not None and not owned_by(live, self._pool.metadata.uid):
+                    problems.append(_taken(kind, meta["name"]))
+                    continue
+                if live is not None and self._as_wanted(wanted, live, written):
+                    continue
                 made = await self._access.api.apply(wanted, whole=False)
-                written[kind] = (str(made["metadata"]["resourceVersion"]), wanted)
+            written[kind] = (str(made["metadata"]["resourceVersion"]), wanted)
         return tuple(problems)
 
     async def ensure_deployment(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,16 +16,7 @@ from kindrig.choice import Where
 from rig.errors import RigError
 
 ALL = {"LLMTASKPOOL_TEST_KUBECONFIG": "", "KUBEBUILDER_ASSETS": "/assets"}
-
-
-@pytest.fixture(autouse=True)
-def handlers_stay() -> Iterator[None]:
-    """`run` sets its process' handlers of signals; here that is pytest's."""
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("handlers_stay")
 
 
 @pytest.fixture

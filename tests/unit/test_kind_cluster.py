@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,7 @@ PUBLISHED = "kindest/node:v1.37.1@sha256:abc"
 CREATED = ("kind", "create", "cluster")
 DELETED = ("kind", "delete", "cluster")
 CACHE = "LLMTASKPOOL_RIG_CACHE"
-
-
-@pytest.fixture(autouse=True)
-def handlers_stay() -> Iterator[None]:
-    """`run` sets its process' handlers of signals; here that is pytest's."""
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("handlers_stay")
 
 
 @pytest.fixture

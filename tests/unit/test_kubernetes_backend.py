@@ -175,7 +175,7 @@ def test_a_deployment_as_it_should_be_costs_no_request() -> None:
 
 def test_a_deployment_that_agreed_is_kept_without_its_template_and_costs_no_request() -> None:
     cluster = with_deployment(5)
-    agreed = cluster.store.agreed(KEY)
+    agreed = cluster.store.drop_template(KEY)
     assert not has_template(agreed)
     asyncio.run(backend(cluster).ensure_deployment(agreed))
     assert cluster.api.calls == []
@@ -184,7 +184,7 @@ def test_a_deployment_that_agreed_is_kept_without_its_template_and_costs_no_requ
 
 def test_a_template_that_somebody_changed_after_it_agreed_is_mended() -> None:
     cluster = with_deployment(5)
-    agreed = cluster.store.agreed(KEY)
+    agreed = cluster.store.drop_template(KEY)
     theirs = cluster.deployment
     theirs["spec"]["template"]["spec"]["containers"][0]["image"] = "mine"
     cluster.api.put(theirs)
@@ -197,7 +197,7 @@ def test_a_template_that_somebody_changed_after_it_agreed_is_mended() -> None:
 @pytest.mark.parametrize("missed", [True, False])
 def test_who_compares_a_deployment_without_its_template_reads_it_anew(missed: bool) -> None:
     cluster = with_deployment(5)
-    cluster.store.agreed(KEY)
+    cluster.store.drop_template(KEY)
     if missed:  # by the watch
         theirs = cluster.deployment
         theirs["spec"]["template"]["spec"]["containers"][0]["image"] = "mine"
