@@ -50,9 +50,9 @@ class _Known:
 
 
 class ClusterStore:
-    """``changed(key)`` is told of each pool that something happened to which asks for a turn."""
+    """``changed(key, kind)`` is told of what asks for a turn of a pool: an object of that kind."""
 
-    def __init__(self, changed: Callable[[PoolKey], None]) -> None:
+    def __init__(self, changed: Callable[[PoolKey, str], None]) -> None:
         self._changed = changed
         self._known = {kind: _Known() for kind in WATCHED}
 
@@ -102,7 +102,7 @@ class ClusterStore:
             return
         known.by_pool.setdefault(key, {})[name] = _interned(kept(kind, body))
         if before is None or _asks_for_turn(kind, before, body):
-            self._changed(key)
+            self._changed(key, kind)
 
     def gone(self, kind: str, body: Manifest) -> None:
         """An object was deleted; ``body`` is its last state."""
@@ -116,7 +116,7 @@ class ClusterStore:
         # A list that was asked for before must not bring it back.
         known.removed[key, name] = version_of(body)
         self._drop(kind, key, name)
-        self._changed(key)
+        self._changed(key, kind)
 
     def listed(self, kind: str, items: Iterable[Manifest], version: str, within: str = "") -> None:
         """All objects of a kind (of one namespace if given) are these, at that resource version."""
@@ -132,7 +132,7 @@ class ClusterStore:
             for name, body in list(objects.items()):
                 if (key, name) not in found and version_of(body) <= at:
                     self._drop(kind, key, name)
-                    self._changed(key)
+                    self._changed(key, kind)
         known.removed = {key: gone for key, gone in known.removed.items() if gone > at}
         known.listed[within] = max(at, known.listed.get(within, -1))
 

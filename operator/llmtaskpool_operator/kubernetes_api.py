@@ -7,7 +7,6 @@ ApiFailure with a code and one line; a write needs ``may_write`` at that moment 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import aiohttp
+import msgspec
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 
@@ -307,7 +307,7 @@ def _version_of(kind: str) -> str:
 
 def _parsed(raw: bytes) -> Manifest:
     try:
-        found: Any = json.loads(raw)
+        found: Any = msgspec.json.decode(raw)
     except ValueError:
         return {"message": "the answer is no JSON"}
     return found if isinstance(found, dict) else {"message": "the answer is no object"}

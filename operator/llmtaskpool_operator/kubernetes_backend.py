@@ -61,21 +61,13 @@ class KubernetesBackend:
         are made without a look at each first: it is likely that none is there.
         """
         written = {} if written is None else written
-        problems: list[Problem] = []
-        for wanted in manifests.children(self._pool, self._around):
-            kind, meta = wanted["kind"], wanted["metadata"]
-            made = await self._access.api.make(wanted, whole=False) if new else None
-            if made is None:
-                look = self._access.api.metadata if kind in _APART else self._access.api.get
-                live = await look(kind, meta["namespace"], meta["name"])
-                if live is not None and not owned_by(live, self._pool.metadata.uid):
-                    problems.append(_taken(kind, meta["name"]))
-                    continue
-                if live is not None and self._as_wanted(wanted, live, written):
-                    continue
-                made = await self._access.api.apply(wanted, whole=False)
-            written[kind] = (str(made["metadata"]["resourceVersion"]), wanted)
-        return tuple(problems)
+        children = manifests.children(self._pool, self._around)
+        ensure = self._ensure_child
+        if new:
+            found = [await ensure(one, written, new=True) for one in children]
+        else:  # all at once: whoever changed a pool waits for these looks
+            found = await asyncio.gather(*(ensure(one, written) for one in children))
+        return tuple(problem for problem in found if problem is not None)
 
     async def ensure_deployment(
         self, agreed: Manifest | None = None, *, new: bool = False
@@ -136,6 +128,7 @@ class KubernetesBackend:
                 if action.pod not in clients:
                     raise WorkerUnreachable(f"{action.pod} is gone")
                 await clients[action.pod].set_threads(action.generation, action.threads)
+                self._states.changed(action.pod)
             case SetReplicas():
                 live = self._live()
                 if live is None:
@@ -143,6 +136,22 @@ class KubernetesBackend:
                 if action.victims:
                     await self._mark(frozenset(action.victims))
                 await self._apply(action.replicas, live)
+
+    async def _ensure_child(
+        self, wanted: Manifest, written: Written, *, new: bool = False
+    ) -> Problem | None:
+        kind, meta = wanted["kind"], wanted["metadata"]
+        made = await self._access.api.make(wanted, whole=False) if new else None
+        if made is None:
+            look = self._access.api.metadata if kind in _APART else self._access.api.get
+            live = await look(kind, meta["namespace"], meta["name"])
+            if live is not None and not owned_by(live, self._pool.metadata.uid):
+                return _taken(kind, meta["name"])
+            if live is not None and self._as_wanted(wanted, live, written):
+                return None
+            made = await self._access.api.apply(wanted, whole=False)
+        written[kind] = (str(made["metadata"]["resourceVersion"]), wanted)
+        return None
 
     def _as_wanted(self, wanted: Manifest, live: Manifest, written: Written) -> bool:
         """Of what can't be read: whether nobody wrote it since we wrote the same."""

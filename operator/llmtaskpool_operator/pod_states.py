@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmtaskpool_worker.contract import WorkerState
 
@@ -15,6 +15,9 @@ from llmtaskpool_operator.worker_client import WorkerClient, WorkerUnreachable
 
 WAIT_SECONDS = 0.8
 """A turn waits this long for answers; later ones are used by the next turn."""
+FRESH_SECONDS = 0.9
+"""An answer so young is not asked for again: less than the second between two turns of a pool that
+moves, as events bring more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +40,23 @@ class PodStates:
     async def read(
         self, clients: Mapping[str, WorkerClient], wait_seconds: float = WAIT_SECONDS
     ) -> Mapping[str, Answer]:
-        """Ask every pod that is not being asked already; the last answers of all."""
+        """Ask every pod that is not being asked already and has not just answered.
+
+        The last answers of all.
+        """
         self.forget(set(self._answers) - set(clients))
+        fresh = self._clock() - FRESH_SECONDS
         for name, client in clients.items():
-            if name not in self._asking:
+            if name not in self._asking and self._answers.get(name, Answer()).at <= fresh:
                 self._asking[name] = asyncio.create_task(self._ask(name, client))
         if self._asking:
             await asyncio.wait(self._asking.values(), timeout=wait_seconds)
         return {name: self._answers.get(name, Answer()) for name in clients}
+
+    def changed(self, name: str) -> None:
+        """What the pod said is over: it was told to do something else."""
+        if (last := self._answers.get(name)) is not None:
+            self._answers[name] = replace(last, at=last.at - FRESH_SECONDS)
 
     def forget(self, names: Iterable[str]) -> None:
         """Those pods are gone."""

@@ -42,8 +42,6 @@ class WorkQueue(Generic[Key]):
         self._again: dict[Key, float] = {}
         self._failures: dict[Key, int] = {}
         self._changed = asyncio.Event()
-        # One taker watches the time, the others wait in line: an event wakes one and not all.
-        self._taking = asyncio.Lock()
 
     def add(self, key: Key, after: float = 0.0) -> None:
         """Work on ``key`` in ``after`` seconds; an earlier time that it has holds."""
@@ -56,17 +54,19 @@ class WorkQueue(Generic[Key]):
             self._changed.set()
 
     async def take(self) -> Key:
-        """The next due key, which is worked on until ``done`` or ``failed`` is called."""
-        async with self._taking:
-            while (wait := self._until_due()) is None or wait > 0:
-                self._changed.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(wait):
-                        await self._changed.wait()
-            _, _, key = heapq.heappop(self._heap)
-            del self._due[key]
-            self._working.add(key)
-            return key
+        """The next due key, which is worked on until ``done`` or ``failed`` is called.
+
+        At once, without a pass of the event loop, when one is due.
+        """
+        while (wait := self._until_due()) is None or wait > 0:
+            self._changed.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._changed.wait()
+        _, _, key = heapq.heappop(self._heap)
+        del self._due[key]
+        self._working.add(key)
+        return key
 
     def done(self, key: Key, again_after: float | None = None) -> None:
         """The turn ended well; it comes again after that many seconds, or when it is added."""

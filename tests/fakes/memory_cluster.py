@@ -25,7 +25,7 @@ class MemoryCluster:
     def __init__(self) -> None:
         self.api = MemoryApi()
         self.turns: list[PoolKey] = []
-        self.store = ClusterStore(self.turns.append)
+        self.store = ClusterStore(lambda key, _kind: self.turns.append(key))
         self.states: dict[str, WorkerState] = {}
         self.threads: list[tuple[str, int, dict[str, int]]] = []
         self.tokens: set[str] = set()

@@ -10,6 +10,7 @@ from fakes.cluster_objects import NAME, NAMESPACE, pod_body, worker_state
 from fakes.cluster_objects import pool as pool_of
 from fakes.memory_cluster import AROUND, KEY, MemoryCluster, backend, with_deployment
 from llmtaskpool_operator.kubernetes_backend import KubernetesBackend
+from llmtaskpool_operator.plan import SetThreads
 from llmtaskpool_operator.pod_states import PodStates
 from llmtaskpool_worker.contract import LaneName
 
@@ -71,6 +72,37 @@ def test_a_pod_whose_clock_stands_still_gets_as_old_as_one_that_is_silent() -> N
     assert later.missing == ("a",)
     assert later.pods[0].age_seconds == pytest.approx(40.0)
     assert later.pods[0].error == "observed_at stands still at 0.000"
+
+
+def test_a_pod_that_has_just_answered_is_not_asked_again() -> None:
+    cluster = with_deployment(1)
+    cluster.pods("a", state=worker_state())
+    now = [50.0]
+    of = KubernetesBackend(pool_of(), AROUND, cluster.access, PodStates(lambda: now[0]))
+
+    async def asked(at: float) -> int:
+        now[0], before = at, cluster.answers
+        await of.observe(at)
+        return cluster.answers - before
+
+    async def thrice() -> list[int]:
+        return [await asked(50.0), await asked(50.2), await asked(51.0)]
+
+    assert asyncio.run(thrice()) == [1, 0, 1]
+
+
+def test_a_pod_that_was_given_other_threads_is_asked_at_once_what_it_has_now() -> None:
+    cluster = with_deployment(1)
+    cluster.pods("a", state=worker_state())
+    of = backend(cluster)
+
+    async def changed() -> int:
+        await of.observe(50.0)
+        await of.apply(SetThreads("a", 3, {LaneName.COMPUTE: 8}, "more work than threads"))
+        await of.observe(50.0)
+        return cluster.answers
+
+    assert asyncio.run(changed()) == 2
 
 
 def test_a_pool_without_pods_and_deployment_is_seen_as_empty() -> None:

@@ -18,7 +18,7 @@ class Watched(ClusterStore):
 
     def __init__(self) -> None:
         self.turns: list[PoolKey] = []
-        super().__init__(self.turns.append)
+        super().__init__(lambda key, _kind: self.turns.append(key))
 
     def news(self) -> int:
         """Turns asked for since the last call."""

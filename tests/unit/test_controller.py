@@ -189,6 +189,7 @@ def test_an_idle_pool_at_rest_is_looked_at_every_five_seconds() -> None:
 def test_a_busy_pool_is_looked_at_every_second(state: dict[str, int]) -> None:
     rig = Rig(**AT_REST).settled()
     rig.cluster.states["a"] = worker_state("a", **state)
+    rig.now += 1
     assert rig.turn() == 1.0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from fakes.cluster_objects import pool_body
+from fakes.cluster_objects import pod_body, pool_body
 from llmtaskpool_operator.api import KIND
 from llmtaskpool_operator.operate import STUCK_SECONDS, Clocks, Operator
 from llmtaskpool_operator.operator_settings import load
@@ -20,6 +20,23 @@ def test_a_replica_that_stands_by_stays_alive_while_pools_change() -> None:
         assert operator.queue.depth == 0
 
     asyncio.run(stand_by())
+
+
+def test_a_changed_pool_has_its_turn_at_once_and_news_of_its_pods_gather_for_half_a_second() -> None:
+    async def leads() -> None:
+        now = 0.0
+        operator = Operator(load(), Clocks(steady=lambda: now, wall=lambda: now))
+        operator._leading = True
+        for version in range(5):
+            operator.store.seen("Pod", pod_body("a", version=version + 1))
+        assert operator.queue.depth == 0
+        now = 0.5
+        assert operator.queue.depth == 1
+        operator.queue.clear()
+        operator.store.seen(KIND, pool_body())
+        assert operator.queue.depth == 1
+
+    asyncio.run(leads())
 
 
 def test_an_operator_that_lists_nothing_is_not_ready_and_says_why() -> None:

@@ -231,6 +231,16 @@ async def test_keys_that_are_due_at_one_moment_go_to_as_many_takers(queue):
 
 
 @queue_test
+async def test_all_that_is_due_is_taken_without_a_pass_of_the_event_loop(queue):
+    for key in "abc":
+        queue.add(key)
+    passes: list[None] = []
+    asyncio.get_running_loop().call_soon(passes.append, None)
+    assert [await queue.take() for _ in range(3)] == ["a", "b", "c"]
+    assert not passes
+
+
+@queue_test
 async def test_a_taker_that_gives_up_takes_nothing_with_it(queue):
     assert await taken(queue, 1) is None
     queue.add("a", after=1)
