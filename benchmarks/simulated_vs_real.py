@@ -73,6 +73,7 @@ def pool(threads: str) -> dict[str, Any]:
         "scaling": {"minReplicas": 1, "maxReplicas": 1},
         "threads": {"compute": COMPUTE[threads]},
         "slo": {"ttftSeconds": 10, "tpotSeconds": 0.5},
+        "queue": {"ageingSeconds": 0},
     }
 
 

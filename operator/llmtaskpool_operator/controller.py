@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -135,14 +136,23 @@ class Controller:
         self, backend: KubernetesBackend, key: PoolKey, pool: LLMTaskPool, ours: _Remembered
     ) -> tuple[Problem, ...]:
         generation, now = pool.metadata.generation, self._clock()
-        new = ours.children_of < 0 and self._access.store.deployment(key) is None
-        every = TAKEN_SECONDS if ours.problems else CHILDREN_SECONDS
-        if ours.children_of != generation or now - ours.children_at > every:
-            ours.problems = await backend.ensure_children(ours.applied, new=new)
-            ours.children_of, ours.children_at = generation, now
-            ours.agreed = None
         before = self._access.store.deployment(key)
-        problems = await backend.ensure_deployment(ours.agreed, new=new)
+        every = TAKEN_SECONDS if ours.problems else CHILDREN_SECONDS
+        due = ours.children_of != generation or now - ours.children_at > every
+        new = ours.children_of < 0 and before is None
+        if due:
+            ours.agreed = None
+        # A pod of a new pool can't start without the others; whoever changes a pool waits.
+        if due and new:
+            ours.problems = await backend.ensure_children(ours.applied, new=True)
+        deployment = backend.ensure_deployment(ours.agreed, new=new)
+        if due and not new:
+            children = backend.ensure_children(ours.applied)
+            problems, ours.problems = await asyncio.gather(deployment, children)
+        else:
+            problems = await deployment
+        if due:
+            ours.children_of, ours.children_at = generation, now
         same = self._access.store.deployment(key) is before
         ours.agreed = self._access.store.drop_template(key) if same and not problems else None
         return ours.problems + problems

@@ -32,8 +32,10 @@ PLAIN = PodModel(
 """10 ms a prompt token, 0.1 s a decode step whatever the batch."""
 
 
-def one_pod(trace: Trace, threads: int = 8, queue: QueuePolicy | None = None) -> Fleet:
-    fleet = Fleet(PLAIN, trace, tpot_slo_seconds=1.0, queue=queue, ageing_seconds=2.0)
+def one_pod(
+    trace: Trace, threads: int = 8, queue: QueuePolicy | None = None, model: PodModel = PLAIN
+) -> Fleet:
+    fleet = Fleet(model, trace, tpot_slo_seconds=1.0, queue=queue, ageing_seconds=2.0)
     fleet.add(Pod("a", 0.0, 0.0, threads))
     fleet.open(0, 0.0)
     fleet.advance(inf if len(trace) == 0 else 10_000.0)
@@ -52,10 +54,27 @@ def test_cached_prompt_tokens_cost_nothing() -> None:
 
 
 def test_a_prefill_slows_those_that_decode_step_by_step() -> None:
-    # The second prompt takes 2 chunks; each is a step in which the first gets a token.
+    # The second prompt comes in the middle of a step and takes 2 chunks; each is a step in which
+    # the first gets a token.
     fleet = one_pod(of_rows([(0.0, 100, 101, 100), (2.0, 200, 1, 200)]))
-    assert fleet.first_token_at[1] == pytest.approx(2.0 + 2.0 + 2 * 0.1)
+    assert fleet.first_token_at[1] == pytest.approx(2.0 + 2.0 + 2.5 * 0.1)
     assert fleet.done_at[0] == pytest.approx(1.0 + 100 * 0.1 + 2.0)
+
+
+def test_prompts_that_fit_into_one_step_share_it() -> None:
+    model = replace(PLAIN, step=(0.1, *PLAIN.step[1:]))
+    together, alone = (
+        one_pod(of_rows([(0.0, 12, 1, 12)] * many), model=model).first_token_at for many in (8, 1)
+    )
+    assert alone == pytest.approx([0.12 + 0.1])
+    assert max(together) < 8 * 0.12 + 2 * 0.1
+
+
+def test_a_place_that_becomes_free_is_filled_a_step_later() -> None:
+    # The second takes the first's place; the third decodes all the time.
+    trace = of_rows([(0.0, 100, 11, 100), (0.1, 100, 101, 100), (0.2, 100, 1, 100)])
+    fleet = one_pod(trace, threads=2)
+    assert fleet.first_token_at[2] == pytest.approx(fleet.done_at[0] + 0.1 + 0.1 + 1.0)
 
 
 def test_threads_bound_how_many_run_and_the_others_wait_in_order() -> None:
@@ -188,14 +207,15 @@ def test_a_calibration_profile_becomes_the_pod() -> None:
     profile = CalibrationProfile(
         model="tiny", device="cpu", dtype="float32", threads=2,
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
-        step_seconds={1: 0.02, 8: 0.09}, prefill_seconds={16: 0.02, 64: 0.08},
+        step_seconds={1: 0.02, 8: 0.09}, prefill_seconds={16: 0.03, 64: 0.09},
         start_up_seconds=7.0, kv_tokens=4096, prefill_chunk_tokens=128,
     )  # fmt: skip
     model = of_profile(profile)
-    assert model.step[1] == 0.02
+    assert model.step[:2] == (0.02, 0.02)
     assert model.step[8] == pytest.approx(0.09)
     assert model.step[9] == pytest.approx(0.10)  # as between the two largest
-    assert model.prefill(np.array([64, 128])) == pytest.approx([0.08, 0.16])
+    # A prompt's own step is charged as a step.
+    assert model.prefill(np.array([16, 64, 128])) == pytest.approx([0.01, 0.07, 0.15])
     assert (model.start_up_seconds, model.kv_tokens, model.chunk_tokens) == (7.0, 4096, 128)
 
 

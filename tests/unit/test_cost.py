@@ -79,3 +79,18 @@ def test_work_is_priced_within_the_knee_of_the_time_per_token() -> None:
     assert model.efficient_batch() <= model.knee(0.33) == 8
     tight = slow_steps(CostModel(tpot_slo_seconds=0.01)).model("m")
     assert tight.efficient_batch() == tight.knee(0.01) == 1
+
+
+def test_a_prompt_alone_in_its_step_costs_what_it_adds_to_one() -> None:
+    alone, beside = CostModel(), CostModel()
+    for cost, batch in ((alone, 0), (beside, 1)):
+        for _ in range(8):
+            cost.observe_step("m", 1, 0, 0.05)
+            cost.observe_step("m", batch, 64, 0.13)
+        assert cost.measured("m")[1] == pytest.approx({64: 0.08})
+
+
+def test_an_engine_whose_steps_never_decode_pays_for_them_whole() -> None:
+    cost = CostModel()
+    cost.observe_step("m", 0, 64, 0.13)
+    assert cost.measured("m")[1] == pytest.approx({64: 0.13})

@@ -22,7 +22,7 @@ def test_a_replica_that_stands_by_stays_alive_while_pools_change() -> None:
     asyncio.run(stand_by())
 
 
-def test_a_changed_pool_has_its_turn_at_once_and_news_of_its_pods_gather_for_half_a_second() -> None:
+def test_a_changed_pool_has_its_turn_at_once_and_news_of_its_pods_gather() -> None:
     async def leads() -> None:
         now = 0.0
         operator = Operator(load(), Clocks(steady=lambda: now, wall=lambda: now))

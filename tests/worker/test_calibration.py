@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 import pytest
 from fakes.letters_engine import LettersEngine
 from llmtaskpool_worker import profile
-from llmtaskpool_worker.calibration import CalibrationFailed, Plan, calibrate
+from llmtaskpool_worker.calibration import CalibrationFailed, Plan, calibrate, together
 from llmtaskpool_worker.cost import CostModel
-from llmtaskpool_worker.engines.protocol import LoadFailed
+from llmtaskpool_worker.engines.batching import Batching, Sequence
+from llmtaskpool_worker.engines.protocol import Admit, LoadFailed
 
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
 
@@ -42,7 +43,35 @@ def test_the_profile_is_read_back_and_priced_by_the_cost_model(tmp_path):
     cost.load_profile(profile.read(tmp_path / "profile.json"))
     steps, prefill = cost.measured("letters")
     assert steps == pytest.approx(found.step_seconds)
-    assert prefill == pytest.approx(found.prefill_seconds)
+    assert prefill == pytest.approx(found.prefill_added_seconds())
+
+
+@pytest.mark.parametrize(
+    ("batch", "context", "chunk"), [(1, 256, 128), (16, 256, 128), (64, 64, 8)]
+)
+def test_sequences_are_as_long_as_asked_when_the_last_begins_to_decode(batch, context, chunk):
+    batching = Batching(threads=batch, chunk=chunk, budget_tokens=1 << 30, granule=128)
+    wanted = together(batch, context, 12, chunk)
+    for number, (prompt, output) in enumerate(wanted):
+        admit = Admit(number, [1] * prompt, output)
+        batching.waiting.append(Sequence(admit, list(admit.prompt)))
+    while batching.decoding < batch:
+        step = batching.schedule()
+        for sequence in batching.running[: step.decode]:
+            sequence.tokens.append(1)
+            sequence.filled += 1
+            sequence.drawn += 1
+        for chunk_of in step.chunks:
+            batching.prefilled(chunk_of)
+    lengths = [len(sequence.tokens) for sequence in batching.running]
+    assert min(lengths) >= context - 1
+    assert max(lengths) <= max(context + 1, 8 + batch * 8 // chunk + 1)
+    assert all(s.request.max_tokens - s.drawn >= 12 for s in batching.running)
+
+
+def test_a_model_of_a_short_context_is_measured_at_half_of_it():
+    found = measured(LettersEngine(slots=4), Plan(batches=(1,), prompts=(4,)))
+    assert found.context_tokens == 128
 
 
 def test_a_model_that_cannot_be_loaded_is_told():
@@ -63,6 +92,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess:
     ("arguments", "said"),
     [
         (["--batches", "0,2"], "--batches '0,2'"),
+        (["--context", "0"], "--context 0"),
         (["--output", "xml"], "--output 'xml'"),
         (["nonsense"], "'nonsense'"),
         (["a=pypi:b,task=embed"], "embedding"),

@@ -16,10 +16,17 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from llmtaskpool_worker import profile, settings
-from llmtaskpool_worker.calibration import CalibrationFailed, Plan, calibrate
+from llmtaskpool_worker.calibration import (
+    BATCHES,
+    CONTEXT_TOKENS,
+    CalibrationFailed,
+    Plan,
+    calibrate,
+)
 from llmtaskpool_worker.profile import CalibrationProfile
 
 FAILED, BAD_INPUT = 1, 2
+LONGEST_CONTEXT = 1_000_000
 
 
 def calibrate_command(
@@ -30,6 +37,9 @@ def calibrate_command(
     batches: Annotated[
         str | None, typer.Option(help="Batch sizes to measure, separated by commas.")
     ] = None,
+    context: Annotated[
+        int, typer.Option(help="Tokens of the sequences whose steps are measured.")
+    ] = CONTEXT_TOKENS,
     output: Annotated[str, typer.Option(help="text or json.")] = "text",
 ) -> None:
     """Measure a model's decode steps and prefill on this machine and write its profile.
@@ -38,7 +48,10 @@ def calibrate_command(
     """
     if output not in ("text", "json"):
         _refuse(f"--output {output!r}: use text or json", BAD_INPUT)
-    plan = Plan() if batches is None else Plan(batches=_sizes(batches))
+    if not 1 <= context <= LONGEST_CONTEXT:
+        _refuse(f"--context {context}: use 1 to {LONGEST_CONTEXT}", BAD_INPUT)
+    sizes = BATCHES if batches is None else _sizes(batches)
+    plan = Plan(batches=sizes, context_tokens=context)
     if not out.parent.is_dir():
         _refuse(f"--out {out}: there is no folder {out.parent}: make it", BAD_INPUT)
     try:

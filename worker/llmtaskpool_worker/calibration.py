@@ -26,7 +26,12 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PROMPTS = (16, 64, 256, 1024)
 REPEATS = 3
 STEPS = 12
+CONTEXT_TOKENS = 256
 SHORT_PROMPT = 8
+SPARE_STEPS = 8
+"""The engine begins with the first of a batch before the last has reached it."""
+CACHE_GRANULE = 128
+"""A cache has room for whole ones of so many tokens."""
 FIRST_TOKEN_ID, TOKEN_IDS = 100, 1000
 """Ordinary ids of any vocabulary; what they mean does not matter for how long they take."""
 
@@ -37,9 +42,15 @@ class CalibrationFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured; sizes that the model's memory or context does not hold are left out."""
+    """What is measured; sizes that the model's memory or context does not hold are left out.
+
+    ``context_tokens`` is how long sequences are whose steps are timed, at most half of the
+    model's context: attention over what is cached is part of a step, a fifth with 16 sequences of
+    200 tokens on two CPU cores.
+    """
 
     batches: tuple[int, ...] = BATCHES
+    context_tokens: int = CONTEXT_TOKENS
     prompts: tuple[int, ...] = PROMPTS
     repeats: int = REPEATS
     steps: int = STEPS
@@ -75,9 +86,19 @@ async def calibrate(
         times = [await bench.prefill(tokens) for _ in range(plan.repeats)]
         prefill[tokens] = median(times)
     steps: dict[int, float] = {}
+    context = max(1, min(plan.context_tokens, ready.context_length // 2))
     for done, batch in enumerate(batches, len(prompts)):
         told(f"steps of {batch} sequences", done / jobs)
-        steps[batch] = await bench.step(batch, plan.steps)
+        sequences = together(batch, context, plan.steps, bench.chunk_tokens or 1)
+        longest = max(prompt + output for prompt, output in sequences)
+        held = bench.kv_tokens // (longest + CACHE_GRANULE) if bench.kv_tokens else batch
+        if longest < ready.context_length and batch <= held:
+            steps[batch] = await bench.step(sequences)
+    if not steps:
+        raise CalibrationFailed(
+            f"no batch of sequences of {context} tokens fits into the model's context of "
+            f"{ready.context_length} or its memory: name shorter ones (--context)"
+        )
     return CalibrationProfile(
         model=engine.spec.name,
         device=ready.device,
@@ -85,11 +106,29 @@ async def calibrate(
         threads=threads,
         created_at=now,
         step_seconds=steps,
+        context_tokens=context,
         prefill_seconds=prefill,
         start_up_seconds=start_up,
         kv_tokens=bench.kv_tokens or None,
         prefill_chunk_tokens=bench.chunk_tokens or None,
     )
+
+
+def together(batch: int, context: int, count: int, chunk: int) -> list[tuple[int, int]]:
+    """Prompts and outputs of sequences that decode together for ``count`` steps.
+
+    They enter one after the other, ``chunk`` prompt tokens a step, and those that are in grow
+    meanwhile: so the first is given the shortest prompt, and all are ``context`` tokens long (or
+    more, where that would be less than 8) when the last is in.
+    """
+    sequences: list[tuple[int, int]] = []
+    later = 0
+    for _ in range(batch):
+        waits = -(-later // chunk)
+        prompt = max(SHORT_PROMPT, context - waits)
+        sequences.append((prompt, waits + count + SPARE_STEPS))
+        later += prompt
+    return sequences[::-1]
 
 
 async def _ready(events: AsyncIterator[EngineEvent], told: Callable[[str, float], None]) -> Ready:
@@ -124,12 +163,11 @@ class _Bench:
         steps = await self._run([self._admit(tokens, 1)])
         return sum(step.seconds for step in steps)
 
-    async def step(self, batch: int, count: int) -> float:
-        """The median of steps in which ``batch`` sequences decode and nothing else happens."""
+    async def step(self, sequences: list[tuple[int, int]]) -> float:
+        """The median of steps in which all ``sequences`` decode and nothing else happens."""
+        batch = len(sequences)
         self._engine.send(SetThreads(batch))
-        # Prompts enter one after the other: later ones must find the first still running.
-        admits = [self._admit(SHORT_PROMPT, count + 2 * batch) for _ in range(batch)]
-        steps = await self._run(admits)
+        steps = await self._run([self._admit(prompt, output) for prompt, output in sequences])
         whole = [s.seconds for s in steps if s.decode_batch == batch and not s.prefill_tokens]
         if not whole:
             raise CalibrationFailed(f"{batch} sequences never ran together")

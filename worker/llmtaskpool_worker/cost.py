@@ -4,6 +4,7 @@ T of a generation, in thread-seconds at the engine's efficient batch size k::
 
     T = prefill(prompt tokens) + E[output tokens] x step(k) / k
 
+where prefill is what a prompt adds to steps that are made anyway
 (the design, section 1). Tasks are priced per class (kind, model, size bucket), half an octave of
 prompt tokens and an octave of max_tokens wide, so a queue of any length holds few different T.
 Other kinds cost the learned mean of their class. Pure.
@@ -17,7 +18,7 @@ from math import ceil, log2
 from typing import NamedTuple
 
 from llmtaskpool_worker.curves import GRID, Curve, RobustMean
-from llmtaskpool_worker.profile import CalibrationProfile
+from llmtaskpool_worker.profile import LEAST_SHARE, CalibrationProfile
 from llmtaskpool_worker.task import Embed, Generate, TaskRequest
 
 OUTPUT_QUANTILE = 0.6
@@ -75,13 +76,17 @@ class ModelCost:
     _per_token: float = 0.0
 
     def observe(self, decode_batch: int, prefill_tokens: int, seconds: float) -> None:
-        """Take in one step. A mixed step gives prefill what a pure decode step leaves of it."""
+        """Take in one step. Prefill is what it adds to a step that decodes.
+
+        Without one that decodes it adds to the smallest; an engine that only embeds has none.
+        """
         self._batch = 0
         if not prefill_tokens:
             self.step.observe(decode_batch, seconds)
             return
-        decode = self.step.seconds(decode_batch) if decode_batch else 0.0
-        self.prefill.observe(prefill_tokens, max(seconds - decode, 0.1 * seconds))
+        known = decode_batch or self.step.measured()
+        decode = self.step.seconds(max(1, decode_batch)) if known else 0.0
+        self.prefill.observe(prefill_tokens, max(seconds - decode, LEAST_SHARE * seconds))
 
     def resize(self, max_batch: int) -> None:
         """Say how many sequences the engine can hold."""
@@ -153,7 +158,7 @@ class CostModel:
         """Start a model's curves from its calibration."""
         curves = self.model(profile.model)
         curves.step.load(profile.step_seconds)
-        curves.prefill.load(profile.prefill_seconds)
+        curves.prefill.load(profile.prefill_added_seconds())
 
     def measured(self, model: str) -> tuple[dict[int, float], dict[int, float]]:
         """A model's measured step seconds by batch and prefill seconds by tokens."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,14 +13,16 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
+LEAST_SHARE = 0.1
+"""A prompt's part of a step is never less: two measurements of one thing differ by noise."""
 
 
 class CalibrationProfile(BaseModel):
     """What one model costs on one machine.
 
-    ``step_seconds``: one decode step by batch size. ``prefill_seconds``: the prefill of so many
-    prompt tokens, alone. ``prefill_chunk_tokens``: the most prompt tokens that one step took.
-    JSON, versioned; unknown fields are refused.
+    ``step_seconds``: one decode step by batch size, of sequences ``context_tokens`` long.
+    ``prefill_seconds``: the prefill of so many prompt tokens, alone. ``prefill_chunk_tokens``: the
+    most prompt tokens that one step took. JSON, versioned; unknown fields are refused.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -35,7 +38,25 @@ class CalibrationProfile(BaseModel):
     start_up_seconds: Annotated[float, Field(ge=0)] | None = None
     kv_tokens: Annotated[int, Field(ge=1)] | None = None
     prefill_chunk_tokens: Size | None = None
+    context_tokens: Size | None = None
     output_tokens_mean: Annotated[float, Field(gt=0)] | None = None
+
+    def step_alone_seconds(self) -> float:
+        """What a step costs that is hardly more than a step: that of the smallest batch."""
+        return self.step_seconds[min(self.step_seconds)]
+
+    def prefill_added_seconds(self) -> dict[int, float]:
+        """What prompts add to steps that are made anyway, by their tokens.
+
+        ``prefill(P) - ceil(P / chunk) x step``: alone a prompt pays for its steps, and beside
+        others (Sarathi-Serve's hybrid batches) it shares them. At least a tenth of it alone.
+        """
+        chunk = self.prefill_chunk_tokens or max(self.prefill_seconds)
+        step = self.step_alone_seconds()
+        return {
+            tokens: max(seconds - ceil(tokens / chunk) * step, LEAST_SHARE * seconds)
+            for tokens, seconds in self.prefill_seconds.items()
+        }
 
 
 def read(path: Path) -> CalibrationProfile:

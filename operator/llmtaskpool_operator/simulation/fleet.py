@@ -12,6 +12,7 @@ from collections import deque
 from heapq import heappop, heappush
 from math import inf, log2
 
+import numpy as np
 from llmtaskpool_worker.latency_guard import LatencyGuard
 from llmtaskpool_worker.priority import QueuePolicy
 from llmtaskpool_worker.task_queue import TaskQueue, Waiting
@@ -25,6 +26,9 @@ PREFILL_LOAD = 8
 """A prompt that is not through counts as so many decoding sequences more in placement."""
 OUTPUT_PRIOR, OUTPUT_WEIGHT = 150.0, 0.002
 """The running mean of output lengths (control.md, *What the worker must export*)."""
+ARRIVAL_STEPS, HANDOVER_STEPS = 0.5, 1.0
+"""Steps that others make before a prompt is in one: it comes in the middle of a step, and that a
+place is free is known when the next step has begun."""
 IDLE_ACTIVITY, FULL_ACTIVITY = 0.2, 0.9
 """SM activity of decoding: this much and rising with the batch, up to that at the knee."""
 
@@ -50,6 +54,7 @@ class Pod:
         "name",
         "period",
         "prefill_end",
+        "prefill_step",
         "prefilling",
         "prefills",
         "ready",
@@ -72,6 +77,7 @@ class Pod:
         self.prefills: deque[int] = deque()
         self.prefilling = -1
         self.prefill_end = inf
+        self.prefill_step = 0.0
         self.threads = self.threads_cap = threads
         self.guard: LatencyGuard | None = None
         self.sm_seconds = self.busy_seconds = 0.0
@@ -116,6 +122,7 @@ class Fleet:
         self._prefill: list[float] = seconds.tolist()
         self._chunks: list[float] = chunks.tolist()
         self._per_chunk: list[float] = (seconds / chunks).tolist()
+        self._alone: list[float] = np.ceil(chunks).tolist()
         self._per_token, self._mean_output = per_token, OUTPUT_PRIOR
         share = (FULL_ACTIVITY - IDLE_ACTIVITY) / self.knee
         self._activity = [
@@ -202,8 +209,8 @@ class Fleet:
         # The hottest loop: attributes are read once and calls are spelled out where they are short.
         due, loads, arrival, pods = self._due, self._loads, self._arrival, self.pods
         prefill, work, per_token = self._prefill, self._work, self._per_token
-        step, per_chunk, activity = self.model.step, self._per_chunk, self._activity
-        output, kv_need, chunks = self._output, self._kv_need, self._chunks
+        step, activity = self.model.step, self._activity
+        output, kv_need, alone = self._output, self._kv_need, self._alone
         done_at, kv_tokens = self.done_at, self.model.kv_tokens
         arrived_work, mean_output = self.arrived_work, self._mean_output
         at = self._next
@@ -242,9 +249,11 @@ class Fleet:
                                 pod.busy_seconds += passed
                             pod.at = coming
                         pod.prefilling = at
-                        end = pod.prefill_end = k + chunks[at]
+                        steps = alone[at] + (ARRIVAL_STEPS if pod.batch else 0.0)
+                        end = pod.prefill_end = k + steps
                         pod.activity = 1.0
-                        pod.period = period = step[pod.batch] + per_chunk[at]
+                        each = pod.prefill_step = prefill[at] / steps
+                        pod.period = period = step[pod.batch] + each
                         finishes = pod.finishes
                         if finishes and finishes[0][0] < end:
                             end = finishes[0][0]
@@ -287,7 +296,7 @@ class Fleet:
             request = pod.prefilling
             if request >= 0:
                 pod.activity = 1.0
-                pod.period = period = step[pod.batch] + per_chunk[request]
+                pod.period = period = step[pod.batch] + pod.prefill_step
                 end = pod.prefill_end
                 if finishes and finishes[0][0] < end:
                     end = finishes[0][0]
@@ -304,16 +313,22 @@ class Fleet:
         self.arrived = self._next = at
         self.arrived_work, self._mean_output = arrived_work, mean_output
 
-    def _begin_prefill(self, pod: Pod) -> None:
+    def _begin_prefill(self, pod: Pod, *, packed: bool) -> None:
+        """The next prompt; ``packed``: it goes on in the step in which another one ended."""
         request = pod.prefilling = pod.prefills.popleft()
-        pod.prefill_end = pod.k + self._chunks[request]
+        if packed:
+            steps, pod.prefill_step = self._chunks[request], self._per_chunk[request]
+        else:
+            steps = self._alone[request] + (HANDOVER_STEPS if pod.batch else 0.0)
+            pod.prefill_step = self._prefill[request] / steps
+        pod.prefill_end = pod.k + steps
 
     def _prefilled(self, place: int, pod: Pod, now: float) -> None:
         pod.k = pod.prefill_end
         request = pod.prefilling
         self.first_token_at[request] = now
         if pod.prefills:
-            self._begin_prefill(pod)
+            self._begin_prefill(pod, packed=True)
         else:
             pod.prefilling, pod.prefill_end = -1, inf
         if self._loads[place] != FULL:
@@ -346,7 +361,7 @@ class Fleet:
         self._pull_into(place, pod)
         if pod.prefilling >= 0:
             pod.activity = 1.0
-            pod.period = self.model.step[pod.batch] + self._per_chunk[pod.prefilling]
+            pod.period = self.model.step[pod.batch] + pod.prefill_step
             end = min(pod.prefill_end, pod.finishes[0][0] if pod.finishes else inf)
             self._due[place] = now + (end - pod.k) * pod.period
 
@@ -364,7 +379,7 @@ class Fleet:
             pod.running += 1
             pod.prefills.append(request)
         if pod.prefilling < 0 and pod.prefills:
-            self._begin_prefill(pod)
+            self._begin_prefill(pod, packed=False)
         self._loads[place] = pod.load()
 
     def _enqueue(self, request: int, now: float) -> None:

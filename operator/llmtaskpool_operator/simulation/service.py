@@ -4,7 +4,8 @@ An engine with continuous batching and chunked prefill (Agrawal et al., "Taming
 throughput-latency tradeoff in LLM inference with Sarathi-Serve", OSDI 2024): each step gives
 every decoding sequence one token, and the prompt at the head of the line up to ``chunk_tokens``
 of its prefill. A step with b decoding sequences and c prompt tokens takes
-``step(b) + prefill(P) x c / P``, which is how the worker's cost model divides a step too.
+``step(b) + prefill(P) x c / P``, where prefill is what a prompt adds to steps that are made
+anyway: the worker's cost model divides a step so too.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ DEFAULT_CHUNK_TOKENS = 512
 class PodModel:
     """One pod. Times in seconds.
 
-    ``step`` is the decode step by batch size, index 0 for none (0 s), up to LARGEST_BATCH.
-    ``prefill_points`` are (prompt tokens, seconds), rising; between and beyond them the cost is
-    linear. ``kv_tokens`` bounds prompt + output tokens of all that run.
+    ``step`` is the decode step by batch size, up to LARGEST_BATCH; index 0 is a step in which
+    nothing decodes, without its prefill. ``prefill_points`` are (prompt tokens, seconds that they
+    add to steps), rising; between and beyond them the cost is linear. ``kv_tokens`` bounds prompt +
+    output tokens of all that run.
     """
 
     name: str
@@ -39,7 +41,7 @@ class PodModel:
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS
 
     def prefill(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Seconds of prefill alone, by uncached prompt tokens; 0 tokens still cost the least."""
+        """Seconds of prefill, by uncached prompt tokens; 0 tokens still cost the least."""
         sizes, seconds = np.array(self.prefill_points).T
         inside: NDArray[np.float64] = np.interp(tokens, sizes, seconds)
         if len(sizes) == 1:
@@ -93,11 +95,11 @@ def of_profile(profile: CalibrationProfile) -> PodModel:
     slope = (seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2]) if len(steps) > 1 else 0.0
     beyond = np.maximum(0.0, batches - sizes[-1]) * slope
     curve = np.interp(batches, sizes, seconds) + beyond
-    start_up = profile.start_up_seconds
+    start_up, added = profile.start_up_seconds, profile.prefill_added_seconds()
     return PodModel(
         name=f"{profile.model} on {profile.device}",
-        step=(0.0, *map(float, curve[1:])),
-        prefill_points=tuple((float(s), v) for s, v in sorted(profile.prefill_seconds.items())),
+        step=(profile.step_alone_seconds(), *map(float, curve[1:])),
+        prefill_points=tuple((float(s), v) for s, v in sorted(added.items())),
         kv_tokens=profile.kv_tokens or DEFAULT_KV_TOKENS,
         start_up_seconds=DEFAULT_START_UP_SECONDS if start_up is None else start_up,
         chunk_tokens=profile.prefill_chunk_tokens or DEFAULT_CHUNK_TOKENS,
