@@ -5,7 +5,8 @@
 A profile that isn't there is measured first, by `llmtaskpool calibrate --batches 1,2,4,8,16`.
 
 Real: `llmtaskpool local` with one worker, streams over HTTP as the trace says (its lengths scaled
-to a CPU), `ignore_eos` and random prompts. Simulated: `simulate` with the profile.
+to a CPU), `ignore_eos` and random prompts. Simulated: `simulate` with the profile. Both in order of
+arrival, as with `ignore_eos` the worker knows the lengths of answers and the simulator doesn't.
 """
 
 from __future__ import annotations

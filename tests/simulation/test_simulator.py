@@ -247,3 +247,15 @@ def test_a_queue_that_was_emptied_leaves_no_work_below_zero() -> None:
         fleet = one_pod(of_rows(waiting[:count]), threads=1, queue=QueuePolicy.NEWEST_FIRST)
         assert fleet.queued == 0
         assert 0.0 <= fleet.queued_work < 1e-6
+
+
+def test_a_prompt_that_waits_for_its_step_is_no_more_work_than_it_is() -> None:
+    fleet = Fleet(
+        PLAIN, of_rows([(0.0, 100, 101, 100), (2.0, 5, 1, 5)]),
+        tpot_slo_seconds=1.0, queue=None, ageing_seconds=2.0,
+    )  # fmt: skip
+    pod = Pod("a", 0.0, 0.0, 8)
+    fleet.add(pod)
+    fleet.open(0, 0.0)
+    fleet.advance(2.0 + 1e-9)
+    assert fleet.unfinished_prefill(pod) == pytest.approx(0.05)

@@ -2,8 +2,9 @@
 
 Each pod has a clock of its own that counts decode steps: a sequence that begins at step k and
 has o tokens ends at step k + o, whatever happens between, and a prompt of P tokens is through
-after P / chunk steps. Only the duration of a step changes, at events (a prompt is through, a
-sequence ends, one begins), so a pod jumps from event to event over any number of steps.
+after P / chunk steps, or whole ones where none waits to share them. Only the duration of a step
+changes, at events (a prompt is through, a sequence ends, one begins), so a pod jumps from event to
+event over any number of steps.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ IDLE_ACTIVITY, FULL_ACTIVITY = 0.2, 0.9
 
 
 class Pod:
-    """One pod. ``k`` is its step clock at time ``at``, ``period`` the seconds per step now."""
+    """One pod. ``k`` is its step clock at time ``at``, ``period`` the seconds per step now.
+
+    ``prefill_step``: the seconds that the prompt at the head adds to each step.
+    """
 
     __slots__ = (
         "activity",
@@ -201,8 +205,7 @@ class Fleet:
         waiting = sum(self._prefill[request] for request in pod.prefills)
         if pod.prefilling < 0:
             return waiting
-        left = (pod.prefill_end - pod.k) / self._chunks[pod.prefilling]
-        return waiting + max(0.0, left) * self._prefill[pod.prefilling]
+        return waiting + max(0.0, pod.prefill_end - pod.k) * pod.prefill_step
 
     def advance(self, until: float) -> None:
         """Everything that happens before ``until``."""
