@@ -44,7 +44,7 @@ GATHER_SECONDS = 0.5
 """What happens to a pool's pods comes in crowds: a rollout of 25 is over 200 events."""
 WAIT_FOR_CRD_SECONDS = 5.0
 
-COLLECT_EVERY = 10_000, 20, 1_000_000_000
+COLLECT_EVERY = 2_000, 10, 1_000_000_000
 """Of Python's generations of objects: the oldest, which has thousands of pods, is looked through
 after lists alone. By itself that came every 1.3 s of a rollout and held all else up for 0.7 s."""
 
