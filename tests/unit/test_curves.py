@@ -100,7 +100,8 @@ def profile() -> CalibrationProfile:
         threads=2,
         created_at=datetime(2026, 1, 2, tzinfo=UTC),
         step_seconds={1: 0.1, 32: 0.2},
-        prefill_seconds={16: 0.05, 512: 1.0},
+        prefill_seconds={16: 0.15, 512: 1.0},
+        prefill_chunk_tokens=128,
     )
 
 
@@ -112,7 +113,8 @@ def test_a_profile_is_read_as_it_was_written_and_the_cost_model_starts_from_it(
     cost.load_profile(read(tmp_path / "m.json"))
     step, prefill = cost.measured("m")
     assert step == pytest.approx({1: 0.1, 32: 0.2})
-    assert prefill == pytest.approx({16: 0.05, 512: 1.0})
+    # A prompt costs what it adds to its steps: 512 tokens are four of them.
+    assert prefill == pytest.approx({16: 0.05, 512: 0.6})
     assert [file.name for file in tmp_path.iterdir()] == ["m.json"]
 
 
