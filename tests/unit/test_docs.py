@@ -16,6 +16,7 @@ import yaml
 from llmtaskpool_operator import conditions, kubernetes_backend, pod_facts
 from llmtaskpool_operator.__main__ import app
 from llmtaskpool_operator.api import ConditionType, ScalingMode
+from llmtaskpool_operator.crdgen import UNSEEN
 from llmtaskpool_operator.law import Bound
 from llmtaskpool_operator.reference import as_markdown
 from llmtaskpool_worker.__main__ import app as worker_app
@@ -189,6 +190,7 @@ def reasons() -> set[str]:
                 for one in ast.walk(part)
                 if isinstance(one, ast.Constant) and isinstance(one.value, str)
             }
+    found.add(UNSEEN["reason"])
     return found | set(pod_facts._FATAL_WAITS) | set(pod_facts._SLOW_WAITS)
 
 
