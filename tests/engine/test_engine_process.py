@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import psutil
 import pytest
+import torch
+from llmtaskpool_worker.engines.child import set_up_torch
 from llmtaskpool_worker.engines.process import EngineProcess
 from llmtaskpool_worker.engines.protocol import (
     Admit,
@@ -167,3 +169,15 @@ def test_what_the_api_process_imports_brings_no_torch(module: str) -> None:
         "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_engine_never_waits_for_attention_to_be_planned_for_a_new_length() -> None:
+    before = torch.backends.cuda.cudnn_sdp_enabled(), torch.get_num_threads()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        set_up_torch({"torch_threads": 1})
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before[0])
+        torch.set_num_threads(before[1])

@@ -108,7 +108,7 @@ def test_greedy_answers_equal_generate_while_n_changes_and_others_are_cancelled(
     family: str, tiny: Callable[[str], Path]
 ) -> None:
     folder = tiny(family)
-    loop = load_generation(folder, threads=3, options={"prefill_chunk": 16})
+    loop = load_generation(folder, dtype="float32", threads=3, options={"prefill_chunk": 16})
     requests = mixed(VOCABULARY, count=10, longest=60, tokens=24)
     cancelled = Admit(100, [5] * 30, 200, ignore_eos=True)
     changes: dict[int, Callable[[GenerationLoop], None]] = {
@@ -126,7 +126,7 @@ def test_greedy_answers_equal_generate_while_n_changes_and_others_are_cancelled(
 
 @pytest.mark.model
 def test_greedy_answers_of_the_real_smollm2_equal_generate(smollm2: Path) -> None:
-    loop = load_generation(smollm2, threads=4)
+    loop = load_generation(smollm2, dtype="float32", threads=4)
     requests = mixed(49152, count=5, longest=150, tokens=24, seed=3)
     long = Admit(50, list(range(1000, 1300)), 100)
     outcome = run(loop, [*requests, long], {5: lambda loop: loop.accept(Cancel(50))})
@@ -137,18 +137,17 @@ def test_greedy_answers_of_the_real_smollm2_equal_generate(smollm2: Path) -> Non
 
 @pytest.fixture
 def llama(tiny: Callable[[str], Path]) -> GenerationLoop:
-    return load_generation(tiny("llama"), threads=4, options={"prefill_chunk": 16})
+    return load_generation(tiny("llama"), dtype="float32", threads=4, options={"prefill_chunk": 16})
 
 
 def test_sequences_that_do_not_fit_into_the_cache_wait_and_end_the_same(
     tiny: Callable[[str], Path],
 ) -> None:
     folder = tiny("llama")
-    roomy = load_generation(folder, threads=6)
+    roomy = load_generation(folder, dtype="float32", threads=6)
     tokens = 2 * 128  # two sequences of one granule each
-    tight = load_generation(
-        folder, threads=6, options={"cache_bytes": tokens * _bytes_per_token(roomy)}
-    )
+    room = {"cache_bytes": tokens * _bytes_per_token(roomy)}
+    tight = load_generation(folder, dtype="float32", threads=6, options=room)
     requests = [Admit(i, [3 + i] * 100, 60, ignore_eos=True) for i in range(4)]
     assert tight.ready().max_threads == 2
     assert run(tight, requests).tokens == run(roomy, requests).tokens

@@ -33,9 +33,10 @@ from llmtaskpool_worker.engines.sampling import Drawn, Sampler
 from llmtaskpool_worker.engines.slot_cache import SlotCache, free_memory, memory_budget_tokens
 
 CACHE_GRANULE = 128
-PREFILL_CHUNK = 128
-"""Prompt tokens per step: large enough for efficient products on a CPU, small enough that a long
-prompt delays the tokens of those who decode by a fraction of a second."""
+PREFILL_CHUNK, PREFILL_CHUNK_CUDA = 128, 1024
+"""Prompt tokens per step: large enough for efficient products on a CPU, or to be worth a step's
+kernel launches on a GPU; small enough that a long prompt delays the tokens of those who decode by a
+fraction of a second."""
 DEFAULT_CONTEXT = 2048
 """For models whose configuration names no longest position."""
 CACHE_SHARE = 0.5
@@ -60,7 +61,7 @@ class GenerationLoop:
         context_length: int,
         threads: int,
         max_threads: int = 256,
-        prefill_chunk: int = PREFILL_CHUNK,
+        prefill_chunk: int | None = None,
         cache_bytes: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -82,7 +83,7 @@ class GenerationLoop:
         self.max_threads = max(1, min(max_threads, budget_tokens // CACHE_GRANULE))
         self.batching = Batching(
             threads=min(threads, self.max_threads),
-            chunk=prefill_chunk,
+            chunk=prefill_chunk or _chunk_of(self.device),
             budget_tokens=budget_tokens,
             granule=CACHE_GRANULE,
         )
@@ -299,6 +300,10 @@ class GenerationLoop:
             )
 
 
+def _chunk_of(device: torch.device) -> int:
+    return PREFILL_CHUNK_CUDA if device.type == "cuda" else PREFILL_CHUNK
+
+
 def load_generation(
     folder: Path,
     *,
@@ -345,6 +350,6 @@ def load_generation(
         context_length=context,
         threads=threads,
         max_threads=int(options.get("max_threads", 256)),
-        prefill_chunk=int(options.get("prefill_chunk", PREFILL_CHUNK)),
+        prefill_chunk=int(options["prefill_chunk"]) if "prefill_chunk" in options else None,
         cache_bytes=options.get("cache_bytes"),
     )
