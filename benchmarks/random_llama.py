@@ -11,8 +11,11 @@ import sys
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from engine.tiny_models import write_tokenizer
 
 VOCABULARY = 32_000
 
@@ -29,15 +32,7 @@ def main(folder: Path) -> None:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.generation_config.eos_token_id = 1
     model.save_pretrained(folder)
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    ids = {"<s>": 0, "</s>": 1} | {letter: 2 + at for at, letter in enumerate(letters)}
-    ids |= {f"t{number}": number for number in range(len(ids), VOCABULARY)}
-    tokenizer = Tokenizer(models.BPE(ids, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<s>", "</s>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+    write_tokenizer(folder, VOCABULARY)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/simulated_vs_real.py --profile /tmp/profile.json --out simulated_vs_real.md
 
 A profile that isn't there is measured first, by `llmtaskpool calibrate --batches 1,2,4,8,16`.
-On a GPU: `--source FOLDER --threads 64 --whole`, with the lengths of the trace as they are.
+On a GPU: `--source FOLDER --threads 16 --whole`, with the lengths of the trace as they are.
 
 Real: `llmtaskpool local` with one worker that has served a burst before, streams over HTTP as the
 trace says (its lengths scaled to a CPU), `ignore_eos` and random prompts. Simulated: `simulate`
@@ -18,12 +18,14 @@ import asyncio
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,11 @@ class Result:
     requests: int
 
 
+@cache
+def _trace() -> Trace:
+    return read(TRACE)
+
+
 @dataclass(frozen=True)
 class Bench:
     """What runs: the model, the threads of a fixed pool, and lengths ``whole`` or for a CPU."""
@@ -62,7 +69,7 @@ class Bench:
 
     def cut(self, count: int, seconds: float) -> Trace:
         """The first requests of the trace within ``seconds``; 0: at once."""
-        found = read(TRACE).chosen(slice(0, count))
+        found = _trace().chosen(slice(0, count))
         span = found.seconds or 1.0
         by_prompt, by_output = (1, 1) if self.whole else (PROMPT_SCALE, OUTPUT_SCALE)
         longest = (4096, 1024) if self.whole else (256, 64)
@@ -117,8 +124,7 @@ async def real(bench: Bench, wanted: Trace, threads: str, folder: Path) -> Resul
             url = told.get("url", "") if told.get("event") == "listening" else ""
         reading = asyncio.create_task(process.stdout.read())
         url = f"{url.rstrip('/').removesuffix('/v1')}/v1/completions"
-        client = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        async with client:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
             for _ in range(200):  # until it serves
                 if (await _stream(client, url, [100] * 16, 2))[0] is not None:
                     break
@@ -199,23 +205,14 @@ def main() -> None:
     bench = Bench(given.source, given.threads, given.whole)
     if not given.profile.exists():
         calibrate = [sys.executable, "-m", "llmtaskpool_worker", "calibrate"]
-        subprocess.run(
-            [
-                *calibrate,
-                f"bench={bench.source}",
-                "--batches",
-                given.batches,
-                "--out",
-                given.profile,
-            ],
-            check=True,
-        )
+        calibrate += [f"bench={bench.source}", "--batches", given.batches, "--out", given.profile]
+        subprocess.run(calibrate, check=True)
     measured = profiles.read(given.profile)
     model = replace(of_profile(measured), start_up_seconds=0.0)
     # Twice, for the difference between two real runs bounds what a simulation can promise.
-    twice = ("fixed", "law") if given.quick else ("fixed", "law", "fixed", "law")
-    runs = [(threads, "at once", bench.burst()) for threads in twice]
-    runs += [(threads, "in 60 s", bench.minute()) for threads in twice]
+    modes = ("fixed", "law") * (1 if given.quick else 2)
+    runs = [(threads, "at once", bench.burst()) for threads in modes]
+    runs += [(threads, "in 60 s", bench.minute()) for threads in modes]
     rows = []
     for threads, how, wanted in runs:
         began, machine, own = time.monotonic(), _machine_cpu(), _own_cpu()
@@ -259,8 +256,9 @@ def _page(rows: list[str], measured: CalibrationProfile) -> str:
     )
     steps = ", ".join(f"{b}: {s * 1e3:.0f}" for b, s in sorted(measured.step_seconds.items()))
     prompts = ", ".join(f"{p}: {s * 1e3:.0f}" for p, s in sorted(measured.prefill_seconds.items()))
+    command = shlex.join(["python", "benchmarks/simulated_vs_real.py", *sys.argv[1:]])
     return (
-        f"# Simulated against real\n\n`{(__doc__ or '').splitlines()[2].strip()}`\n\n"
+        f"# Simulated against real\n\n`{command}`\n\n"
         f"{table}\n\nMeasured profile ({measured.model}, {measured.threads} torch threads, "
         f"chunk {measured.prefill_chunk_tokens}), ms: steps by batch {steps}; prefill by "
         f"tokens {prompts}.\n"

@@ -10,7 +10,8 @@ from math import ceil, inf
 
 from control_scenarios import scenarios
 from llmtaskpool_operator.simulation.comparison import run
-from llmtaskpool_operator.simulation.fleet import Fleet, Pod
+from llmtaskpool_operator.simulation.fleet import Fleet
+from llmtaskpool_operator.simulation.pod import Pod
 
 SCENARIOS = {"conv": 18, "msmall": 10}
 """With the best fixed number of pods of the study."""

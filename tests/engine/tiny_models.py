@@ -55,10 +55,11 @@ def write_model(folder: Path, family: str, *, seed: int = 0) -> Path:
     return folder
 
 
-def write_tokenizer(folder: Path) -> None:
-    """One token per byte, after <s> and </s>."""
+def write_tokenizer(folder: Path, size: int = 0) -> None:
+    """One token per byte, after <s> and </s>; then others, ``size`` in all, each with a text."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<s>": 0, "</s>": 1} | {letter: 2 + i for i, letter in enumerate(letters)}
+    vocabulary |= {f"t{number}": number for number in range(len(vocabulary), size)}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()

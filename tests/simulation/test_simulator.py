@@ -12,8 +12,9 @@ import pytest
 from fakes.traffic import levels, ours, setting, trace_of
 from llmtaskpool_operator.simulation.clairvoyant import clairvoyant
 from llmtaskpool_operator.simulation.comparison import LAWS, run
-from llmtaskpool_operator.simulation.fleet import Fleet, Pod
+from llmtaskpool_operator.simulation.fleet import Fleet
 from llmtaskpool_operator.simulation.laws import PoolSample
+from llmtaskpool_operator.simulation.pod import Pod
 from llmtaskpool_operator.simulation.report import as_json, table, terminal_plot
 from llmtaskpool_operator.simulation.service import LLAMA2_70B, PodModel, of_profile
 from llmtaskpool_operator.simulation.simulator import flaps, simulate

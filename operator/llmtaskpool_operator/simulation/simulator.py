@@ -23,8 +23,9 @@ from llmtaskpool_operator import law
 from llmtaskpool_operator.api import LLMTaskPoolSpec
 from llmtaskpool_operator.deciding import thread_policy
 from llmtaskpool_operator.plan import victims
-from llmtaskpool_operator.simulation.fleet import Fleet, Pod
+from llmtaskpool_operator.simulation.fleet import Fleet
 from llmtaskpool_operator.simulation.laws import PodSample, PoolSample, ReplicaLaw, as_observation
+from llmtaskpool_operator.simulation.pod import Pod
 from llmtaskpool_operator.simulation.service import LLAMA2_70B, PodModel
 from llmtaskpool_operator.simulation.trace import Trace
 

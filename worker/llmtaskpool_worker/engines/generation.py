@@ -61,7 +61,7 @@ class GenerationLoop:
         context_length: int,
         threads: int,
         max_threads: int = 256,
-        prefill_chunk: int | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
         cache_bytes: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -83,7 +83,7 @@ class GenerationLoop:
         self.max_threads = max(1, min(max_threads, budget_tokens // CACHE_GRANULE))
         self.batching = Batching(
             threads=min(threads, self.max_threads),
-            chunk=prefill_chunk or _chunk_of(self.device),
+            chunk=prefill_chunk,
             budget_tokens=budget_tokens,
             granule=CACHE_GRANULE,
         )
@@ -300,10 +300,6 @@ class GenerationLoop:
             )
 
 
-def _chunk_of(device: torch.device) -> int:
-    return PREFILL_CHUNK_CUDA if device.type == "cuda" else PREFILL_CHUNK
-
-
 def load_generation(
     folder: Path,
     *,
@@ -322,7 +318,9 @@ def load_generation(
     """
     options = options or {}
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    on_gpu = device.startswith("cuda")
+    dtype = dtype or ("bfloat16" if on_gpu else "float32")
+    chunk = PREFILL_CHUNK_CUDA if on_gpu else PREFILL_CHUNK
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if why := unservable(config.get_text_config()):
         raise ModelRefused(f"this model can't be served: {why}")
@@ -350,6 +348,6 @@ def load_generation(
         context_length=context,
         threads=threads,
         max_threads=int(options.get("max_threads", 256)),
-        prefill_chunk=int(options["prefill_chunk"]) if "prefill_chunk" in options else None,
+        prefill_chunk=int(options.get("prefill_chunk", chunk)),
         cache_bytes=options.get("cache_bytes"),
     )
