@@ -15,6 +15,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 Install = Callable[[str], Path]
+PACKAGES = ("llmtaskpool_operator", "llmtaskpool_worker")
+SCRIPTS = {"llmtaskpool", "llmtaskpool-worker"}
+_LIST_FILES = (
+    "import json; from importlib.metadata import files; "
+    "print(json.dumps([str(file) for file in files('llmtaskpool')]))"
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +34,11 @@ def uv() -> str:
 def install(uv: str, tmp_path_factory: pytest.TempPathFactory) -> Install:
     """A clean environment with one extra, from the lock file, the wheel instead of the checkout."""
 
+    made: dict[str, Path] = {}
+
     def make(extra: str) -> Path:
+        if extra in made:
+            return made[extra]
         folder = tmp_path_factory.mktemp(f"only-{extra}") / "venv"
         subprocess.run(
             [uv, "sync", "--quiet", "--locked", "--no-default-groups", "--no-editable"]
@@ -37,7 +47,8 @@ def install(uv: str, tmp_path_factory: pytest.TempPathFactory) -> Install:
             env=os.environ | {"UV_PROJECT_ENVIRONMENT": str(folder)},
             check=True,
         )
-        return folder / "bin"
+        made[extra] = folder / "bin"
+        return made[extra]
 
     return make
 
@@ -77,6 +88,17 @@ def test_the_worker_installs_without_kopf_and_its_command_answers(install: Insta
     served = run(bin_ / "llmtaskpool-worker", "serve", "--help", cwd=Path("/"))
     assert served.returncode == 0, served.stderr
     assert "--model" in served.stdout
+
+
+@pytest.mark.timeout(600)
+def test_the_wheel_carries_the_two_packages_and_nothing_else(install: Install) -> None:
+    listed = run(install("operator") / "python", "-c", _LIST_FILES, cwd=Path("/"))
+    files = [Path(name) for name in json.loads(listed.stdout)]
+    top = {file.parts[0] for file in files if ".dist-info" not in file.parts[0]}
+    assert top == {"..", "llmtaskpool_operator", "llmtaskpool_worker"}
+    assert {file.name for file in files if file.parts[0] == ".."} == SCRIPTS
+    others = {str(f) for f in files if f.parts[0] in PACKAGES and f.suffix not in (".py", ".pyc")}
+    assert others == {f"{package}/py.typed" for package in PACKAGES}
 
 
 def test_the_folders_named_operator_and_worker_shadow_nothing() -> None:

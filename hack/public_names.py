@@ -1,0 +1,156 @@
+"""Prints as JSON the names that people outside rely on: `python hack/public_names.py`.
+
+Commands with their options, the fields of the CRD, routes, metrics, environment variables, entry
+points. `tests/packaging/public_names.json` is what it printed before; a name that goes missing
+there breaks somebody's scripts, so `tests/packaging/test_public_names.py` compares the two.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import typer
+import yaml
+from llmtaskpool_operator.__main__ import app as operator_commands
+from llmtaskpool_operator.crdgen import as_yaml
+from llmtaskpool_operator.metrics import OperatorMetrics
+from llmtaskpool_operator.operator_settings import OperatorSettings
+from llmtaskpool_worker import contract
+from llmtaskpool_worker.__main__ import app as worker_commands
+from llmtaskpool_worker.contract import LaneName, LaneState, Phase, Totals, Work, WorkerState
+from llmtaskpool_worker.control import ControlRoutes
+from llmtaskpool_worker.http_limits import HttpLimits
+from llmtaskpool_worker.kinds import ENTRY_POINT_GROUP
+from llmtaskpool_worker.metrics import Metrics
+from llmtaskpool_worker.openai_api import OpenAIRoutes
+from llmtaskpool_worker.server import Health
+from llmtaskpool_worker.settings import PREFIX, Settings
+from llmtaskpool_worker.tasks_api import TaskRoutes
+from prometheus_client.parser import text_string_to_metric_families
+
+ROOT = Path(__file__).parents[1]
+_VARIABLE = re.compile(r"LLMTASKPOOL_[A-Z][A-Z0-9_]*[A-Z0-9]")
+
+
+def public_names() -> dict[str, list[str]]:
+    """Each kind of name with its names, sorted."""
+    found = {
+        "commands": commands(),
+        "crd": crd_fields(),
+        "routes": routes(),
+        "metrics": metrics(),
+        "environment": environment(),
+        "entry points": entry_points(),
+    }
+    return {kind: sorted(set(names)) for kind, names in found.items()}
+
+
+def commands() -> list[str]:
+    """``llmtaskpool decide --alpha``: each program's commands with each of their options."""
+    programs = {"llmtaskpool": operator_commands, "llmtaskpool-worker": worker_commands}
+    return [name for words, app in programs.items() for name in _options(words, app)]
+
+
+def _options(words: str, app: typer.Typer) -> Iterator[str]:
+    group: Any = typer.main.get_command(app)
+    context = typer.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        yield f"{words} {name}"
+        for one in command.params:
+            for option in (*one.opts, *one.secondary_opts):
+                yield f"{words} {name} {option}"
+
+
+def crd_fields() -> list[str]:
+    """``v1alpha1 spec.scaling.mode string``, the printed columns, and the object's own names."""
+    crd = yaml.safe_load(as_yaml())
+    names = crd["spec"]["names"]
+    found = [f"{crd['spec']['group']} {crd['spec']['scope']} {json.dumps(names, sort_keys=True)}"]
+    for version in crd["spec"]["versions"]:
+        schema = version["schema"]["openAPIV3Schema"]
+        found += [f"{version['name']} {line}" for line in _fields(schema, "")]
+        found += [
+            f"{version['name']} column {one['name']} {one['jsonPath']}"
+            for one in version["additionalPrinterColumns"]
+        ]
+        found.append(f"{version['name']} subresources {json.dumps(version['subresources'])}")
+    return found
+
+
+def _fields(schema: dict[str, Any], path: str) -> Iterator[str]:
+    for name, below in schema.get("properties", {}).items():
+        kind = below.get("type", "any")
+        yield f"{path}{name} {kind}"
+        yield from _fields(below, f"{path}{name}.")
+        yield from _fields(below.get("items", {}), f"{path}{name}[].")
+
+
+def routes() -> list[str]:
+    """``POST /v1/tasks data``: method, path and port."""
+    pool, catalog, nothing, limits = (cast("Any", None),) * 3 + (HttpLimits(),)
+    data = [
+        *Health(pool, nothing).routes(),
+        *OpenAIRoutes(pool, catalog, limits, heartbeat_seconds=1, wall_clock=float).routes(),
+        *TaskRoutes(
+            pool, catalog, limits, heartbeat_seconds=1, clock=float, wall_clock=float
+        ).routes(),
+    ]
+    ports = {"data": data, "control": ControlRoutes(pool, limits).routes()}
+    return [
+        f"{method} {route.path} {port}"
+        for port, found in ports.items()
+        for route in found
+        for method in sorted(route.methods or ())
+    ]
+
+
+def metrics() -> list[str]:
+    """``llmtaskpool_tasks counter [outcome] worker``: name, type, labels and page."""
+    lane = LaneState(threads=1, threads_cap=1, active=0, queued=0, queue_limit=1)
+    state = WorkerState(
+        worker_id="w",
+        started_at=0,
+        observed_at=0,
+        phase=Phase.READY,
+        threads_generation=0,
+        lanes=dict.fromkeys(LaneName, lane),
+        work=Work(),
+        totals=Totals(),
+    )
+    found = [
+        f"{family.name} {family.type} worker"
+        for family in text_string_to_metric_families(Metrics(lambda: state).text().decode())
+    ]
+    found += [f"{value} contract" for name, value in vars(contract).items() if "METRIC_" in name]
+    for family in OperatorMetrics().registry.collect():
+        found.append(f"{family.name} {family.type} operator")
+    return found
+
+
+def environment() -> list[str]:
+    """Every variable that settings read, and every other of ours that is named in the code."""
+    found = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    prefix = str(OperatorSettings.model_config["env_prefix"])
+    found += [f"{prefix}{name.upper()}" for name in OperatorSettings.model_fields]
+    for source in (*ROOT.glob("operator/**/*.py"), *ROOT.glob("worker/**/*.py")):
+        found += _VARIABLE.findall(source.read_text())
+    return found
+
+
+def entry_points() -> list[str]:
+    """The scripts of the wheel, its extras, and the groups that other packages may join."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    scripts = [f"script {name} = {target}" for name, target in project["scripts"].items()]
+    extras = [f"extra {name}" for name in project["optional-dependencies"]]
+    return [*scripts, *extras, f"group {ENTRY_POINT_GROUP}"]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(public_names(), indent=1) + "\n")
