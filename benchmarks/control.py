@@ -17,7 +17,7 @@ from pathlib import Path
 
 from control_scenarios import Scenario, scenarios
 from control_tables import markdown
-from llmtaskpool_operator.law import DEFAULTS
+from llmtaskpool_operator.autoscaler.law import DEFAULTS
 from llmtaskpool_operator.simulation.clairvoyant import clairvoyant
 from llmtaskpool_operator.simulation.comparison import OURS, law_named, setting_for
 from llmtaskpool_operator.simulation.simulator import Outcome, Setting, offered_work, simulate

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from llmtaskpool_operator.api import LLMTaskPoolSpec
+from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
 from llmtaskpool_operator.simulation.service import LLAMA2_70B
 from llmtaskpool_operator.simulation.simulator import Setting
 from llmtaskpool_operator.simulation.trace import Trace, read

@@ -32,8 +32,8 @@ from math import ceil
 from pathlib import Path
 
 import numpy as np
-from llmtaskpool_operator.api import LLMTaskPoolSpec
-from llmtaskpool_operator.law import DEFAULTS
+from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
+from llmtaskpool_operator.autoscaler.law import DEFAULTS
 from llmtaskpool_operator.simulation.laws import Ours, PoolSample
 from llmtaskpool_operator.simulation.service import LLAMA2_70B
 from llmtaskpool_operator.simulation.simulator import Setting, offered_work, simulate

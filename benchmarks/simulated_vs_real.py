@@ -31,13 +31,13 @@ from typing import Any
 
 import aiohttp
 import numpy as np
-from llmtaskpool_operator.api import LLMTaskPoolSpec
+from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
 from llmtaskpool_operator.simulation.comparison import run as simulated
 from llmtaskpool_operator.simulation.service import PodModel, of_profile
 from llmtaskpool_operator.simulation.simulator import Setting
 from llmtaskpool_operator.simulation.trace import Trace, of_rows, read
-from llmtaskpool_worker import profile as profiles
-from llmtaskpool_worker.profile import CalibrationProfile
+from llmtaskpool_worker.scheduling import profile as profiles
+from llmtaskpool_worker.scheduling.profile import CalibrationProfile
 
 HERE = Path(__file__).parent
 TRACE = HERE / "traces" / "azure_conv_2023.csv.gz"

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llmtaskpool_operator import law
-from llmtaskpool_operator.api import LLMTaskPoolSpec
-from llmtaskpool_operator.reasons import reason_of
+from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
+from llmtaskpool_operator.autoscaler import law
+from llmtaskpool_operator.autoscaler.reasons import reason_of
 from llmtaskpool_operator.simulation.laws import Ours, PoolSample
 from llmtaskpool_operator.simulation.service import LLAMA2_70B
 from llmtaskpool_operator.simulation.simulator import Outcome, Setting, offered_work, simulate

@@ -18,20 +18,20 @@ from typing import Any, cast
 import typer
 import yaml
 from llmtaskpool_operator.__main__ import app as operator_commands
-from llmtaskpool_operator.crdgen import as_yaml
-from llmtaskpool_operator.metrics import OperatorMetrics
-from llmtaskpool_operator.operator_settings import OperatorSettings
+from llmtaskpool_operator.api.crdgen import as_yaml
+from llmtaskpool_operator.cluster.metrics import OperatorMetrics
+from llmtaskpool_operator.cluster.settings import OperatorSettings
 from llmtaskpool_worker import contract
 from llmtaskpool_worker.__main__ import app as worker_commands
+from llmtaskpool_worker.assembly.settings import PREFIX, Settings
 from llmtaskpool_worker.contract import LaneName, LaneState, Phase, Totals, Work, WorkerState
-from llmtaskpool_worker.control import ControlRoutes
-from llmtaskpool_worker.http_limits import HttpLimits
-from llmtaskpool_worker.kinds import ENTRY_POINT_GROUP
-from llmtaskpool_worker.metrics import Metrics
-from llmtaskpool_worker.openai_api import OpenAIRoutes
-from llmtaskpool_worker.server import Health
-from llmtaskpool_worker.settings import PREFIX, Settings
-from llmtaskpool_worker.tasks_api import TaskRoutes
+from llmtaskpool_worker.http_api.control import ControlRoutes
+from llmtaskpool_worker.http_api.limits import HttpLimits
+from llmtaskpool_worker.http_api.metrics import Metrics
+from llmtaskpool_worker.http_api.openai_api import OpenAIRoutes
+from llmtaskpool_worker.http_api.server import Health
+from llmtaskpool_worker.http_api.tasks_api import TaskRoutes
+from llmtaskpool_worker.kinds.registry import ENTRY_POINT_GROUP
 from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parents[1]

@@ -7,27 +7,25 @@ neither the worker's nor the simulator's extra.
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import json
 import sys
-from importlib import metadata
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 _COMMANDS = {
-    "local": ("llmtaskpool_operator.local_cli", "A pool on this machine, no cluster needed."),
-    "decide": ("llmtaskpool_operator.decide_cli", "The equation on numbers you give."),
-    "operate": ("llmtaskpool_operator.operate_cli", "The operator: pools on Kubernetes."),
-    "explain": ("llmtaskpool_operator.explain_cli", "Why a pool has the size that it has."),
-    "top": ("llmtaskpool_operator.top_cli", "A live view of the pools of a cluster."),
-    "calibrate": ("llmtaskpool_operator.calibrate_cli", "A model's step times on this machine."),
-    "simulate": ("llmtaskpool_operator.simulate_cli", "The law over a trace of requests."),
-    "replay": ("llmtaskpool_operator.replay_cli", "What another setting would have done."),
-    "crd": ("llmtaskpool_operator.__main__", "Print the CustomResourceDefinition."),
-    "version": ("llmtaskpool_operator.__main__", "Versions of what is installed."),
+    "local": "A pool on this machine, no cluster needed.",
+    "decide": "The equation on numbers you give.",
+    "operate": "The operator: pools on Kubernetes.",
+    "explain": "Why a pool has the size that it has.",
+    "top": "A live view of the pools of a cluster.",
+    "calibrate": "A model's step times on this machine.",
+    "simulate": "The law over a trace of requests.",
+    "replay": "What another setting would have done.",
+    "crd": "Print the CustomResourceDefinition.",
+    "version": "Versions of what is installed.",
 }
+"""Each has a module of its name in commands/, with a function of its name."""
 _EXTRA = {
     "local": "worker",
     "calibrate": "worker",
@@ -38,7 +36,6 @@ _EXTRA = {
     "replay": "simulate",
 }
 _HANDED_ON = ("calibrate",)
-_PIECES = ("torch", "transformers", "kopf", "kubernetes", "pydantic", "starlette")
 _UsageError: Any = typer.BadParameter.__base__  # typer names only this one of its errors
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -48,14 +45,13 @@ class _Lazy(TyperGroup):
     """Lists all commands; imports one when it is called."""
 
     def list_commands(self, _: Any) -> list[str]:
-        return [name for name in _COMMANDS if _offered(name)]
+        return list(_COMMANDS)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in self.list_commands(ctx):
+    def get_command(self, _: Any, cmd_name: str) -> Any:
+        if cmd_name not in _COMMANDS:
             return None
-        module, summary = _COMMANDS[cmd_name]
         try:
-            function = getattr(importlib.import_module(module), cmd_name)
+            module = importlib.import_module(f"llmtaskpool_operator.commands.{cmd_name}")
         except ModuleNotFoundError as missing:
             extra = _EXTRA.get(cmd_name, "all")
             sys.stderr.write(
@@ -68,15 +64,15 @@ class _Lazy(TyperGroup):
         handed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
         one.command(
             cmd_name,
-            short_help=summary,
+            short_help=_COMMANDS[cmd_name],
             context_settings=handed_on if cmd_name in _HANDED_ON else {},
             add_help_option=cmd_name not in _HANDED_ON,
-        )(function)
+        )(getattr(module, cmd_name))
         return typer.main.get_command(one)
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
+    def format_commands(self, _: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, _COMMANDS[name][1]) for name in self.list_commands(ctx)])
+            formatter.write_dl(list(_COMMANDS.items()))
 
 
 app = typer.Typer(
@@ -96,41 +92,6 @@ def _pools(ctx: typer.Context) -> None:
         sys.stdout.write(ctx.get_help() + "\n")
 
 
-def crd(
-    reference: Annotated[
-        bool, typer.Option("--reference", help="Print docs/reference.md instead: every field.")
-    ] = False,
-) -> None:
-    """Print the CustomResourceDefinition; crds/llmtaskpool.yaml is this."""
-    if reference:
-        from llmtaskpool_operator.reference import as_markdown as text
-    else:
-        from llmtaskpool_operator.crdgen import as_yaml as text
-
-    sys.stdout.write(text())
-
-
-def version(
-    output: Annotated[str, typer.Option(help="text or json.")] = "text",
-) -> None:
-    """Versions of llmtaskpool and of the pieces that are installed beside it."""
-    if output not in ("text", "json"):
-        sys.stderr.write(f"llmtaskpool version: --output {output!r}: use text or json\n")
-        raise typer.Exit(BAD_INPUT)
-    found: dict[str, Any] = {"llmtaskpool": metadata.version("llmtaskpool")}
-    found["python"] = ".".join(map(str, sys.version_info[:3]))
-    for name in _PIECES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    if output == "json":
-        sys.stdout.write(json.dumps(found) + "\n")
-    else:
-        for name, is_version in found.items():
-            sys.stdout.write(f"{name:13} {is_version or 'not installed'}\n")
-
-
 def main() -> None:
     """Run the command line; user errors end with one line and exit code 2."""
     try:
@@ -141,10 +102,6 @@ def main() -> None:
         sys.exit(BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(INTERRUPTED)
-
-
-def _offered(name: str) -> bool:
-    return importlib.util.find_spec(_COMMANDS[name][0]) is not None
 
 
 if __name__ == "__main__":

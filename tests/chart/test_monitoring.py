@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 from chart.charts import ALL_MONITORING, CHART, ROOT, Helm, named
-from llmtaskpool_operator import manifests
-from llmtaskpool_operator.metrics import OperatorMetrics
+from llmtaskpool_operator.cluster import manifests
+from llmtaskpool_operator.cluster.metrics import OperatorMetrics
 from llmtaskpool_worker.contract import (
     GpuReading,
     KindState,
@@ -21,7 +21,7 @@ from llmtaskpool_worker.contract import (
     Phase,
     WorkerState,
 )
-from llmtaskpool_worker.metrics import Metrics
+from llmtaskpool_worker.http_api.metrics import Metrics
 
 ALERTS = CHART / "files" / "alerts.yaml"
 DASHBOARD = CHART / "files" / "dashboard.json"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 from chart.charts import NAMESPACE, Helm, Manifest, kinds, named
-from llmtaskpool_operator import operate
+from llmtaskpool_operator.cluster import operator
 
 Right = tuple[str, str, str]
 """Group, resource, verb."""
@@ -93,7 +93,7 @@ def test_in_its_own_namespace_it_has_its_lease_and_its_key(
 def test_the_names_in_the_roles_are_the_operators(helm: Helm) -> None:
     rules = named(helm.render({}), "Role", "llmtaskpool-operator-own")["rules"]
     given = {name for rule in rules for name in rule.get("resourceNames", ())}
-    assert given == {operate.LEASE, operate.KEY_SECRET}
+    assert given == {operator.LEASE, operator.KEY_SECRET}
 
 
 def test_people_who_may_view_see_pools_and_people_who_may_edit_edit_them(helm: Helm) -> None:

@@ -12,8 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 from chart.charts import CHART, NAMESPACE, ROOT, VALUE_SETS, Helm, Refused, kinds, named, pod_specs
-from llmtaskpool_operator.operator_settings import PREFIX, OperatorSettings
-from llmtaskpool_operator.pool_file import parse_pool
+from llmtaskpool_operator.api.manifest_file import parse_pool
+from llmtaskpool_operator.cluster.settings import PREFIX, OperatorSettings
 
 KUBERNETES = "1.37"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from llmtaskpool_operator.api import API_VERSION, KIND
+from llmtaskpool_operator.api.names import API_VERSION, KIND
 
 from .conftest import Cluster, wait_for
 

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import yaml
 from kubernetes import client
-from llmtaskpool_operator.api import API_VERSION, GROUP, KIND, PLURAL, VERSION, LLMTaskPoolSpec
+from llmtaskpool_operator.api.names import API_VERSION, GROUP, KIND, PLURAL, VERSION
+from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
 from pydantic import ValidationError
 
 from .conftest import ROOT, Cluster

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from llmtaskpool_operator import manifests
-from llmtaskpool_operator.api import API_VERSION, KIND
-from llmtaskpool_operator.manifests import Surroundings
-from llmtaskpool_operator.pool_file import BadPool, parse_pool
+from llmtaskpool_operator.api.manifest_file import BadPool, parse_pool
+from llmtaskpool_operator.api.names import API_VERSION, KIND
+from llmtaskpool_operator.cluster import manifests
+from llmtaskpool_operator.cluster.manifests import Surroundings
 
 from .conftest import Cluster
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from fakes.api_proxy import Write
 from fakes.operator_process import OperatorProcess
-from llmtaskpool_operator.watch_proof import LATE_SECONDS
+from llmtaskpool_operator.cluster.watch_proof import LATE_SECONDS
 
 from .conftest import CONVERGED_WITHIN, Broken, wait_for
 from .pools import Pools, fixed, own_pools

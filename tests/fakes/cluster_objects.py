@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmtaskpool_operator.api import API_VERSION, KIND, LLMTaskPool
-from llmtaskpool_operator.manifests import selector_labels
+from llmtaskpool_operator.api.names import API_VERSION, KIND
+from llmtaskpool_operator.api.pool import LLMTaskPool
+from llmtaskpool_operator.cluster.manifests import selector_labels
 from llmtaskpool_worker.contract import LaneName, LaneState, Phase, Work, WorkerState
 
 NAMESPACE, NAME, UID = "team-a", "chat", "0f3c-77"

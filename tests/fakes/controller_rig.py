@@ -7,10 +7,10 @@ from typing import Any
 
 from fakes.cluster_objects import NAME, NAMESPACE, worker_state
 from fakes.memory_cluster import KEY, MemoryCluster
-from llmtaskpool_operator.api import KIND
-from llmtaskpool_operator.controller import Controller, OperatorIdentity
-from llmtaskpool_operator.metrics import OperatorMetrics
-from llmtaskpool_operator.record import Recorder
+from llmtaskpool_operator.api.names import KIND
+from llmtaskpool_operator.cluster.controller import Controller, OperatorIdentity
+from llmtaskpool_operator.cluster.metrics import OperatorMetrics
+from llmtaskpool_operator.replay.record import Recorder
 
 SECRET = b"the operator's key"
 STATUS = ("apply/status", KIND, NAME)

@@ -15,8 +15,8 @@ from llmtaskpool_worker.contract import (
     Totals,
     WorkerState,
 )
-from llmtaskpool_worker.pool import Rejected, StaleGeneration
-from llmtaskpool_worker.task import (
+from llmtaskpool_worker.execution.pool import Rejected, StaleGeneration
+from llmtaskpool_worker.scheduling.task import (
     TERMINAL,
     Embed,
     Embedded,

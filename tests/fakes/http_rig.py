@@ -14,13 +14,13 @@ from typing import Any
 import httpx
 from fakes.fake_pool import FakePool
 from fakes.letters_engine import LetterTokenizer
-from llmtaskpool_worker.catalog import Catalog, Model
+from llmtaskpool_worker.assembly.settings import Settings
+from llmtaskpool_worker.assembly.worker import build
 from llmtaskpool_worker.engines.protocol import Engine
-from llmtaskpool_worker.kinds import Kinds
-from llmtaskpool_worker.metrics import Metrics
-from llmtaskpool_worker.server import Clocks, HttpServer, control_app, data_app, keys_of
-from llmtaskpool_worker.settings import Settings
-from llmtaskpool_worker.worker_app import build
+from llmtaskpool_worker.http_api.catalog import Catalog, Model
+from llmtaskpool_worker.http_api.metrics import Metrics
+from llmtaskpool_worker.http_api.server import Clocks, HttpServer, control_app, data_app, keys_of
+from llmtaskpool_worker.kinds.registry import Kinds
 
 DEADLINE_SECONDS = 20.0
 KEY = "data-key"

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import psutil
 from fakes.local_rig import DEADLINE_SECONDS, STAND_IN
-from llmtaskpool_operator.api import API_VERSION, KIND
+from llmtaskpool_operator.api.names import API_VERSION, KIND
 
-CLI = "import typer; from llmtaskpool_operator.local_cli import local; typer.run(local)"
+CLI = "import typer; from llmtaskpool_operator.commands.local import local; typer.run(local)"
 DRIVER = """
 import asyncio, json, pathlib, sys
-from llmtaskpool_operator.local_pool import LocalOptions
-from llmtaskpool_operator.local_run import run
-from llmtaskpool_operator.pool_file import parse_pool
-from llmtaskpool_operator.local_worker import WorkerCommand
+from llmtaskpool_operator.local.pool import LocalOptions
+from llmtaskpool_operator.local.run import run
+from llmtaskpool_operator.api.manifest_file import parse_pool
+from llmtaskpool_operator.local.worker_process import WorkerCommand
 pool, program, environment, drain, record = json.loads(sys.argv[1])
 command = WorkerCommand(tuple(program), (), environment)
 record = pathlib.Path(record) if record else None

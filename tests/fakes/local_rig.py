@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
-from llmtaskpool_operator.front import Front, FrontLimits
-from llmtaskpool_operator.local_fleet import Fleet, FleetLimits
-from llmtaskpool_operator.local_worker import WorkerCommand
-from llmtaskpool_operator.worker_client import ClientLimits, open_http
+from llmtaskpool_operator.autoscaler.worker_client import ClientLimits, open_http
+from llmtaskpool_operator.local.fleet import Fleet, FleetLimits
+from llmtaskpool_operator.local.front import Front, FrontLimits
+from llmtaskpool_operator.local.worker_process import WorkerCommand
 
 STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in_worker.py")))
 DEADLINE_SECONDS = 20.0

@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from llmtaskpool_operator.kubernetes_api import ApiFailure, Listed
+from llmtaskpool_operator.cluster.api_client import ApiFailure, Listed
 
 Call = tuple[str, str, str]
 """Verb, kind and name."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from llmtaskpool_operator.api import LLMTaskPool
-from llmtaskpool_operator.deciding import PoolDecision, PoolMemory, decide_pool
-from llmtaskpool_operator.observation import PodObservation, PoolObservation
-from llmtaskpool_operator.record import Recorder
+from llmtaskpool_operator.api.pool import LLMTaskPool
+from llmtaskpool_operator.autoscaler.decide import PoolDecision, PoolMemory, decide_pool
+from llmtaskpool_operator.autoscaler.observation import PodObservation, PoolObservation
+from llmtaskpool_operator.replay.record import Recorder
 from llmtaskpool_worker.contract import LaneName, LaneState, Phase, Work, WorkerState
 
 BEGAN = 1_800_000_000.0

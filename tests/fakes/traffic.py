@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-from llmtaskpool_operator.api import LLMTaskPoolSpec
+from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
 from llmtaskpool_operator.simulation.laws import Ours
 from llmtaskpool_operator.simulation.service import LLAMA2_70B
 from llmtaskpool_operator.simulation.simulator import Outcome, Setting, simulate

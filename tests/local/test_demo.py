@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from fakes.fake_pool import FakePool, answer_prompt
 from fakes.http_rig import serving
-from llmtaskpool_operator.demo import Demo, Size
-from llmtaskpool_operator.demo_report import quantile, report, summary
-from llmtaskpool_worker.task import Embed, Embedded, Returned
+from llmtaskpool_operator.local.demo import Demo, Size
+from llmtaskpool_operator.local.demo_report import quantile, report, summary
+from llmtaskpool_worker.scheduling.task import Embed, Embedded, Returned
 from rich.console import Console
 
 SIZE = Size(

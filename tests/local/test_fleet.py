@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from fakes.local_rig import DEADLINE_SECONDS, TOKEN, eventually, local_rig, until
-from llmtaskpool_operator.local_fleet import FleetLimits, Unstartable
+from llmtaskpool_operator.local.fleet import FleetLimits, Unstartable
 
 TESTS = Path(__file__).parents[1]
 

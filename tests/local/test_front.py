@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 from fakes.local_rig import DEADLINE_SECONDS, eventually, local_rig, until
-from llmtaskpool_operator.front import Front, FrontLimits
+from llmtaskpool_operator.local.front import Front, FrontLimits
 
 
 async def stream_numbers(client: httpx.AsyncClient, seconds: float, parts: int) -> list[int]:

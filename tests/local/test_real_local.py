@@ -10,10 +10,10 @@ import openai
 import psutil
 import pytest
 from fakes.local_rig import until
-from llmtaskpool_operator.live_view import JsonView
-from llmtaskpool_operator.local_pool import LocalOptions, LocalPool
-from llmtaskpool_operator.local_run import descendants
-from llmtaskpool_operator.local_settings import pool_from_options
+from llmtaskpool_operator.local.live_view import JsonView
+from llmtaskpool_operator.local.pool import LocalOptions, LocalPool
+from llmtaskpool_operator.local.run import descendants
+from llmtaskpool_operator.local.settings import pool_from_options
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]
 

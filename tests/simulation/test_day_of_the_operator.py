@@ -23,7 +23,7 @@ import pytest
 from fakes.cluster_objects import NAME, NAMESPACE, pod_body, worker_state
 from fakes.controller_rig import Rig
 from fakes.memory_cluster import KEY
-from llmtaskpool_operator.api import KIND
+from llmtaskpool_operator.api.names import KIND
 from llmtaskpool_worker.contract import Work
 
 TRACE = Path(__file__).parents[2] / "benchmarks" / "traces" / "servegen_msmall_day1.csv.gz"

@@ -19,8 +19,8 @@ from llmtaskpool_operator.simulation.report import as_json, table, terminal_plot
 from llmtaskpool_operator.simulation.service import LLAMA2_70B, PodModel, of_profile
 from llmtaskpool_operator.simulation.simulator import flaps, simulate
 from llmtaskpool_operator.simulation.trace import Trace, of_rows
-from llmtaskpool_worker.priority import QueuePolicy
-from llmtaskpool_worker.profile import CalibrationProfile
+from llmtaskpool_worker.scheduling.priority import QueuePolicy
+from llmtaskpool_worker.scheduling.profile import CalibrationProfile
 
 PLAIN = PodModel(
     name="plain",

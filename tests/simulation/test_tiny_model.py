@@ -10,7 +10,7 @@ from itertools import product
 from typing import NamedTuple
 
 import pytest
-from llmtaskpool_operator.law import Direction, Memory, Observed, Policy, decide
+from llmtaskpool_operator.autoscaler.law import Direction, Memory, Observed, Policy, decide
 
 HOLD = 2
 NOW = 1000.0

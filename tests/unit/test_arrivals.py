@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from llmtaskpool_operator.observation import History, PodObservation, PoolObservation
+from llmtaskpool_operator.autoscaler.observation import History, PodObservation, PoolObservation
 from llmtaskpool_worker.contract import LaneName, LaneState, Phase, Work, WorkerState
 
 WINDOW = 30.0

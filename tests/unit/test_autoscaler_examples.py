@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 import yaml
-from llmtaskpool_operator import law
-from llmtaskpool_operator.api import API_VERSION, KIND, ScalingMode
-from llmtaskpool_operator.pool_file import pool_from_file
+from llmtaskpool_operator.api.manifest_file import pool_from_file
+from llmtaskpool_operator.api.names import API_VERSION, KIND
+from llmtaskpool_operator.api.scaling import ScalingMode
+from llmtaskpool_operator.autoscaler import law
 from llmtaskpool_operator.simulation.hpa import hpa_from_total
 from llmtaskpool_worker.contract import LaneName, LaneState, Phase, Work, WorkerState
-from llmtaskpool_worker.metrics import Metrics
+from llmtaskpool_worker.http_api.metrics import Metrics
 from prometheus_client.parser import text_string_to_metric_families
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

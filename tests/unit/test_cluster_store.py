@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from fakes.cluster_objects import NAME, NAMESPACE, pod_body, pool_body
-from llmtaskpool_operator.api import KIND
-from llmtaskpool_operator.cluster_store import ClusterStore, PoolKey, status_in
+from llmtaskpool_operator.api.names import KIND
+from llmtaskpool_operator.cluster.store import ClusterStore, PoolKey, status_in
 
 KEY = PoolKey(NAMESPACE, NAME)
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from fakes.cluster_objects import NAME, NAMESPACE, UID, pod_body, pool_body, worker_state
 from fakes.controller_rig import AT_REST, ODD, SECRET, STATUS, Rig
-from llmtaskpool_operator.api import KIND
-from llmtaskpool_operator.controller import (
+from llmtaskpool_operator.api.names import KIND
+from llmtaskpool_operator.cluster.api_client import ApiFailure, Fenced
+from llmtaskpool_operator.cluster.controller import (
     CHILDREN_SECONDS,
     control_token,
 )
-from llmtaskpool_operator.kubernetes_api import ApiFailure, Fenced
 from prometheus_client import generate_latest
 
 # A pool's life

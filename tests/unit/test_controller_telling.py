@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from fakes.cluster_objects import NAME, NAMESPACE, worker_state
 from fakes.controller_rig import AT_REST, ODD, STATUS, Rig
-from llmtaskpool_operator.api import KIND
-from llmtaskpool_operator.controller import CHILDREN_SECONDS, TAKEN_SECONDS
-from llmtaskpool_operator.kubernetes_api import ApiFailure
-from llmtaskpool_operator.law import DEFAULTS
+from llmtaskpool_operator.api.names import KIND
+from llmtaskpool_operator.autoscaler.law import DEFAULTS
+from llmtaskpool_operator.cluster.api_client import ApiFailure
+from llmtaskpool_operator.cluster.controller import CHILDREN_SECONDS, TAKEN_SECONDS
 
 
 def test_numbers_that_move_with_the_load_are_written_every_ten_seconds_at_most() -> None:

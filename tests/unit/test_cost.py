@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from llmtaskpool_worker.cost import ENOUGH, CostModel
-from llmtaskpool_worker.task import Call, Generate, TaskRequest
+from llmtaskpool_worker.scheduling.cost import ENOUGH, CostModel
+from llmtaskpool_worker.scheduling.task import Call, Generate, TaskRequest
 
 
 def chat(prompt: int = 64, max_tokens: int = 256, *, fixed: bool = False) -> TaskRequest:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llmtaskpool_worker.cost import CostModel, ModelCost
-from llmtaskpool_worker.curves import Curve, RobustMean
-from llmtaskpool_worker.profile import CalibrationProfile, read, write
+from llmtaskpool_worker.scheduling.cost import CostModel, ModelCost
+from llmtaskpool_worker.scheduling.curves import Curve, RobustMean
+from llmtaskpool_worker.scheduling.profile import CalibrationProfile, read, write
 
 
 def test_an_unmeasured_curve_is_its_prior() -> None:

@@ -10,10 +10,10 @@ import pytest
 from fakes.cluster_objects import UID, pool
 from hypothesis import given
 from hypothesis import strategies as st
-from llmtaskpool_operator import manifests
-from llmtaskpool_operator.differences import agrees, owned_by, writer_of
-from llmtaskpool_operator.manifests import Surroundings
-from llmtaskpool_operator.quantities import number
+from llmtaskpool_operator.api.quantities import number
+from llmtaskpool_operator.cluster import manifests
+from llmtaskpool_operator.cluster.differences import agrees, owned_by, writer_of
+from llmtaskpool_operator.cluster.manifests import Surroundings
 
 AROUND = Surroundings("worker:1", "token", "system")
 

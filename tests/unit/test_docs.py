@@ -13,12 +13,14 @@ import kubernetes_validate
 import pytest
 import typer
 import yaml
-from llmtaskpool_operator import conditions, kubernetes_backend, pod_facts
 from llmtaskpool_operator.__main__ import app
-from llmtaskpool_operator.api import ConditionType, ScalingMode
-from llmtaskpool_operator.crdgen import UNSEEN
-from llmtaskpool_operator.law import Bound
-from llmtaskpool_operator.reference import as_markdown
+from llmtaskpool_operator.api.crdgen import UNSEEN
+from llmtaskpool_operator.api.reference import as_markdown
+from llmtaskpool_operator.api.scaling import ScalingMode
+from llmtaskpool_operator.api.status import ConditionType
+from llmtaskpool_operator.autoscaler import status
+from llmtaskpool_operator.autoscaler.law import Bound
+from llmtaskpool_operator.cluster import backend, pod_facts
 from llmtaskpool_worker.__main__ import app as worker_app
 
 ROOT = Path(__file__).parents[2]
@@ -174,7 +176,7 @@ def test_manifests_in_pages_are_what_kubernetes_takes() -> None:
 def reasons() -> set[str]:
     """Every reason that a condition can have, read from the code that makes conditions."""
     found = {bound.value for bound in Bound} | {mode.value for mode in ScalingMode}
-    for module in (conditions, pod_facts, kubernetes_backend):
+    for module in (status, pod_facts, backend):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
                 continue

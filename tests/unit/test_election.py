@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from fakes.memory_api import Call, MemoryApi
 from fakes.virtual_time import clock, run
-from llmtaskpool_operator.election import Election
-from llmtaskpool_operator.kubernetes_api import ApiFailure
+from llmtaskpool_operator.cluster.api_client import ApiFailure
+from llmtaskpool_operator.cluster.election import Election
 
 LEASE, RENEW, RETRY = 15.0, 10.0, 2.0
 NAMESPACE = "llmtaskpool-system"

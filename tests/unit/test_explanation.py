@@ -11,9 +11,9 @@ import pytest
 import typer
 from fakes.cluster_objects import pool
 from kubernetes.aio.config import kube_config
-from llmtaskpool_operator.api import LLMTaskPoolStatus
-from llmtaskpool_operator.explain_cli import explain
-from llmtaskpool_operator.explanation import explanation, overview
+from llmtaskpool_operator.api.status import LLMTaskPoolStatus
+from llmtaskpool_operator.autoscaler.explanation import explanation, overview
+from llmtaskpool_operator.commands.explain import explain
 from rich.console import Console
 
 AT = "2026-01-01T08:00:00Z"

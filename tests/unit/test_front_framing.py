@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llmtaskpool_operator.http_framing import HEAD_BYTES_MAX, Exchanges
+from llmtaskpool_operator.local.http_framing import HEAD_BYTES_MAX, Exchanges
 
 GET = b"GET /x HTTP/1.1\r\nhost: a\r\n\r\n"
 POST = b"POST /x HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello"

@@ -6,7 +6,13 @@ from importlib.metadata import EntryPoint
 
 import pytest
 from llmtaskpool_worker.contract import LaneName
-from llmtaskpool_worker.kinds import ENTRY_POINT_GROUP, CallContext, Kind, Kinds, load_entry_points
+from llmtaskpool_worker.kinds.registry import (
+    ENTRY_POINT_GROUP,
+    CallContext,
+    Kind,
+    Kinds,
+    load_entry_points,
+)
 
 
 def count_words(arguments: dict, _: CallContext) -> int:

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import ApiClient, Configuration
-from llmtaskpool_operator.kubernetes_api import ApiFailure, Fenced, KubernetesApi
+from llmtaskpool_operator.cluster.api_client import ApiFailure, Fenced, KubernetesApi
 
 SERVICE = {
     "apiVersion": "v1",

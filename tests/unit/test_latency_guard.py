@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmtaskpool_worker.latency_guard import LatencyGuard
+from llmtaskpool_worker.scheduling.latency_guard import LatencyGuard
 
 
 def settled(step_seconds: float, *, cap: int | None = None) -> LatencyGuard:

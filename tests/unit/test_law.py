@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llmtaskpool_operator.law import (
+from llmtaskpool_operator.autoscaler.law import (
     THREAD_POLICY,
     Bound,
     Decision,
@@ -21,7 +21,7 @@ from llmtaskpool_operator.law import (
     StepLimit,
     decide,
 )
-from llmtaskpool_operator.windows import SLOTS
+from llmtaskpool_operator.autoscaler.windows import SLOTS
 
 AT_ONCE = Policy(minimum=1, maximum=100, down=Direction(0.0))
 

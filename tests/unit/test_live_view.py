@@ -6,7 +6,7 @@ import io
 import json
 import re
 
-from llmtaskpool_operator.live_view import (
+from llmtaskpool_operator.local.live_view import (
     JsonView,
     Line,
     LiveView,

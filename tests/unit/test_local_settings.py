@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from llmtaskpool_operator.local_settings import pool_from_options, worker_command
-from llmtaskpool_operator.pool_file import BadPool, pool_from_file
+from llmtaskpool_operator.api.manifest_file import BadPool, pool_from_file
+from llmtaskpool_operator.local.settings import pool_from_options, worker_command
 
 ROOT = Path(__file__).parents[2]
 HEAD = "apiVersion: llmtaskpool.io/v1alpha1\nkind: LLMTaskPool\nmetadata: {name: a}\n"

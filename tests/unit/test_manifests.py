@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from fakes.cluster_objects import NAME, NAMESPACE, UID, pool
-from llmtaskpool_operator import manifests
-from llmtaskpool_operator.manifests import Surroundings
+from llmtaskpool_operator.cluster import manifests
+from llmtaskpool_operator.cluster.manifests import Surroundings
 from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT
 from pydantic import ValidationError
 

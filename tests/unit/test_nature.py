@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from llmtaskpool_worker.contract import LaneName
-from llmtaskpool_worker.nature import ENOUGH, Nature
+from llmtaskpool_worker.scheduling.nature import ENOUGH, Nature
 
 
 def seen(nature: Nature, compute: float, waiting: float, runs: int = ENOUGH) -> LaneName:

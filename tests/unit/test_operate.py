@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from fakes.cluster_objects import pod_body, pool_body
-from llmtaskpool_operator.api import KIND
-from llmtaskpool_operator.operate import STUCK_SECONDS, Clocks, Operator
-from llmtaskpool_operator.operator_settings import load
+from llmtaskpool_operator.api.names import KIND
+from llmtaskpool_operator.cluster.operator import STUCK_SECONDS, Clocks, Operator
+from llmtaskpool_operator.cluster.settings import load
 
 
 def test_a_replica_that_stands_by_stays_alive_while_pools_change() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from fakes.cluster_objects import NAME, NAMESPACE, worker_state
 from fakes.cluster_objects import pool as pool_of
-from llmtaskpool_operator.conditions import status_of
-from llmtaskpool_operator.deciding import PoolMemory, decide_pool
-from llmtaskpool_operator.metrics import OperatorMetrics
-from llmtaskpool_operator.observation import PodObservation, PoolObservation
-from llmtaskpool_operator.plan import plan
-from llmtaskpool_operator.reconcile import LoopMemory, ReconcileResult
+from llmtaskpool_operator.autoscaler.decide import PoolMemory, decide_pool
+from llmtaskpool_operator.autoscaler.observation import PodObservation, PoolObservation
+from llmtaskpool_operator.autoscaler.plan import plan
+from llmtaskpool_operator.autoscaler.reconcile import LoopMemory, ReconcileResult
+from llmtaskpool_operator.autoscaler.status import status_of
+from llmtaskpool_operator.cluster.metrics import OperatorMetrics
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 

@@ -7,18 +7,19 @@ from typing import Any
 
 import pytest
 import typer
-from llmtaskpool_operator import operate, operate_cli
-from llmtaskpool_operator.kubernetes_api import NoCluster
-from llmtaskpool_operator.operator_settings import (
+from llmtaskpool_operator.cluster import operator
+from llmtaskpool_operator.cluster.api_client import NoCluster
+from llmtaskpool_operator.cluster.settings import (
     PREFIX,
     OperatorSettings,
     OperatorSettingsError,
     load,
 )
+from llmtaskpool_operator.commands import operate
 from typer.testing import CliRunner
 
 app = typer.Typer()
-app.command()(operate_cli.operate)
+app.command()(operate.operate)
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +40,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[OperatorSettings]:
         async def run(self) -> None:
             pass
 
-    monkeypatch.setattr(operate, "Operator", Started)
+    monkeypatch.setattr(operator, "Operator", Started)
     return found
 
 
@@ -180,7 +181,7 @@ def test_an_operator_that_can_not_start_says_why_in_one_line(error, said, monkey
         async def run(self) -> None:
             raise error
 
-    monkeypatch.setattr(operate, "Operator", Failing)
+    monkeypatch.setattr(operator, "Operator", Failing)
     answer = invoke("--port", "9000")
     assert answer.exit_code == 2
     (line,) = answer.stderr.strip().splitlines()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from llmtaskpool_operator.api import LLMTaskPool, LLMTaskPoolStatus
-from llmtaskpool_operator.conditions import status_of
-from llmtaskpool_operator.deciding import PoolMemory, decide_pool
-from llmtaskpool_operator.observation import PodObservation, PoolObservation
-from llmtaskpool_operator.plan import SetReplicas, SetThreads, plan, victims
+from llmtaskpool_operator.api.pool import LLMTaskPool
+from llmtaskpool_operator.api.status import LLMTaskPoolStatus
+from llmtaskpool_operator.autoscaler.decide import PoolMemory, decide_pool
+from llmtaskpool_operator.autoscaler.observation import PodObservation, PoolObservation
+from llmtaskpool_operator.autoscaler.plan import SetReplicas, SetThreads, plan, victims
+from llmtaskpool_operator.autoscaler.status import status_of
 from llmtaskpool_worker.contract import (
     GpuReading,
     LaneName,

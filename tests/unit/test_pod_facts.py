@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from fakes.cluster_objects import pod_body
-from llmtaskpool_operator import pod_facts
-from llmtaskpool_operator.pod_facts import problems
+from llmtaskpool_operator.cluster import pod_facts
+from llmtaskpool_operator.cluster.pod_facts import problems
 
 
 def waits(name: str, reason: str, message: str = "", container: str = "worker") -> dict[str, Any]:

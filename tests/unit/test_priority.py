@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from llmtaskpool_worker.priority import aged, order, priority
+from llmtaskpool_worker.scheduling.priority import aged, order, priority
 
 
 def test_the_articles_example_runs_in_the_articles_order() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from llmtaskpool_operator.api import API_VERSION, KIND, LLMTaskPool
-from llmtaskpool_operator.observation import PodObservation, PoolObservation
-from llmtaskpool_operator.plan import SetReplicas, SetThreads
-from llmtaskpool_operator.reconcile import LoopMemory, reconcile
+from llmtaskpool_operator.api.names import API_VERSION, KIND
+from llmtaskpool_operator.api.pool import LLMTaskPool
+from llmtaskpool_operator.autoscaler.observation import PodObservation, PoolObservation
+from llmtaskpool_operator.autoscaler.plan import SetReplicas, SetThreads
+from llmtaskpool_operator.autoscaler.reconcile import LoopMemory, reconcile
 from llmtaskpool_worker.contract import LaneName, LaneState, Phase, Work, WorkerState
 
 NOW = 1_800_000_000.0

@@ -10,8 +10,8 @@ import pytest
 from fakes.cluster_objects import NAME, NAMESPACE, pool, worker_state
 from fakes.controller_rig import AT_REST, Rig
 from fakes.recorded_pool import FluidPool
-from llmtaskpool_operator.record import BadRecord, Record, Recorder
-from llmtaskpool_operator.record_file import RecordFile
+from llmtaskpool_operator.replay.record import BadRecord, Record, Recorder
+from llmtaskpool_operator.replay.record_file import RecordFile
 
 
 def recorded(seconds: float = 700, **scaling: object) -> list[str]:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from fakes.cluster_objects import pool
 from fakes.recorded_pool import FluidPool
-from llmtaskpool_operator.pool_file import parse_spec
-from llmtaskpool_operator.record import Record, RecordLine
-from llmtaskpool_operator.replay import Replay, replay
+from llmtaskpool_operator.api.manifest_file import parse_spec
+from llmtaskpool_operator.replay.record import Record, RecordLine
+from llmtaskpool_operator.replay.replay import Replay, replay
 
 QUIET = {"behavior": {"scaleDown": {"stabilizationWindowSeconds": 60}}}
 SETTINGS: dict[str, dict[str, Any]] = {

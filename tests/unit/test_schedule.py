@@ -7,9 +7,9 @@ from datetime import datetime
 from zoneinfo import ZoneInfo
 
 import pytest
-from llmtaskpool_operator.api import LLMTaskPoolSpec
-from llmtaskpool_operator.deciding import replica_policy
-from llmtaskpool_operator.schedule import problem_of, scheduled_minimum
+from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
+from llmtaskpool_operator.api.schedule import problem_of, scheduled_minimum
+from llmtaskpool_operator.autoscaler.decide import replica_policy
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from llmtaskpool_worker.scheduler import Expire, Start, schedule
-from llmtaskpool_worker.task_queue import TaskQueue, Waiting
+from llmtaskpool_worker.scheduling.scheduler import Expire, Start, schedule
+from llmtaskpool_worker.scheduling.task_queue import TaskQueue, Waiting
 
 
 def queue_of(*items: Waiting) -> TaskQueue:

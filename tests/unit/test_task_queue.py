@@ -5,8 +5,8 @@ from collections.abc import Hashable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llmtaskpool_worker.priority import QueuePolicy
-from llmtaskpool_worker.task_queue import QueueFullError, TaskQueue, Waiting
+from llmtaskpool_worker.scheduling.priority import QueuePolicy
+from llmtaskpool_worker.scheduling.task_queue import QueueFullError, TaskQueue, Waiting
 
 AGEING = 20.0
 OPERATIONS = st.lists(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from llmtaskpool_operator.api import Condition, LLMTaskPoolStatus
-from llmtaskpool_operator.plan import SetReplicas, SetThreads
-from llmtaskpool_operator.telling import (
+from llmtaskpool_operator.api.status import Condition, LLMTaskPoolStatus
+from llmtaskpool_operator.autoscaler.plan import SetReplicas, SetThreads
+from llmtaskpool_operator.autoscaler.telling import (
     COUNTS_SECONDS,
     REFRESH_SECONDS,
     notes,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llmtaskpool_worker.engines.sources import resolve
-from llmtaskpool_worker.text import StopMatcher, Tokenizer
+from llmtaskpool_worker.text.tokens import StopMatcher, Tokenizer
 from transformers import AutoTokenizer
 
 LINES = "Grüße \N{EARTH GLOBE EUROPE-AFRICA} \N{MAN}\u200d\N{WOMAN}, 日本語 <|im_end|>\n\ttab  two"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from llmtaskpool_operator.watch_proof import LATE_SECONDS, WatchProof
+from llmtaskpool_operator.cluster.watch_proof import LATE_SECONDS, WatchProof
 
 
 def at(version: int, namespace: str = "a") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from fakes.virtual_time import clock, run
-from llmtaskpool_operator.work_queue import Backoff, WorkQueue
+from llmtaskpool_operator.cluster.work_queue import Backoff, WorkQueue
 
 Body = Callable[[WorkQueue[str]], Awaitable[None]]
 

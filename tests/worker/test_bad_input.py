@@ -378,7 +378,7 @@ def test_no_path_traceback_or_prompt_is_in_an_answer_or_in_the_log(caplog):
         pool.submit = submit
         return pool
 
-    from llmtaskpool_worker.logs import OneLine
+    from llmtaskpool_worker.assembly.logs import OneLine
 
     caplog.set_level(logging.DEBUG)
     with serving(broken_pool) as rig:

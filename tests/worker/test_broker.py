@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from llmtaskpool_worker.broker.memory import MemoryBroker
-from llmtaskpool_worker.broker.protocol import Accepted, Broker, IdempotencyConflict, LeaseLost
+from llmtaskpool_worker.brokers.memory import MemoryBroker
+from llmtaskpool_worker.brokers.protocol import Accepted, Broker, IdempotencyConflict, LeaseLost
 from llmtaskpool_worker.contract import LaneName
-from llmtaskpool_worker.limits import ResultLimits
-from llmtaskpool_worker.task import Call, Returned, TaskRequest, TaskState, TextDelta
+from llmtaskpool_worker.scheduling.limits import ResultLimits
+from llmtaskpool_worker.scheduling.task import Call, Returned, TaskRequest, TaskState, TextDelta
 
 Make = Callable[[ResultLimits], Broker]
 LIMITS = ResultLimits()

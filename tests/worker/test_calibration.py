@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 
 import pytest
 from fakes.letters_engine import LettersEngine
-from llmtaskpool_worker import profile
-from llmtaskpool_worker.calibration import CalibrationFailed, Plan, calibrate, together
-from llmtaskpool_worker.cost import CostModel
+from llmtaskpool_worker.calibration.measure import CalibrationFailed, Plan, calibrate, together
 from llmtaskpool_worker.engines.batching import Batching, Sequence
 from llmtaskpool_worker.engines.protocol import Admit, LoadFailed
+from llmtaskpool_worker.scheduling import profile
+from llmtaskpool_worker.scheduling.cost import CostModel
 
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
 

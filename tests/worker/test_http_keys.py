@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from fakes.http_rig import KEY, TOKEN, serving, wait_until
-from llmtaskpool_worker import auth
-from llmtaskpool_worker.auth import Keys, KeysUnreadable
+from llmtaskpool_worker.http_api import auth
+from llmtaskpool_worker.http_api.auth import Keys, KeysUnreadable
 from pydantic import SecretStr
 
 

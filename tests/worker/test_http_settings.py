@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from llmtaskpool_worker import settings
-from llmtaskpool_worker.priority import QueuePolicy
-from llmtaskpool_worker.settings import Settings, SettingsError, parse_model
+from llmtaskpool_worker.assembly import settings
+from llmtaskpool_worker.assembly.settings import Settings, SettingsError, parse_model
+from llmtaskpool_worker.scheduling.priority import QueuePolicy
 
 
 def test_settings_come_from_the_environment(monkeypatch):

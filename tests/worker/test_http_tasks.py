@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 from fakes.fake_pool import FakePool, Running, wait_for_ever
 from fakes.http_rig import serving, wait_until
-from llmtaskpool_worker.task import Call, Embed, Generate, Generated
+from llmtaskpool_worker.scheduling.task import Call, Embed, Generate, Generated
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
-from llmtaskpool_worker.io_kinds import OBJECT_BYTES, Resolve, register_io_kinds
-from llmtaskpool_worker.kinds import ArgumentsError, CallContext, HandlerError, Kinds
+from llmtaskpool_worker.kinds.io import OBJECT_BYTES, Resolve, register_io_kinds
+from llmtaskpool_worker.kinds.registry import ArgumentsError, CallContext, HandlerError, Kinds
 
 
 def kinds_over(

@@ -4,10 +4,10 @@ import asyncio
 import threading
 
 from llmtaskpool_worker.contract import LaneName
-from llmtaskpool_worker.dispatcher import Dispatcher
-from llmtaskpool_worker.kinds import CallContext, Kind, Kinds
-from llmtaskpool_worker.nature import ENOUGH
-from llmtaskpool_worker.task import Call, TaskRequest
+from llmtaskpool_worker.execution.dispatcher import Dispatcher
+from llmtaskpool_worker.kinds.registry import CallContext, Kind, Kinds
+from llmtaskpool_worker.scheduling.nature import ENOUGH
+from llmtaskpool_worker.scheduling.task import Call, TaskRequest
 
 
 def test_an_auto_kind_that_only_waits_moves_to_the_io_lane() -> None:

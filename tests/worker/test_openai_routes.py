@@ -11,7 +11,7 @@ import pytest
 from fakes.fake_pool import FakePool, Running, queue_for_ever, wait_for_ever
 from fakes.http_rig import request_bytes, serving, wait_until
 from llmtaskpool_worker.contract import Phase
-from llmtaskpool_worker.task import Generated, TokenLogprob
+from llmtaskpool_worker.scheduling.task import Generated, TokenLogprob
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
 

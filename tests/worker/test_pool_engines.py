@@ -7,11 +7,11 @@ import asyncio
 import pytest
 from fakes.letters_engine import POISON, LettersEngine, LetterTokenizer, letters
 from llmtaskpool_worker.contract import LaneName, Phase
-from llmtaskpool_worker.dispatcher import Dispatcher
 from llmtaskpool_worker.engines.protocol import EngineDied, LoadFailed, Step
-from llmtaskpool_worker.limits import LaneLimits, Limits
-from llmtaskpool_worker.pool import Rejected
-from llmtaskpool_worker.task import Embed, Generate, TaskRequest, TaskState
+from llmtaskpool_worker.execution.dispatcher import Dispatcher
+from llmtaskpool_worker.execution.pool import Rejected
+from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits
+from llmtaskpool_worker.scheduling.task import Embed, Generate, TaskRequest, TaskState
 
 
 class Clock:

@@ -11,11 +11,11 @@ from fakes.letters_engine import POISON, LettersEngine, LetterTokenizer, letters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llmtaskpool_worker.contract import LaneName, Phase
-from llmtaskpool_worker.dispatcher import Dispatcher
-from llmtaskpool_worker.kinds import CallContext, HandlerError, Kind, Kinds
-from llmtaskpool_worker.limits import LaneLimits, Limits
-from llmtaskpool_worker.pool import Rejected, StaleGeneration
-from llmtaskpool_worker.task import (
+from llmtaskpool_worker.execution.dispatcher import Dispatcher
+from llmtaskpool_worker.execution.pool import Rejected, StaleGeneration
+from llmtaskpool_worker.kinds.registry import CallContext, HandlerError, Kind, Kinds
+from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits
+from llmtaskpool_worker.scheduling.task import (
     TERMINAL,
     Call,
     Embed,

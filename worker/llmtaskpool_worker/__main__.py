@@ -12,9 +12,9 @@ from typing import Annotated
 
 import typer
 
-from llmtaskpool_worker import logs, settings
-from llmtaskpool_worker.auth import KeysUnreadable
-from llmtaskpool_worker.settings import SettingsError
+from llmtaskpool_worker.assembly import logs, settings
+from llmtaskpool_worker.assembly.settings import SettingsError
+from llmtaskpool_worker.http_api.auth import KeysUnreadable
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
@@ -73,7 +73,7 @@ def serve(
     try:
         chosen = settings.load(**{k: v for k, v in given.items() if v is not None})
         logs.configure(chosen.log_level)
-        from llmtaskpool_worker.worker_app import run  # after the settings, which may be wrong
+        from llmtaskpool_worker.assembly.worker import run  # after the settings, which may be wrong
 
         code = asyncio.run(run(chosen))
     except (SettingsError, KeysUnreadable, OSError) as error:
@@ -89,7 +89,7 @@ def serve(
 )
 def calibrate(ctx: typer.Context) -> None:
     """Measure a model's curves on this machine and write its profile."""
-    from llmtaskpool_worker.calibrate_cli import calibrate_command  # it imports rich
+    from llmtaskpool_worker.calibration.command import calibrate_command  # it imports rich
 
     one = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     one.command()(calibrate_command)

@@ -13,8 +13,8 @@ from heapq import heappop, heappush
 from math import inf, log2
 
 import numpy as np
-from llmtaskpool_worker.priority import QueuePolicy
-from llmtaskpool_worker.task_queue import TaskQueue, Waiting
+from llmtaskpool_worker.scheduling.priority import QueuePolicy
+from llmtaskpool_worker.scheduling.task_queue import TaskQueue, Waiting
 
 from llmtaskpool_operator.simulation.pod import FULL, PREFILL_LOAD, Pod
 from llmtaskpool_operator.simulation.service import PodModel

@@ -7,10 +7,10 @@ from typing import Protocol
 
 from llmtaskpool_worker.contract import LaneName, LaneState, Phase, WorkerState
 
-from llmtaskpool_operator import law
-from llmtaskpool_operator.api import LLMTaskPoolSpec
-from llmtaskpool_operator.deciding import replica_policy
-from llmtaskpool_operator.observation import (
+from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
+from llmtaskpool_operator.autoscaler import law
+from llmtaskpool_operator.autoscaler.decide import replica_policy
+from llmtaskpool_operator.autoscaler.observation import (
     History,
     PodObservation,
     PoolObservation,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from math import inf
 
-from llmtaskpool_worker.latency_guard import LatencyGuard
+from llmtaskpool_worker.scheduling.latency_guard import LatencyGuard
 
 FULL = 1 << 40
 """The load of a pod that takes nothing."""

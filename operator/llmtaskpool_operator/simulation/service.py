@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from llmtaskpool_worker.cost import ModelCost
-from llmtaskpool_worker.profile import CalibrationProfile
+from llmtaskpool_worker.scheduling.cost import ModelCost
+from llmtaskpool_worker.scheduling.profile import CalibrationProfile
 from numpy.typing import NDArray
 
 LARGEST_BATCH = 512

@@ -15,14 +15,14 @@ from itertools import pairwise
 from math import ceil, inf
 
 import numpy as np
-from llmtaskpool_worker.latency_guard import SMOOTHING, LatencyGuard
-from llmtaskpool_worker.priority import QueuePolicy
+from llmtaskpool_worker.scheduling.latency_guard import SMOOTHING, LatencyGuard
+from llmtaskpool_worker.scheduling.priority import QueuePolicy
 from numpy.typing import NDArray
 
-from llmtaskpool_operator import law
-from llmtaskpool_operator.api import LLMTaskPoolSpec
-from llmtaskpool_operator.deciding import thread_policy
-from llmtaskpool_operator.plan import victims
+from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
+from llmtaskpool_operator.autoscaler import law
+from llmtaskpool_operator.autoscaler.decide import thread_policy
+from llmtaskpool_operator.autoscaler.plan import victims
 from llmtaskpool_operator.simulation.fleet import Fleet
 from llmtaskpool_operator.simulation.laws import PodSample, PoolSample, ReplicaLaw, as_observation
 from llmtaskpool_operator.simulation.pod import Pod

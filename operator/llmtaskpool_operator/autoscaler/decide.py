@@ -1,0 +1,151 @@
+"""All decisions of one tick for one pool: the law, once for the replicas, once per lane. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from statistics import median_low
+
+from llmtaskpool_worker.contract import LaneName
+
+from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
+from llmtaskpool_operator.api.scaling import ScalingMode, ScalingRules
+from llmtaskpool_operator.api.schedule import scheduled_minimum
+from llmtaskpool_operator.api.threads import LaneThreads
+from llmtaskpool_operator.autoscaler import law
+from llmtaskpool_operator.autoscaler.observation import (
+    History,
+    PodObservation,
+    PoolObservation,
+    observed_replicas,
+    observed_threads,
+)
+
+LaneOfPod = tuple[str, LaneName]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolMemory:
+    """What is carried from tick to tick. ``replicas_at``: when replicas were decided last."""
+
+    replicas: law.Memory = field(default_factory=law.Memory)
+    replicas_at: float = float("-inf")
+    history: History = field(default_factory=History)
+    threads: dict[LaneOfPod, law.Memory] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadDecision:
+    """The decision for one lane of one pod."""
+
+    pod: str
+    lane: LaneName
+    decision: law.Decision
+
+
+@dataclass(frozen=True, slots=True)
+class PoolDecision:
+    """``replicas`` None: not this tick, or not the operator's to decide."""
+
+    replicas: law.Decision | None
+    threads: tuple[ThreadDecision, ...]
+
+
+def decide_pool(
+    spec: LLMTaskPoolSpec, seen: PoolObservation, memory: PoolMemory, now: float
+) -> tuple[PoolDecision, PoolMemory]:
+    """Decide threads at every tick and replicas every period."""
+    scaling = spec.scaling
+    due = now - memory.replicas_at >= law.DEFAULTS.period_seconds
+    decision: law.Decision | None = None
+    if due:
+        history = memory.history.extended(seen, now, scaling.averaging_seconds)
+        memory = replace(memory, history=history, replicas_at=now)
+        if scaling.mode in (ScalingMode.AUTO, ScalingMode.ADVISE):
+            observed = observed_replicas(spec, seen, history)
+            decision, carried = law.decide(
+                replica_policy(spec, now), observed, memory.replicas, now
+            )
+            memory = replace(memory, replicas=carried)
+    usual = {lane: _usual(seen, lane) for lane in LaneName}
+    decided = [
+        _lane(spec, pod, lane, usual[lane], memory, now)
+        for pod in seen.staying
+        if pod.ready and pod.fresh
+        for lane in LaneName
+    ]
+    threads = {(d.pod, d.lane): carried for d, carried in decided if d is not None}
+    made = tuple(d for d, _ in decided if d is not None)
+    return PoolDecision(decision, made), replace(memory, threads=threads)
+
+
+def replica_policy(spec: LLMTaskPoolSpec, now: float) -> law.Policy:
+    """The law's settings for replicas at ``now``, seconds since the epoch."""
+    scaling, behavior = spec.scaling, spec.scaling.behavior
+    scheduled = min(scheduled_minimum(scaling.schedules, now), scaling.max_replicas)
+    return law.Policy(
+        minimum=max(scaling.min_replicas, scheduled),
+        maximum=scaling.max_replicas,
+        target=scaling.target_utilization,
+        alpha=None if scaling.alpha == "Auto" else float(scaling.alpha),
+        tolerance=scaling.tolerance,
+        up=_direction(behavior.scale_up, 0.0),
+        down=_direction(behavior.scale_down, law.DEFAULTS.hold_seconds),
+    )
+
+
+def thread_policy(lane: LaneThreads) -> law.Policy:
+    """The law's settings for the threads of one lane."""
+    return replace(
+        law.THREAD_POLICY,
+        minimum=lane.min,
+        maximum=lane.max,
+        target=lane.target_utilization,
+    )
+
+
+def _direction(rules: ScalingRules, default_window: float) -> law.Direction:
+    window = rules.stabilization_window_seconds
+    return law.Direction(
+        stabilization_seconds=default_window if window is None else float(window),
+        limits=tuple(
+            law.StepLimit(limit.type, float(limit.value), float(limit.period_seconds))
+            for limit in rules.policies
+        ),
+        select=rules.select_policy,
+    )
+
+
+def _lane(
+    spec: LLMTaskPoolSpec,
+    pod: PodObservation,
+    lane: LaneName,
+    usual: int | None,
+    memory: PoolMemory,
+    now: float,
+) -> tuple[ThreadDecision | None, law.Memory]:
+    wanted = spec.threads.compute if lane is LaneName.COMPUTE else spec.threads.io
+    state = pod.state.lanes.get(lane) if pod.state is not None else None
+    carried = memory.threads.get((pod.name, lane), law.Memory())
+    if state is None:
+        return None, carried
+    policy = thread_policy(wanted)
+    if wanted.mode == "Fixed":
+        policy = replace(policy, minimum=wanted.initial, maximum=wanted.initial)
+    seen = observed_threads(state)
+    if usual is not None and pod.state is not None and pod.state.threads_generation == 0:
+        seen = replace(seen, current=usual)
+    decision, carried = law.decide(policy, seen, carried, now)
+    return ThreadDecision(pod.name, lane, decision), carried
+
+
+def _usual(seen: PoolObservation, lane: LaneName) -> int | None:
+    """What the pool's pods have, from which a pod that was never set starts; None: nothing yet."""
+    known = [
+        pod.state.lanes[lane].threads
+        for pod in seen.staying
+        if pod.state is not None
+        and pod.fresh
+        and pod.state.threads_generation > 0
+        and lane in pod.state.lanes
+    ]
+    return median_low(known) if known else None

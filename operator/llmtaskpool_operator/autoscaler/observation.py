@@ -1,0 +1,229 @@
+"""What was observed of a pool, and its reduction to what the law asks. Pure.
+
+Rates come from counters that start at 0 with each worker process: they are taken per pod and
+summed, so a pod that comes, goes or restarts can't make them wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, isfinite
+
+from llmtaskpool_worker.contract import LaneName, LaneState, WorkerState
+
+from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
+from llmtaskpool_operator.api.scaling import Metric
+from llmtaskpool_operator.autoscaler.law import DEFAULTS, Observed, backlog_drain_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class PodObservation:
+    """One pod (or local worker process). ``state`` None: it did not answer.
+
+    ``age_seconds`` is the age of ``state``; ``ready``: it takes tasks; ``draining``: it goes.
+    ``error`` is what was wrong with its last answer, with the field's name where it is one field.
+    """
+
+    name: str
+    ready: bool
+    draining: bool = False
+    state: WorkerState | None = None
+    age_seconds: float = 0.0
+    error: str | None = None
+
+    @property
+    def fresh(self) -> bool:
+        """Whether its state may be believed to be of now."""
+        return self.state is not None and self.age_seconds <= DEFAULTS.stale_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something in the pool's way: one word and a sentence with the remedy.
+
+    ``stalled``: it does not go away by itself.
+    """
+
+    reason: str
+    message: str
+    stalled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PoolObservation:
+    """The pool now. ``replicas`` is what was asked for, starting ones counted.
+
+    ``rival`` is who else writes the replicas that are the operator's to decide, if anybody.
+    ``scalable``: there is, or will be, something of this pool's to ask for replicas.
+    """
+
+    replicas: int
+    pods: tuple[PodObservation, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    rival: str | None = None
+    scalable: bool = True
+
+    @property
+    def staying(self) -> tuple[PodObservation, ...]:
+        """The pods that don't drain."""
+        return tuple(pod for pod in self.pods if not pod.draining)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Ready pods that don't report."""
+        return tuple(pod.name for pod in self.staying if pod.ready and not pod.fresh)
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """One pod's counters at one moment, and whether all its threads were busy with more waiting.
+
+    ``up_seconds``: how long its process had counted.
+    """
+
+    arrived: float
+    done: float
+    saturated: bool
+    up_seconds: float = 0.0
+
+    def share_within(self, seconds: float) -> float:
+        """Which part of what they count belongs to the last ``seconds``.
+
+        All, where the process is that young. It may also be an old one that was silent, or that
+        this operator, just started, hears for the first time: its whole life is no arrival of now.
+        """
+        return 1.0 if self.up_seconds <= seconds else seconds / self.up_seconds
+
+
+_UNSEEN = Counters(inf, 0.0, saturated=False)
+"""Of a pod that no sample before has."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Samples of the averaging window, oldest first: (time, counters by pod)."""
+
+    samples: tuple[tuple[float, dict[str, Counters]], ...] = ()
+
+    def extended(self, seen: PoolObservation, now: float, window_seconds: float) -> History:
+        """With the sample of now, and one that is as old as the window as its beginning."""
+        counters = {
+            pod.name: _counters(pod.state)
+            for pod in seen.pods
+            if pod.state is not None and pod.fresh
+        }
+        samples = [*self.samples, (now, counters)]
+        while len(samples) > 2 and now - samples[1][0] >= window_seconds:
+            samples.pop(0)
+        return History(tuple(samples))
+
+    def arrival_rate(self, period_seconds: float) -> float | None:
+        """Pod-seconds of work that arrived per second; None before there are two samples."""
+        if len(self.samples) < 2:
+            return None
+        arrived = 0.0
+        began, first = self.samples[0]
+        known = {name: (began, counters) for name, counters in first.items()}
+        for at, after in self.samples[1:]:
+            for name, counters in after.items():
+                then, seen = known.get(name, (began, _UNSEEN))
+                if seen.arrived <= counters.arrived:
+                    arrived += counters.arrived - seen.arrived
+                else:
+                    arrived += counters.arrived * counters.share_within(at - then)
+                known[name] = at, counters
+        return arrived / max(self._span(), period_seconds)
+
+    def arrived_lately(self) -> float | None:
+        """Pod-seconds of work that arrived since the sample before; None without one."""
+        last = History(self.samples[-2:])
+        rate = last.arrival_rate(0.0) if last._span() > 0 else None
+        return None if rate is None else rate * last._span()
+
+    def saturated_rate(self, window_seconds: float) -> float | None:
+        """Work done per pod-second while all pods were saturated for a whole window, else None."""
+        if self._span() < 0.9 * window_seconds:
+            return None
+        first, last = self.samples[0][1], self.samples[-1][1]
+        for _, counters in self.samples:
+            if counters.keys() != last.keys() or not all(c.saturated for c in counters.values()):
+                return None
+        done = sum(last[name].done - first[name].done for name in last)
+        return done / (self._span() * len(last)) if last and done >= 0 else None
+
+    def _span(self) -> float:
+        return self.samples[-1][0] - self.samples[0][0] if self.samples else 0.0
+
+
+def observed_replicas(spec: LLMTaskPoolSpec, seen: PoolObservation, history: History) -> Observed:
+    """The law's inputs for replicas, in the units of the pool's metric."""
+    reporting = tuple(pod for pod in seen.staying if pod.fresh)
+    states = [pod.state for pod in reporting if pod.state is not None]
+    running: float | None = None
+    waiting = 0.0
+    match spec.scaling.metric:
+        case Metric.OFFERED_WORK:
+            drain = spec.scaling.backlog_drain_seconds or backlog_drain_seconds(
+                spec.slo.ttft_seconds
+            )
+            running = history.arrival_rate(DEFAULTS.period_seconds) if states else None
+            waiting = sum(state.work.waiting_seconds for state in states) / drain
+        case Metric.THREAD_UTILIZATION:
+            lanes = [state.lanes[LaneName.COMPUTE] for state in states]
+            running = _sum([lane.active / max(1, lane.threads) for lane in lanes])
+            waiting = sum(lane.queued / max(1, lane.threads) for lane in lanes)
+        case Metric.GPU_UTILIZATION:
+            shares = [_gpu_share(state) for state in states]
+            running = _sum([share for share in shares if share is not None])
+    starting = seen.replicas > 0 and not any(pod.ready for pod in seen.staying)
+    return Observed(
+        current=seen.replicas,
+        # A pool whose pods all start has no demand yet that anybody could have counted.
+        running=None if starting and not states else running,
+        waiting=waiting,
+        complete=not seen.missing and not lacking(spec, seen),
+        age_seconds=min((pod.age_seconds for pod in reporting), default=0.0),
+        saturated_rate=history.saturated_rate(spec.scaling.averaging_seconds),
+    )
+
+
+def lacking(spec: LLMTaskPoolSpec, seen: PoolObservation) -> tuple[str, ...]:
+    """Ready pods that report, but not the number that the pool's metric is made of."""
+    if spec.scaling.metric is not Metric.GPU_UTILIZATION:
+        return ()  # all others are required of an answer
+    return tuple(
+        pod.name
+        for pod in seen.staying
+        if pod.ready and pod.fresh and pod.state is not None and _gpu_share(pod.state) is None
+    )
+
+
+def observed_threads(lane: LaneState) -> Observed:
+    """The law's inputs for one lane of one pod."""
+    return Observed(
+        current=lane.threads,
+        running=float(lane.active),
+        waiting=float(lane.queued),
+        cap=max(1, lane.threads_cap),
+    )
+
+
+def _counters(state: WorkerState) -> Counters:
+    compute = state.lanes.get(LaneName.COMPUTE)
+    saturated = compute is not None and compute.queued > 0 and compute.active >= compute.threads
+    arrived, done = state.work.arrived_seconds_total, state.work.done_seconds_total
+    return Counters(
+        arrived if isfinite(arrived) else 0.0,
+        done if isfinite(done) else 0.0,
+        saturated,
+        max(0.0, state.observed_at - state.started_at),
+    )
+
+
+def _gpu_share(state: WorkerState) -> float | None:
+    shares = [gpu.utilization for gpu in state.gpus if gpu.utilization is not None]
+    return sum(shares) / len(shares) if shares else None
+
+
+def _sum(values: list[float]) -> float | None:
+    return sum(values) if values else None

@@ -1,0 +1,275 @@
+"""The status of a pool from what was observed, decided and planned. Pure.
+
+Conditions follow kstatus: Reconciling and Stalled are there only to say that the pool is not yet,
+or can't become, what its spec asks for. A transition time changes only with the status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from llmtaskpool_worker.contract import LaneName, Phase
+
+from llmtaskpool_operator.api.pool import LLMTaskPool
+from llmtaskpool_operator.api.scaling import ScalingMode
+from llmtaskpool_operator.api.status import (
+    Condition,
+    ConditionType,
+    LaneStatus,
+    LLMTaskPoolStatus,
+    RecordedDecision,
+)
+from llmtaskpool_operator.autoscaler.decide import PoolDecision
+from llmtaskpool_operator.autoscaler.law import Bound
+from llmtaskpool_operator.autoscaler.observation import PoolObservation, Problem, lacking
+from llmtaskpool_operator.autoscaler.plan import Action, SetReplicas, SetThreads
+
+DEAD_BAND = 0.05
+"""Utilization is written anew only when it moved by more: a status write per tick is noise."""
+KEPT_DECISIONS = 10
+_BOUNDS = (Bound.MINIMUM, Bound.MAXIMUM, Bound.STEP, Bound.STABILIZED, Bound.DISABLED)
+
+
+def status_of(
+    pool: LLMTaskPool,
+    seen: PoolObservation,
+    decided: PoolDecision,
+    plan: Sequence[Action],
+    before: LLMTaskPoolStatus | None,
+    at: str,
+) -> LLMTaskPoolStatus:
+    """The new status; ``at`` is now as an RFC 3339 time in UTC."""
+    before = before or LLMTaskPoolStatus()
+    ready = sum(pod.ready for pod in seen.staying)
+    wanted = _wanted(seen, plan)
+    utilization = decided.replicas.utilization if decided.replicas else before.utilization
+    if utilization is not None and before.utilization is not None:
+        moved = abs(utilization - before.utilization) > DEAD_BAND
+        utilization = utilization if moved else before.utilization
+    lanes = [_lane(lane, seen, plan) for lane in LaneName]
+    status = LLMTaskPoolStatus(
+        observed_generation=pool.metadata.generation,
+        replicas=len(seen.staying),
+        desired_replicas=wanted,
+        ready_replicas=ready,
+        draining_replicas=len(seen.pods) - len(seen.staying),
+        selector=before.selector,
+        utilization=None if utilization is None else round(utilization, 4),
+        queued=sum(lane.queued for lane in lanes),
+        threads=lanes,
+        last_decisions=_recorded(seen, plan, before, at),
+    )
+    conditions = _conditions(pool, seen, decided, status, before, at)
+    return status.model_copy(update={"conditions": conditions})
+
+
+def invalid_status(
+    before: LLMTaskPoolStatus, faults: Sequence[str], generation: int, at: str
+) -> LLMTaskPoolStatus:
+    """The status of a pool whose spec this operator can't read: what runs is left as it is."""
+    condition = _Maker({c.type: c for c in before.conditions}, generation, at)
+    message = "; ".join(faults)
+    conditions = [
+        condition(ConditionType.READY, False, "InvalidSpec", message),
+        condition(ConditionType.STALLED, True, "InvalidSpec", message),
+    ]
+    return before.model_copy(update={"observed_generation": generation, "conditions": conditions})
+
+
+def _wanted(seen: PoolObservation, plan: Sequence[Action]) -> int:
+    return next((a.replicas for a in plan if isinstance(a, SetReplicas)), seen.replicas)
+
+
+def _lane(lane: LaneName, seen: PoolObservation, plan: Sequence[Action]) -> LaneStatus:
+    wanted = {
+        a.pod: a.threads[lane] for a in plan if isinstance(a, SetThreads) and lane in a.threads
+    }
+    states = {
+        pod.name: pod.state.lanes[lane]
+        for pod in seen.staying
+        if pod.state is not None and lane in pod.state.lanes
+    }
+    return LaneStatus(
+        lane=lane,
+        desired=sum(wanted.get(name, state.threads) for name, state in states.items()),
+        observed=sum(state.threads for state in states.values()),
+        active=sum(state.active for state in states.values()),
+        queued=sum(state.queued for state in states.values()),
+    )
+
+
+def _recorded(
+    seen: PoolObservation, plan: Sequence[Action], before: LLMTaskPoolStatus, at: str
+) -> list[RecordedDecision]:
+    new = [
+        RecordedDecision(
+            time=at,
+            what="replicas",
+            before=seen.replicas,
+            after=action.replicas,
+            reason=action.reason[:1024],
+        )
+        for action in plan
+        if isinstance(action, SetReplicas)
+    ]
+    for lane in LaneName:
+        moved = _lane(lane, seen, plan)
+        if moved.desired != moved.observed:
+            reasons = [a.reason for a in plan if isinstance(a, SetThreads) and lane in a.threads]
+            new.append(
+                RecordedDecision(
+                    time=at,
+                    what=f"threads/{lane}",
+                    before=moved.observed,
+                    after=moved.desired,
+                    reason=reasons[0][:1024],
+                )
+            )
+    kept = list(before.last_decisions)
+    return [*(_joined(one, kept) for one in new), *kept][:KEPT_DECISIONS]
+
+
+def _joined(new: RecordedDecision, kept: list[RecordedDecision]) -> RecordedDecision:
+    """With an unfinished move the same way, which is taken out of ``kept``.
+
+    A lane that gives up a thread a second would soon be all that one sees.
+    """
+    last = next((one for one in kept if one.what == new.what), None)
+    if last is None or last.after != new.before or new.what == "replicas":
+        return new
+    if (last.after > last.before) != (new.after > new.before):
+        return new
+    kept.remove(last)
+    return new.model_copy(update={"before": last.before})
+
+
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """Makes conditions that keep their transition time while their status stays."""
+
+    old: dict[str, Condition]
+    generation: int
+    at: str
+
+    def __call__(
+        self, kind: ConditionType, holds: bool | None, reason: str, message: str
+    ) -> Condition:
+        text: Literal["True", "False", "Unknown"]
+        text = "Unknown" if holds is None else "True" if holds else "False"
+        known = self.old.get(kind.value)
+        return Condition(
+            type=kind.value,
+            status=text,
+            reason=reason,
+            message=message[:1024],
+            last_transition_time=(
+                known.last_transition_time if known and known.status == text else self.at
+            ),
+            observed_generation=self.generation,
+        )
+
+
+def _conditions(
+    pool: LLMTaskPool,
+    seen: PoolObservation,
+    decided: PoolDecision,
+    status: LLMTaskPoolStatus,
+    before: LLMTaskPoolStatus,
+    at: str,
+) -> list[Condition]:
+    old = {condition.type: condition for condition in before.conditions}
+    condition = _Maker(old, pool.metadata.generation, at)
+    wanted, ready = status.desired_replicas, status.ready_replicas
+    failed = [p.name for p in seen.staying if p.state and p.state.phase is Phase.FAILED]
+    count = f"{ready} of {wanted} replicas are ready"
+    problems = list(seen.problems)
+    if failed:
+        message = f"models could not be loaded in {', '.join(failed)}"
+        problems.insert(0, Problem("ModelsFailed", message, stalled=True))
+    stalled = next((problem for problem in problems if problem.stalled), None)
+    made = [
+        condition(
+            ConditionType.READY,
+            ready >= wanted and stalled is None,
+            stalled.reason if stalled else "AllReady" if ready >= wanted else "NotAllReady",
+            count if stalled is None else f"{count}; {stalled.message}",
+        ),
+        _metrics(condition, pool, seen, decided),
+        condition(
+            ConditionType.DEGRADED,
+            bool(problems),
+            problems[0].reason if problems else "Healthy",
+            "; ".join(problem.message for problem in problems),
+        ),
+        _active(condition, pool),
+    ]
+    if seen.rival is not None:
+        message = (
+            f"{seen.rival} writes replicas while scaling.mode is {pool.spec.scaling.mode}, and is "
+            "not followed: set scaling.mode to External, or stop it"
+        )
+        made.append(condition(ConditionType.SCALING_CONFLICT, True, "OtherWriter", message))
+    if decided.replicas is not None:
+        bound = decided.replicas.bound
+        made.append(
+            condition(
+                ConditionType.SCALING_LIMITED,
+                bound in _BOUNDS,
+                bound.value,
+                decided.replicas.reason,
+            )
+        )
+    elif (kept := old.get(ConditionType.SCALING_LIMITED.value)) is not None:
+        made.append(kept)
+    if stalled is not None:
+        made.append(condition(ConditionType.STALLED, True, stalled.reason, stalled.message))
+    elif ready != wanted or status.draining_replicas:
+        made.append(
+            condition(ConditionType.RECONCILING, holds=True, reason="Scaling", message=count)
+        )
+    return made
+
+
+def _metrics(
+    condition: _Maker, pool: LLMTaskPool, seen: PoolObservation, decided: PoolDecision
+) -> Condition:
+    reporting = [pod for pod in seen.staying if pod.fresh]
+    if seen.missing:
+        errors = {pod.name: pod.error for pod in seen.staying}
+        named = [
+            f"{name} ({error})" if (error := errors.get(name)) else name for name in seen.missing
+        ]
+        return condition(
+            ConditionType.METRICS_AVAILABLE,
+            False,
+            "PodsSilent",
+            f"no fresh state from {', '.join(named)}: no fall until they report",
+        )
+    if without := lacking(pool.spec, seen):
+        return condition(
+            ConditionType.METRICS_AVAILABLE,
+            False,
+            "MetricMissing",
+            f"no gpus.utilization from {', '.join(without)}, which scaling.metric needs: no fall "
+            "until they report it; on nodes without NVML choose another scaling.metric",
+        )
+    ignored = decided.replicas.ignored if decided.replicas is not None else ()
+    if ignored:
+        return condition(ConditionType.METRICS_AVAILABLE, False, "OddSamples", "; ".join(ignored))
+    if not reporting:
+        return condition(ConditionType.METRICS_AVAILABLE, None, "NoPods", "no pod reports yet")
+    return condition(
+        ConditionType.METRICS_AVAILABLE, True, "Fresh", f"{len(reporting)} pods report"
+    )
+
+
+def _active(condition: _Maker, pool: LLMTaskPool) -> Condition:
+    scaling = pool.spec.scaling
+    if scaling.paused:
+        return condition(ConditionType.SCALING_ACTIVE, False, "Paused", "scaling.paused is true")
+    active = scaling.mode is ScalingMode.AUTO
+    return condition(
+        ConditionType.SCALING_ACTIVE, active, scaling.mode.value, f"scaling.mode is {scaling.mode}"
+    )

@@ -1,0 +1,34 @@
+"""What a pool's spec says to its workers, wherever they run: options and environment. Pure."""
+
+from __future__ import annotations
+
+from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
+
+
+def options(spec: LLMTaskPoolSpec) -> list[str]:
+    """Options of ``llmtaskpool-worker serve``."""
+    models: list[str] = []
+    for model in spec.models:
+        extra = "".join(f",{key}={value}" for key, value in sorted(model.options.items()))
+        task = "" if model.task == "generate" else f",task={model.task}"
+        models += ["--model", f"{model.name}={model.source}{task}{extra}"]
+    return [
+        *("--threads", str(spec.threads.compute.initial)),
+        *("--io-threads", str(spec.threads.io.initial)),
+        *("--queue-limit", str(spec.queue.limit)),
+        *models,
+    ]
+
+
+def environment(spec: LLMTaskPoolSpec) -> dict[str, str]:
+    """Settings of the worker that are no options of its command line."""
+    values = {
+        "LLMTASKPOOL_THREADS_MAX": str(spec.threads.compute.max),
+        "LLMTASKPOOL_IO_THREADS_MAX": str(spec.threads.io.max),
+        "LLMTASKPOOL_QUEUE_POLICY": spec.queue.policy,
+        "LLMTASKPOOL_AGEING_SECONDS": f"{max(spec.queue.ageing_seconds, 1e-3):g}",
+        "LLMTASKPOOL_TPOT_SLO_SECONDS": f"{spec.slo.tpot_seconds:g}",
+    }
+    if spec.queue.timeout_seconds is not None:
+        values["LLMTASKPOOL_QUEUE_TIMEOUT_SECONDS"] = f"{spec.queue.timeout_seconds:g}"
+    return values

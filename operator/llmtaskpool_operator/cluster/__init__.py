@@ -1,0 +1,1 @@
+"""The pool on Kubernetes: what is watched, one turn of a pool, its writes, who leads."""

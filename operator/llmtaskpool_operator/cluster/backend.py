@@ -1,0 +1,260 @@
+"""A pool on Kubernetes as the loop sees it: pods for workers, a Deployment that makes them.
+
+A scale-down names its victims by deletion cost and then asks for fewer replicas: one absolute
+write, after which nothing depends on the operator. Kubernetes takes the pods out of the Service
+and tells them to end; each worker drains within the grace period, which covers the drain budget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llmtaskpool_operator.api.names import KIND
+from llmtaskpool_operator.api.pool import LLMTaskPool
+from llmtaskpool_operator.api.scaling import ScalingMode
+from llmtaskpool_operator.autoscaler.observation import PodObservation, PoolObservation, Problem
+from llmtaskpool_operator.autoscaler.plan import Action, SetReplicas, SetThreads
+from llmtaskpool_operator.autoscaler.pod_states import PodStates
+from llmtaskpool_operator.autoscaler.worker_client import WorkerClient, WorkerUnreachable
+from llmtaskpool_operator.cluster import manifests, pod_facts
+from llmtaskpool_operator.cluster.api_client import MANAGER, ApiFailure, KubernetesApi
+from llmtaskpool_operator.cluster.differences import REPLICAS, agrees, owned_by, writer_of
+from llmtaskpool_operator.cluster.manifests import Manifest, Surroundings
+from llmtaskpool_operator.cluster.store import ClusterStore, PoolKey, has_template
+
+VICTIM_COST = "-100"
+CONFLICT_RETRIES = 5
+"""A Deployment's status moves several times a second while its pods start."""
+_APART = ("Secret",)
+"""Kinds of which only the metadata is looked at: the operator reads no Secret of a pool."""
+Written = dict[str, tuple[str, Manifest]]
+"""Children that were applied, by kind: the resource version that came of it, and the manifest."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterAccess:
+    """What all pools' backends share. ``worker(address, token)`` makes a control client."""
+
+    store: ClusterStore
+    api: KubernetesApi
+    worker: Callable[[str, str], WorkerClient]
+
+
+class KubernetesBackend:
+    """Implements reconcile.Backend for one pool."""
+
+    def __init__(
+        self, pool: LLMTaskPool, around: Surroundings, access: ClusterAccess, states: PodStates
+    ) -> None:
+        self._pool = pool
+        self._around = around
+        self._access = access
+        self._states = states
+        self._key = PoolKey(pool.metadata.namespace, pool.metadata.name)
+
+    async def ensure_children(
+        self, written: Written | None = None, *, new: bool = False
+    ) -> tuple[Problem, ...]:
+        """Make or mend all children but the Deployment. Raises ApiFailure, Fenced.
+
+        ``written`` is kept from call to call: what was applied, by kind. Those of a ``new`` pool
+        are made without a look at each first: it is likely that none is there.
+        """
+        written = {} if written is None else written
+        children = manifests.children(self._pool, self._around)
+        ensure = self._ensure_child
+        if new:
+            found = [await ensure(one, written, new=True) for one in children]
+        else:  # all at once: whoever changed a pool waits for these looks
+            found = await asyncio.gather(*(ensure(one, written) for one in children))
+        return tuple(problem for problem in found if problem is not None)
+
+    async def ensure_deployment(
+        self, agreed: Manifest | None = None, *, new: bool = False
+    ) -> tuple[Problem, ...]:
+        """Make or mend the Deployment; its replicas stay. Raises ApiFailure, Fenced.
+
+        ``agreed`` is the one of the store that was last found to be as it should; that of a
+        ``new`` pool is made without a look first.
+        """
+        live = self._access.store.deployment(self._key)
+        if live is None and new:
+            made = await self._access.api.make(self._wanted(self._first_replicas()))
+            if made is not None:
+                self._access.store.seen("Deployment", made)
+                return ()
+        if live is not None and live is agreed:
+            return ()
+        if live is None or not has_template(live):
+            # Not seen is not the same as not there: a watch may be late.
+            live = await self._read()
+        if live is None:
+            await self._apply(self._first_replicas(), None)
+        elif not owned_by(live, self._pool.metadata.uid):
+            return (_taken("Deployment", self._key.name),)
+        elif not agrees(self._wanted(_replicas(live)), live):
+            await self._apply(_replicas(live), live)
+        return ()
+
+    async def observe(self, now: float) -> PoolObservation:
+        """The pool by what was watched, and what its pods answer now."""
+        live, every = self._live(), self._access.store.pods(self._key)
+        pods = tuple(pod for pod in every if not pod_facts.is_over(pod))
+        answers = await self._states.read(self._clients(pods))
+        return PoolObservation(
+            replicas=0 if live is None else _replicas(live),
+            pods=tuple(
+                PodObservation(
+                    name=name,
+                    ready=pod_facts.is_ready(pod),
+                    draining=pod_facts.is_going(pod),
+                    state=answers[name].state if name in answers else None,
+                    age_seconds=max(0.0, now - answers[name].at) if name in answers else 0.0,
+                    error=answers[name].error if name in answers else None,
+                )
+                for pod in pods
+                for name in (pod_facts.name_of(pod),)
+            ),
+            problems=pod_facts.problems(live, pods),
+            rival=self._rival(live),
+            scalable=live is not None,
+        )
+
+    async def apply(self, action: Action) -> None:
+        """Do it. Raises WorkerUnreachable, ThreadsRefused, ApiFailure, Fenced."""
+        match action:
+            case SetThreads():
+                clients = self._clients(self._access.store.pods(self._key))
+                if action.pod not in clients:
+                    raise WorkerUnreachable(f"{action.pod} is gone")
+                await clients[action.pod].set_threads(action.generation, action.threads)
+                self._states.changed(action.pod)
+            case SetReplicas():
+                live = self._live()
+                if live is None:
+                    raise ApiFailure(404, "there is no Deployment of ours: the next turn makes it")
+                if action.victims:
+                    await self._mark(frozenset(action.victims))
+                await self._apply(action.replicas, live)
+
+    async def _ensure_child(
+        self, wanted: Manifest, written: Written, *, new: bool = False
+    ) -> Problem | None:
+        kind, meta = wanted["kind"], wanted["metadata"]
+        made = await self._access.api.make(wanted, whole=False) if new else None
+        if made is None:
+            look = self._access.api.metadata if kind in _APART else self._access.api.get
+            live = await look(kind, meta["namespace"], meta["name"])
+            if live is not None and not owned_by(live, self._pool.metadata.uid):
+                return _taken(kind, meta["name"])
+            if live is not None and self._as_wanted(wanted, live, written):
+                return None
+            made = await self._access.api.apply(wanted, whole=False)
+        written[kind] = (str(made["metadata"]["resourceVersion"]), wanted)
+        return None
+
+    def _as_wanted(self, wanted: Manifest, live: Manifest, written: Written) -> bool:
+        """Of what can't be read: whether nobody wrote it since we wrote the same."""
+        if wanted["kind"] not in _APART:
+            return agrees(wanted, live)
+        return written.get(wanted["kind"]) == (live["metadata"]["resourceVersion"], wanted)
+
+    def _live(self) -> Manifest | None:
+        """The Deployment, if it is this pool's."""
+        live = self._access.store.deployment(self._key)
+        return live if live is not None and owned_by(live, self._pool.metadata.uid) else None
+
+    def _clients(self, pods: tuple[Manifest, ...]) -> dict[str, WorkerClient]:
+        token = self._around.control_token
+        return {
+            pod_facts.name_of(pod): self._access.worker(address, token)
+            for pod in pods
+            if (address := pod_facts.address(pod)) is not None
+        }
+
+    def _wanted(self, replicas: int) -> Manifest:
+        return manifests.deployment(self._pool, self._around, replicas)
+
+    def _first_replicas(self) -> int:
+        """What a new Deployment asks for; one that was deleted gets back what it had."""
+        scaling, status = self._pool.spec.scaling, self._pool.status
+        if scaling.mode in (ScalingMode.FIXED, ScalingMode.EXTERNAL):
+            given = self._pool.spec.replicas
+            return scaling.min_replicas if given is None else given
+        had = 0 if status is None else status.desired_replicas
+        return min(max(had, scaling.min_replicas), scaling.max_replicas)
+
+    def _rival(self, live: Manifest | None) -> str | None:
+        """Who else writes replicas in a mode in which only the operator should."""
+        if self._pool.spec.scaling.mode is not ScalingMode.AUTO:
+            return None
+        pool = self._access.store.pool(self._key)
+        # A write through a custom resource's /scale leaves no manager in managedFields (1.37).
+        if pool and self._pool.spec.replicas is not None and writer_of(pool, REPLICAS) is None:
+            return "whoever writes /scale (HPA, KEDA, kubectl scale)"
+        on_deployment = writer_of(live, REPLICAS) if live else None
+        if on_deployment not in (None, MANAGER):
+            return f"{on_deployment} (on the Deployment)"
+        return None
+
+    async def _read(self) -> Manifest | None:
+        found = await self._access.api.get("Deployment", self._key.namespace, self._key.name)
+        if found is not None:
+            self._access.store.seen("Deployment", found)
+        return found
+
+    async def _apply(self, replicas: int, live: Manifest | None) -> None:
+        """Apply the Deployment on the condition that nobody changed its spec since ``live``."""
+        for _ in range(CONFLICT_RETRIES):
+            version = None if live is None else str(live["metadata"]["resourceVersion"])
+            try:
+                made = await self._access.api.apply(self._wanted(replicas), version=version)
+            except ApiFailure as failure:
+                if failure.code != 409 or live is None:
+                    raise
+                newer = await self._read()
+                if (
+                    newer is None
+                    or newer["metadata"]["generation"] != live["metadata"]["generation"]
+                ):
+                    raise  # its spec changed: decide anew
+                live = newer  # only its status moved
+            else:
+                self._access.store.seen("Deployment", made)
+                return
+        raise ApiFailure(409, f"Deployment {self._key.name} changed {CONFLICT_RETRIES} times")
+
+    async def _mark(self, victims: frozenset[str]) -> None:
+        """Give the victims, and nobody else, a low deletion cost."""
+        costs: dict[str, str | None] = {}
+        for pod in self._access.store.pods(self._key):
+            name = pod_facts.name_of(pod)
+            wanted = VICTIM_COST if name in victims else None
+            annotations = pod["metadata"].get("annotations") or {}
+            if not pod_facts.is_going(pod) and annotations.get(manifests.DELETION_COST) != wanted:
+                costs[name] = wanted
+        marked = await asyncio.gather(
+            *(self._set_cost(name, cost) for name, cost in costs.items()), return_exceptions=True
+        )
+        for outcome in marked:
+            # A pod that is gone by now needs no mark.
+            if isinstance(outcome, BaseException) and getattr(outcome, "code", 0) != 404:
+                raise outcome
+
+    async def _set_cost(self, name: str, cost: str | None) -> None:
+        patch = {"metadata": {"annotations": {manifests.DELETION_COST: cost}}}
+        self._access.store.seen(
+            "Pod", await self._access.api.merge("Pod", self._key.namespace, name, patch)
+        )
+
+
+def _replicas(deployment: Manifest) -> int:
+    """What it asks for; absent means 1, as everywhere in Kubernetes."""
+    return int(deployment.get("spec", {}).get("replicas", 1))
+
+
+def _taken(kind: str, name: str) -> Problem:
+    text = f"there is a {kind} {name} that is not this {KIND}'s: remove it, or rename the pool"
+    return Problem("NameTaken", text, stalled=True)

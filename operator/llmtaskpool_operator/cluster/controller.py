@@ -1,0 +1,315 @@
+"""One turn for one pool on Kubernetes: children, the loop, and what is told of it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from llmtaskpool_operator.api.manifest_file import BadPool, parse_pool
+from llmtaskpool_operator.api.names import API_VERSION, KIND
+from llmtaskpool_operator.api.pool import LLMTaskPool
+from llmtaskpool_operator.api.status import LLMTaskPoolStatus
+from llmtaskpool_operator.autoscaler.law import DEFAULTS
+from llmtaskpool_operator.autoscaler.observation import PoolObservation, Problem
+from llmtaskpool_operator.autoscaler.pod_states import PodStates
+from llmtaskpool_operator.autoscaler.reconcile import LoopMemory, ReconcileResult, reconcile
+from llmtaskpool_operator.autoscaler.status import invalid_status
+from llmtaskpool_operator.autoscaler.telling import Note, notes, rfc3339, worth_writing
+from llmtaskpool_operator.cluster import manifests
+from llmtaskpool_operator.cluster.api_client import ApiFailure, Fenced
+from llmtaskpool_operator.cluster.backend import ClusterAccess, KubernetesBackend, Written
+from llmtaskpool_operator.cluster.manifests import Manifest, Surroundings
+from llmtaskpool_operator.cluster.metrics import OperatorMetrics
+from llmtaskpool_operator.cluster.store import PoolKey, status_in
+from llmtaskpool_operator.replay.record import Recorder
+
+CHILDREN_SECONDS = 600.0
+"""Children that nobody watches are looked at again this often."""
+TAKEN_SECONDS = 15.0
+"""So often while somebody else's object has the name of one: whoever removes it waits."""
+
+log = logging.getLogger("llmtaskpool.operator")
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorIdentity:
+    """``key`` is the secret that pools' control tokens are derived from."""
+
+    name: str
+    namespace: str
+    worker_image: str
+    key: bytes
+
+
+@dataclass(slots=True)
+class _Remembered:
+    """What one turn of a pool leaves to the next; lost with the process, at no harm."""
+
+    uid: str
+    token: str
+    states: PodStates
+    memory: LoopMemory = field(default_factory=LoopMemory)
+    parsed: tuple[int, LLMTaskPool] | None = None
+    problems: tuple[Problem, ...] = ()
+    children_of: int = -1
+    children_at: float = float("-inf")
+    applied: Written = field(default_factory=dict)
+    agreed: Manifest | None = None
+    """The Deployment as it was when it was as it should be: to compare is dear."""
+    written: str | None = None
+    """The status as it was written, in JSON: as objects it is four times as large."""
+    told_at: float = float("-inf")
+    """When the status was written, or of a new pool, when it could first have been."""
+
+
+class Controller:
+    """All pools' turns. ``clock``: seconds since the epoch, never backwards.
+
+    ``recorder`` is told of each turn that worked.
+    """
+
+    def __init__(
+        self,
+        access: ClusterAccess,
+        identity: OperatorIdentity,
+        metrics: OperatorMetrics,
+        clock: Callable[[], float],
+        recorder: Recorder | None = None,
+    ) -> None:
+        self._access = access
+        self._recorder = recorder
+        self._identity = identity
+        self._metrics = metrics
+        self._clock = clock
+        self._pools: dict[PoolKey, _Remembered] = {}
+
+    async def turn(self, key: PoolKey) -> float | None:
+        """Do what is to be done; seconds until the next turn, None when the pool is gone.
+
+        Raises ApiFailure and Fenced: the turn is to be done again.
+        """
+        body = self._access.store.pool(key)
+        if body is None or body["metadata"].get("deletionTimestamp"):
+            self.forget(key)  # its children go with it: their owner is gone
+            return None
+        ours = self._remembered(key, body)
+        try:
+            pool = _parsed(ours, body)
+        except BadPool as bad:
+            generation = int(body["metadata"]["generation"])
+            before = ours.memory.status or LLMTaskPoolStatus()
+            status = invalid_status(before, bad.faults, generation, rfc3339(self._clock()))
+            ours.memory = replace(ours.memory, status=status)
+            await self._write_status(body, ours, status)
+            for note in notes(before, status, 0, ()):
+                await self._write_event(body, note)
+            return CHILDREN_SECONDS
+        backend = KubernetesBackend(pool, self._around(ours), self._access, ours.states)
+        problems = await self._ensure(backend, key, pool, ours)
+        began, now = ours.memory, self._clock()
+        result = await reconcile(pool, _WithProblems(backend, problems), began, now)
+        ours.memory = result.memory
+        self._metrics.decided(key.namespace, key.name, result)
+        if self._recorder is not None:
+            self._recorder.turn(pool, began.decided, result)
+        await self._tell(body, ours, began.status, result)
+        _raise_failed_writes(key, result)
+        return next_turn_seconds(result)
+
+    def forget(self, key: PoolKey) -> None:
+        """The pool is gone."""
+        if (ours := self._pools.pop(key, None)) is not None:
+            ours.states.close()
+            self._metrics.forget(key.namespace, key.name)
+
+    def forget_all(self) -> None:
+        """Another replica leads."""
+        for key in list(self._pools):
+            self.forget(key)
+
+    async def _ensure(
+        self, backend: KubernetesBackend, key: PoolKey, pool: LLMTaskPool, ours: _Remembered
+    ) -> tuple[Problem, ...]:
+        generation, now = pool.metadata.generation, self._clock()
+        before = self._access.store.deployment(key)
+        every = TAKEN_SECONDS if ours.problems else CHILDREN_SECONDS
+        due = ours.children_of != generation or now - ours.children_at > every
+        new = ours.children_of < 0 and before is None
+        if due:
+            ours.agreed = None
+        # A pod of a new pool can't start without the others; whoever changes a pool waits.
+        if due and new:
+            ours.problems = await backend.ensure_children(ours.applied, new=True)
+        deployment = backend.ensure_deployment(ours.agreed, new=new)
+        if due and not new:
+            children = backend.ensure_children(ours.applied)
+            problems, ours.problems = await asyncio.gather(deployment, children)
+        else:
+            problems = await deployment
+        if due:
+            ours.children_of, ours.children_at = generation, now
+        same = self._access.store.deployment(key) is before
+        ours.agreed = self._access.store.drop_template(key) if same and not problems else None
+        return ours.problems + problems
+
+    def _remembered(self, key: PoolKey, body: Manifest) -> _Remembered:
+        uid = str(body["metadata"].get("uid", ""))
+        ours = self._pools.get(key)
+        if ours is None or ours.uid != uid:
+            self.forget(key)
+            ours = self._pools[key] = _Remembered(
+                uid, control_token(self._identity.key, uid), PodStates(self._clock)
+            )
+            ours.memory = LoopMemory(status=_status_of(body))
+        return ours
+
+    def _around(self, ours: _Remembered) -> Surroundings:
+        return Surroundings(
+            image=self._identity.worker_image,
+            control_token=ours.token,
+            namespace=self._identity.namespace,
+        )
+
+    async def _tell(
+        self,
+        body: Manifest,
+        ours: _Remembered,
+        before: LLMTaskPoolStatus | None,
+        result: ReconcileResult,
+    ) -> None:
+        meta = body["metadata"]
+        for action in result.plan:
+            log.info("%s/%s: %s", meta["namespace"], meta["name"], action.reason)
+        await self._write_status(body, ours, result.status)
+        undone = [failure.action for failure in result.failures]
+        done = [action for action in result.plan if action not in undone]
+        for note in notes(before, result.status, result.observed.replicas, done):
+            await self._write_event(body, note)
+
+    async def _write_status(
+        self, body: Manifest, ours: _Remembered, status: LLMTaskPoolStatus
+    ) -> None:
+        wanted, now = status.wire(), self._clock()
+        text = json.dumps(wanted)
+        if text == ours.written:
+            return
+        known = status_in(body) if ours.written is None else json.loads(ours.written)
+        if ours.told_at == float("-inf") and _never_seen(body):
+            ours.told_at = now
+        if not worth_writing(known, wanted, now - ours.told_at):
+            return
+        meta = body["metadata"]
+        manifest = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {name: meta[name] for name in ("name", "namespace", "uid")},
+            "status": wanted,
+        }
+        await self._access.api.apply(manifest, subresource="status", whole=False)
+        ours.written, ours.told_at = text, now
+
+    async def _write_event(self, body: Manifest, note: Note) -> None:
+        """Events are for people: one that can't be written stops nothing."""
+        meta, at = body["metadata"], self._clock()
+        event = {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"generateName": f"{meta['name']}-", "namespace": meta["namespace"]},
+            "eventTime": rfc3339(at, microseconds=True),
+            "reportingController": "llmtaskpool.io/operator",
+            "reportingInstance": self._identity.name[:128],
+            "type": note.type,
+            "reason": note.reason,
+            "action": note.action,
+            "note": note.text[:1024],
+            "regarding": {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "name": meta["name"],
+                "namespace": meta["namespace"],
+                "uid": meta["uid"],
+            },
+        }
+        try:
+            await self._access.api.create(event)
+        except ApiFailure as failure:
+            log.warning("%s/%s: event not written: %s", meta["namespace"], meta["name"], failure)
+
+
+@dataclass(frozen=True, slots=True)
+class _WithProblems:
+    """A backend whose observation has also what stood in the way of the children."""
+
+    backend: KubernetesBackend
+    problems: tuple[Problem, ...]
+
+    async def observe(self, now: float) -> PoolObservation:
+        seen = await self.backend.observe(now)
+        return replace(seen, problems=self.problems + seen.problems)
+
+    async def apply(self, action: Any) -> None:
+        await self.backend.apply(action)
+
+
+def control_token(key: bytes, uid: str) -> str:
+    """The token of one pool's workers: HMAC-SHA256 of its uid, so that it need not be read back."""
+    digest = hmac.new(key, uid.encode(), hashlib.sha256).digest()
+    return base64.urlsafe_b64encode(digest).decode().rstrip("=")
+
+
+def next_turn_seconds(result: ReconcileResult) -> float:
+    """A second while anything moves; an idle pool at rest is looked at every five."""
+    seen = result.observed
+    if not seen.scalable:
+        return DEFAULTS.period_seconds  # somebody else's Deployment: nobody tells us when it goes
+    resting = (
+        not result.plan
+        and not seen.problems
+        and len(seen.pods) == seen.replicas
+        and all(
+            pod.ready and not pod.draining and pod.state is not None and not _busy(pod.state.lanes)
+            for pod in seen.pods
+        )
+    )
+    return DEFAULTS.period_seconds if resting else result.requeue_after
+
+
+def _busy(lanes: Any) -> bool:
+    return any(lane.active or lane.queued for lane in lanes.values())
+
+
+def _parsed(ours: _Remembered, body: Manifest) -> LLMTaskPool:
+    generation = int(body["metadata"].get("generation", 0))
+    if ours.parsed is None or ours.parsed[0] != generation:
+        ours.parsed = (generation, parse_pool({k: v for k, v in body.items() if k != "status"}))
+    pool = ours.parsed[1]
+    return pool.model_copy(update={"status": ours.memory.status})
+
+
+def _never_seen(body: Manifest) -> bool:
+    """Whether the pool's status is none of an operator's: absent, or the CRD's default."""
+    status = status_in(body)
+    return not status.get("observedGeneration") and isinstance(status.get("conditions", []), list)
+
+
+def _status_of(body: Manifest) -> LLMTaskPoolStatus | None:
+    """The status as it was left, by us or by the one who led before; odd ones are made anew."""
+    try:
+        status = LLMTaskPoolStatus.model_validate(status_in(body))
+    except ValueError:
+        status = LLMTaskPoolStatus()
+    return status.model_copy(update={"selector": manifests.selector(body["metadata"]["name"])})
+
+
+def _raise_failed_writes(key: PoolKey, result: ReconcileResult) -> None:
+    for failure in result.failures:
+        if isinstance(failure.error, ApiFailure | Fenced):
+            raise failure.error
+        log.warning("%s: %s: %s", key, failure.action.reason, failure.error)

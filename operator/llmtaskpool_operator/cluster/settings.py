@@ -1,0 +1,76 @@
+"""The operator's settings: LLMTASKPOOL_OPERATOR_* environment variables, each with its meaning."""
+
+from __future__ import annotations
+
+import re
+import socket
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from llmtaskpool_operator.api.rules import DNS_LABEL
+
+PREFIX = "LLMTASKPOOL_OPERATOR_"
+
+Namespace = Annotated[str, Field(pattern=DNS_LABEL, max_length=63)]
+PoolName = Annotated[str, Field(pattern=r"^(all|[-a-z0-9]+/[-a-z0-9]+)$", max_length=128)]
+
+
+class OperatorSettingsError(Exception):
+    """A setting can't be used: the message names it, its value and the remedy."""
+
+
+class OperatorSettings(BaseSettings):
+    """All that the operator can be told."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    namespaces: Annotated[tuple[Namespace, ...], NoDecode] = Field(
+        (), description="Namespaces whose pools it serves, separated by commas; none: all."
+    )
+    namespace: Namespace = Field(
+        "llmtaskpool-system", description="The operator's own namespace: its Lease and its key."
+    )
+    worker_image: Annotated[str, Field(min_length=1, max_length=512)] = Field(
+        "llmtaskpool-worker:latest", description="Image of workers whose pool names none."
+    )
+    identity: Annotated[str, Field(min_length=1, max_length=253)] = Field(
+        default_factory=socket.gethostname, description="Name of this replica; the pod's name."
+    )
+    host: str = Field("0.0.0.0", description="Address of /livez, /readyz and /metrics.")  # noqa: S104  a pod's port
+    port: Annotated[int, Field(ge=0, le=65_535)] = Field(8080, description="Their port.")
+    resync_seconds: Annotated[float, Field(ge=1, le=3600)] = Field(
+        60.0, description="Pools and Deployments are listed anew this often; pods five times less."
+    )
+    concurrency: Annotated[int, Field(ge=1, le=1024)] = Field(
+        64, description="Pools that are worked on at one time."
+    )
+    record: Annotated[tuple[PoolName, ...], NoDecode] = Field(
+        (),
+        description="Pools whose decisions about replicas go to standard output, for llmtaskpool "
+        "replay: NAMESPACE/NAME, separated by commas, or all.",
+    )
+    control_port: Annotated[int, Field(ge=1, le=65_535)] = Field(
+        8001, description="The workers' control port; other than 8001 only in tests."
+    )
+
+    @field_validator("namespaces", "record", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [n for n in re.split(r"[,\s]+", value) if n] if isinstance(value, str) else value
+
+
+def load(**given: Any) -> OperatorSettings:
+    """Settings from the environment, ``given`` on top. Raises OperatorSettingsError."""
+    try:
+        return OperatorSettings(**given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        field = OperatorSettings.model_fields.get(name)
+        hint = f" {field.description}" if field is not None else ""
+        shown = repr(first["input"])[:80]
+        raise OperatorSettingsError(
+            f"{PREFIX}{name.upper()}: {shown}: {first['msg']}.{hint}"
+        ) from None

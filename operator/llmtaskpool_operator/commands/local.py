@@ -1,0 +1,133 @@
+"""``llmtaskpool local``: a pool on this machine, with the same loop as on a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from llmtaskpool_operator.api.manifest_file import BadPool, pool_from_file
+from llmtaskpool_operator.local.settings import (
+    demo_pool,
+    machine_cores,
+    pool_from_options,
+)
+
+BAD_INPUT = 2
+DEFAULT_PORT = 8080
+
+
+def local(
+    pool: Annotated[
+        Path | None, typer.Option(help="A file with an LLMTaskPool; else the options below.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="name=source[,task=embed][,option=value]; several times for several models. "
+            "Default: SmolLM2-135M-Instruct and all-MiniLM-L6-v2."
+        ),
+    ] = None,
+    min_replicas: Annotated[
+        int | None, typer.Option(min=0, help="The least worker processes. [default: 1]")
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="The most worker processes. [default: 2]")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Port to listen on; 0 takes a free one. [default: 8080; with --demo: 0]",
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File with the keys that clients must show, one a line.")
+    ] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Where converted weights are kept.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder that io tasks may read and write; none: no such.")
+    ] = None,
+    divide_cores: Annotated[
+        bool,
+        typer.Option(help="Divide the cores among max-replicas, so that workers don't contend."),
+    ] = True,
+    drain_seconds: Annotated[
+        float, typer.Option(min=0, help="On Ctrl-C, running tasks are given this long.")
+    ] = 10.0,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="File to which decisions about replicas are added, for `replay`."),
+    ] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Do a burst of mixed work, sum it up, and end.")
+    ] = False,
+    output: Annotated[str, typer.Option(help="text or json (one object per line).")] = "text",
+) -> None:
+    """Run a pool on this machine: workers rise and fall with the work, and each step is explained.
+
+    The API is OpenAI's, at http://HOST:PORT/v1. Ctrl-C drains and ends; twice ends at once.
+    """
+    if output not in ("text", "json"):
+        _refuse([f"--output {output!r}: use text or json"])
+    if pool is not None and (model or min_replicas is not None or max_replicas is not None):
+        _refuse(["--pool: it says which models and how many replicas: leave the options out"])
+    if api_key_file is not None:
+        _check_keys(api_key_file)
+    try:
+        if demo and pool is None:
+            wanted = demo_pool(model or ())
+        elif pool is not None:
+            wanted = pool_from_file(pool)
+        else:
+            low, high = _replicas(min_replicas, max_replicas)
+            wanted = pool_from_options(model or (), low, high)
+    except BadPool as error:
+        _refuse(error.faults)
+    from llmtaskpool_operator.local.pool import LocalOptions  # after the options, which may be bad
+    from llmtaskpool_operator.local.run import run
+
+    options = LocalOptions(
+        host=host,
+        port=port if port is not None else 0 if demo else DEFAULT_PORT,
+        api_key_file=api_key_file,
+        cache_dir=cache_dir,
+        data_dir=data_dir,
+        cores=machine_cores() if divide_cores else None,
+        drain_seconds=drain_seconds,
+        record=record,
+    )
+    raise typer.Exit(asyncio.run(run(wanted, options, output=output, demo=demo)))
+
+
+def _replicas(low: int | None, high: int | None) -> tuple[int, int]:
+    least = 1 if low is None else low
+    most = max(2, least) if high is None else high
+    if least > most:
+        _refuse([f"--min-replicas {least}: it is over --max-replicas {most}: lower it"])
+    return least, most
+
+
+def _check_keys(path: Path) -> None:
+    try:
+        if path.read_text("utf-8").split():
+            return
+        problem = "there is no key in it: write one key a line"
+    except OSError as error:
+        problem = f"{error.strerror}: name a file that can be read"
+    except UnicodeDecodeError:
+        problem = "it is not UTF-8 text: write one key a line"
+    _refuse([f"--api-key-file {path}: {problem}"])
+
+
+def _refuse(faults: list[str] | tuple[str, ...]) -> NoReturn:
+    for fault in faults:
+        sys.stderr.write(f"llmtaskpool local: {fault}\n")
+    raise typer.Exit(BAD_INPUT)

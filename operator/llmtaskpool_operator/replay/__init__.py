@@ -1,0 +1,1 @@
+"""Decisions as they were recorded, and what another setting would have decided."""

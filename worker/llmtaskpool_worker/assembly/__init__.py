@@ -1,0 +1,1 @@
+"""The whole worker put together from the rooms below, by its settings."""

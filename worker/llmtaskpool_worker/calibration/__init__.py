@@ -1,0 +1,1 @@
+"""Measuring a model's curves on this machine, as a profile for scheduler and simulator."""

@@ -1,0 +1,70 @@
+"""A task that has not ended, and what its run needs."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from math import inf
+
+import msgspec
+
+from llmtaskpool_worker.brokers.protocol import Claim
+from llmtaskpool_worker.engines.protocol import Admit
+from llmtaskpool_worker.execution.engine_slots import EngineSlots
+from llmtaskpool_worker.execution.lanes import Lane
+from llmtaskpool_worker.kinds.registry import CallContext
+from llmtaskpool_worker.scheduling.cost import CostClass
+from llmtaskpool_worker.scheduling.task import Embed, Generate, TaskRequest
+from llmtaskpool_worker.text.generated import GenerationText
+
+
+@dataclass(slots=True, eq=False)
+class ActiveTask:
+    """A task that has not ended, and what its run needs."""
+
+    id: str
+    request: TaskRequest
+    lane: Lane
+    cost_class: CostClass
+    work_seconds: float
+    arrived_at: float
+    claim: Claim | None = None
+    deadline: float = inf
+    crashes: int = 0
+    slots: EngineSlots | None = None
+    request_id: int = 0
+    text: GenerationText | None = None
+    context: CallContext | None = None
+    calling: asyncio.Task[None] | None = None
+    began_at: float = 0.0
+    share_began: float = 0.0
+    """EngineSlots.shared_until at its start."""
+
+
+def admit_message(request_id: int, payload: Generate) -> Admit:
+    """A generation as its engine takes it."""
+    sampling = payload.sampling
+    return Admit(
+        id=request_id,
+        prompt=list(payload.prompt),
+        max_tokens=payload.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        seed=sampling.seed,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logprobs=sampling.logprobs,
+        ignore_eos=payload.ignore_eos,
+    )
+
+
+def size_bytes(request: TaskRequest) -> int:
+    """About how many bytes a waiting task holds."""
+    payload = request.payload
+    if isinstance(payload, Generate):
+        return 512 + 36 * len(payload.prompt)
+    if isinstance(payload, Embed):
+        return 512 + 36 * len(payload.tokens)
+    return 512 + len(msgspec.json.encode(payload.arguments))

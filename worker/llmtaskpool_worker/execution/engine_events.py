@@ -1,0 +1,163 @@
+"""What engines report, and what it means for tasks: text, ends, costs, crashes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from llmtaskpool_worker.engines.protocol import (
+    EngineDied,
+    EngineEvent,
+    LoadFailed,
+    Ready,
+    RequestFailed,
+    Step,
+    Token,
+    Vector,
+)
+from llmtaskpool_worker.execution.active_task import ActiveTask
+from llmtaskpool_worker.execution.engine_slots import EngineSlots
+from llmtaskpool_worker.execution.ledger import TaskLedger
+from llmtaskpool_worker.scheduling.cost import CostModel
+from llmtaskpool_worker.scheduling.task import (
+    Embedded,
+    FinishReason,
+    TaskError,
+    TaskState,
+    TokenLogprob,
+)
+
+
+class EngineEvents:
+    """Takes in one event after the other. ``became_ready`` is called with an engine that did."""
+
+    def __init__(
+        self,
+        ledger: TaskLedger,
+        cost: CostModel,
+        clock: Callable[[], float],
+        *,
+        max_attempts: int,
+        became_ready: Callable[[EngineSlots], None],
+    ) -> None:
+        self._ledger = ledger
+        self._cost = cost
+        self._clock = clock
+        self._max_attempts = max_attempts
+        self._became_ready = became_ready
+
+    def take_in(self, slots: EngineSlots, happened: EngineEvent) -> None:
+        """One event of the engine behind ``slots``."""
+        match happened:
+            case Step():
+                self._step(slots, happened)
+            case Vector(id=request_id, vector=vector, tokens=tokens):
+                slots.progress_at = self._clock()
+                share = slots.shared_until(slots.progress_at)
+                task = self._of(slots, request_id)
+                if task is not None:
+                    self._cost.observe_seconds(task.cost_class, share - task.share_began)
+                    self._ledger.commit(task, Embedded(vector, tokens))
+            case RequestFailed(id=request_id, code=code, message=message):
+                task = self._of(slots, request_id)
+                if task is not None:
+                    self._ledger.commit(task, TaskError(code, message))
+            case Ready():
+                slots.ready, slots.was_ready = happened, True
+                slots.idle_since = self._clock()
+                self._cost.model(slots.name).resize(happened.max_threads)
+                self._became_ready(slots)
+            case LoadFailed(message=message):
+                slots.failure = message
+                self._fail_waiting_for(slots)
+            case EngineDied():
+                self._crashed(slots)
+
+    def _step(self, slots: EngineSlots, step: Step) -> None:
+        """What one step drew: text for its tasks, ends, and what it cost."""
+        slots.steps += 1
+        slots.progress_at = self._clock()
+        slots.kv_used, slots.kv_total = step.kv_tokens_used, step.kv_tokens_total
+        if slots.guard is not None and step.decode_batch:
+            slots.guard.observe(step.seconds)
+        self._cost.observe_step(slots.name, step.decode_batch, step.prefill_tokens, step.seconds)
+        for token in step.tokens:
+            task = self._ledger.active.get(slots.in_flight.get(token.id, ""))
+            if task is not None:
+                self._decode(task, partial(self._draw, task, token))
+        for end in step.finished:
+            task = self._of(slots, end.id)
+            if task is not None and end.reason != "cancelled":
+                reason: FinishReason = "length" if end.reason == "length" else "stop"
+                self._decode(task, partial(self._generated, task, reason))
+
+    def _decode(self, task: ActiveTask, take_in: Callable[[], None]) -> None:
+        """Take in tokens of one task; a tokenizer that fails on them fails no other."""
+        try:
+            take_in()
+        except Exception:
+            if task.id in self._ledger.active:
+                self._ledger.commit(
+                    task, TaskError("decoding_failed", "the answer can't be decoded")
+                )
+                self._ledger.stop_running(task)
+
+    def _draw(self, task: ActiveTask, token: Token) -> None:
+        text, logprob = task.text, None
+        if text is None:
+            return
+        if token.logprob is not None:
+            logprob = TokenLogprob(token.token, token.logprob, tuple(token.top))
+        delta = text.push(token.token, logprob)
+        if delta is not None:
+            self._ledger.publish(task, delta)
+        if text.stopped:
+            self._generated(task, "stop")
+            self._ledger.stop_running(task)
+
+    def _generated(self, task: ActiveTask, reason: FinishReason) -> None:
+        text = task.text
+        if text is None:
+            return
+        delta = text.finish()
+        if delta is not None:
+            self._ledger.publish(task, delta)
+        if text.stopped:
+            reason = "stop"
+        self._cost.observe_generated(task.cost_class, text.tokens)
+        self._ledger.commit(task, text.result(reason))
+
+    def _crashed(self, slots: EngineSlots) -> None:
+        """The engine died: tell whose output can't be unsaid, suspect the others."""
+        slots.ready = None
+        active = self._ledger.active
+        lost = [active[i] for i in slots.in_flight.values() if i in active]
+        slots.in_flight.clear()
+        slots.alone = None
+        for task in lost:
+            task.crashes += 1
+            if task.crashes >= self._max_attempts:
+                error = TaskError(
+                    "crashed_engine_repeatedly",
+                    f"the engine crashed in each of {task.crashes} attempts at this task",
+                )
+                self._ledger.commit(task, error)
+            elif self._ledger.broker.watched(task.id) and task.text and task.text.tokens:
+                self._ledger.commit(
+                    task, TaskError("engine_crashed", "the engine crashed; try again")
+                )
+            else:
+                self._ledger.give_back(task, "the engine crashed; trying again")
+                slots.suspects.append(task.id)
+
+    def _fail_waiting_for(self, slots: EngineSlots) -> None:
+        """The model will not be there again: tell those who wait for it."""
+        error = TaskError("model_failed", f"the model {slots.name} could not be loaded")
+        for task in list(self._ledger.active.values()):
+            if task.claim is None and task.request.model == slots.name:
+                self._ledger.end_waiting(task, TaskState.FAILED, error)
+
+    def _of(self, slots: EngineSlots, request_id: int) -> ActiveTask | None:
+        """The task of a request that left the engine; None when it has ended meanwhile."""
+        task_id = slots.ended(request_id, self._clock())
+        return None if task_id is None else self._ledger.active.get(task_id)

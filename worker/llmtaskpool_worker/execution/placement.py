@@ -1,0 +1,76 @@
+"""Where a request belongs: its engine or handler and its lane, or why it belongs nowhere here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from llmtaskpool_worker.contract import LaneName
+from llmtaskpool_worker.execution.engine_slots import EngineSlots
+from llmtaskpool_worker.execution.lanes import Lane
+from llmtaskpool_worker.execution.pool import Rejected
+from llmtaskpool_worker.kinds.registry import (
+    EMBED_KINDS,
+    ENGINE_KINDS,
+    GENERATE_KINDS,
+    ArgumentsError,
+    Kinds,
+)
+from llmtaskpool_worker.scheduling.nature import Nature
+from llmtaskpool_worker.scheduling.task import Call, Embed, Generate, TaskRequest
+
+
+class Placement:
+    """Places requests among the engines and kinds of one worker."""
+
+    def __init__(
+        self,
+        slots: Mapping[str, EngineSlots],
+        kinds: Kinds,
+        nature: Nature,
+        lanes: Mapping[LaneName, Lane],
+    ) -> None:
+        self._slots, self._kinds, self._nature, self._lanes = slots, kinds, nature, lanes
+
+    def place(self, request: TaskRequest) -> tuple[TaskRequest, Lane]:
+        """The request with its model named, and its lane. Raises Rejected."""
+        if request.kind in ENGINE_KINDS:
+            slots = self._engine_for(request)
+            return replace(request, model=slots.name), self._lanes[LaneName.COMPUTE]
+        kind = self._kinds.get(request.kind)
+        if kind is None:
+            known = ", ".join(sorted({*ENGINE_KINDS, *self._kinds.names()}))
+            raise Rejected(
+                "unknown_kind", f"kind {request.kind[:80]!r} is not one of {known}", field="kind"
+            )
+        if not isinstance(request.payload, Call):
+            raise Rejected("invalid", f"kind {kind.name} takes arguments", field="arguments")
+        if kind.check is not None:
+            try:
+                kind.check(request.payload.arguments)
+            except ArgumentsError as error:
+                raise Rejected("invalid", error.message, field=error.field) from None
+        return replace(request, model=None), self._lanes[self._nature.lane(kind.name)]
+
+    def _engine_for(self, request: TaskRequest) -> EngineSlots:
+        generates = request.kind in GENERATE_KINDS
+        if not isinstance(request.payload, Generate if generates else Embed):
+            raise Rejected("invalid", f"kind {request.kind} takes another input", field="input")
+        wanted = "embed" if request.kind in EMBED_KINDS else "generate"
+        fitting = [s for s in self._slots.values() if s.task == wanted]
+        if request.model is not None:
+            fitting = [s for s in fitting if s.name == request.model]
+        if not fitting:
+            raise Rejected(
+                "unknown_model",
+                f"no model here does {wanted} under that name; GET /v1/models lists them",
+                field="model",
+            )
+        slots = fitting[0]
+        if slots.failure is not None:
+            raise Rejected("model_failed", f"the model {slots.name} could not be loaded")
+        if not slots.was_ready:
+            raise Rejected(
+                "starting", f"the model {slots.name} is still loading", retry_after_seconds=2.0
+            )
+        return slots

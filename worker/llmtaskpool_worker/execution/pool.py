@@ -1,0 +1,80 @@
+"""The worker's task pool as its HTTP servers see it: the seam between serving and running."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from llmtaskpool_worker.contract import DrainAnswer, LaneName, ThreadsAnswer, WorkerState
+from llmtaskpool_worker.scheduling.task import TaskEvent, TaskRequest, TaskView
+
+
+class Rejected(Exception):
+    """A task was not accepted: nothing of it is kept.
+
+    ``code`` is one of queue_full, draining, starting, unknown_kind, unknown_model, invalid,
+    model_failed (the model can't be loaded), idempotency_conflict (the key belongs to a task
+    with another body);
+    ``retry_after_seconds`` is set where trying again later can help; ``field`` names the part
+    of the request at fault, where one is.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        field: str | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.field = field
+        self.retry_after_seconds = retry_after_seconds
+
+
+class StaleGeneration(Exception):
+    """Threads were set with a generation below the one observed; ``observed`` is that one."""
+
+    def __init__(self, observed: int) -> None:
+        super().__init__(f"generation is older than {observed}, which is in force")
+        self.observed = observed
+
+
+class TaskPool(Protocol):
+    """What runs tasks. All calls are from one asyncio loop."""
+
+    def submit(self, request: TaskRequest) -> TaskView:
+        """Accept a task (or return the one that holds its idempotency key).
+
+        Raises:
+            Rejected: the queue is full, the worker drains, or the kind or model is unknown.
+        """
+
+    def get(self, task_id: str) -> TaskView | None:
+        """The task as it is now; None when unknown or forgotten."""
+
+    async def wait(self, task_id: str) -> TaskView:
+        """The task once it has ended. Raises KeyError when unknown."""
+
+    def events(self, task_id: str) -> AsyncIterator[TaskEvent]:
+        """All events of a task from its beginning, until it ends. Raises KeyError when unknown."""
+
+    def cancel(self, task_id: str) -> TaskView | None:
+        """Cancel: at once when it waits, at the next step boundary when it runs."""
+
+    def set_threads(self, generation: int, threads: dict[LaneName, int]) -> ThreadsAnswer:
+        """Set N per lane, live. Raises StaleGeneration."""
+
+    def drain(self, budget_seconds: float) -> DrainAnswer:
+        """Stop accepting, finish what is accepted within the budget; idempotent."""
+
+    def state(self) -> WorkerState:
+        """All that the operator reads."""
+
+    def alive(self) -> bool:
+        """False when work is running and no step or completion was seen for too long."""
+
+    def models(self) -> Sequence[str]:
+        """Names of the models, in the order they were configured."""

@@ -1,0 +1,146 @@
+"""Several tasks that one HTTP request stands for: submitted, awaited and cancelled together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from llmtaskpool_worker.execution.pool import Rejected, TaskPool
+from llmtaskpool_worker.http_api.errors import from_ended, from_rejected
+from llmtaskpool_worker.scheduling.task import (
+    TERMINAL,
+    Generated,
+    StateChanged,
+    TaskEvent,
+    TaskRequest,
+    TaskState,
+    TaskView,
+)
+
+WINDOW = 64
+"""At most so many tasks of one embeddings request wait or run at once: others get their turn."""
+
+
+class Batch:
+    """The tasks of one request. ``cancel`` in a ``finally`` gives back what is still held."""
+
+    def __init__(self, pool: TaskPool) -> None:
+        self._pool = pool
+        self._ids: list[str] = []
+        self._ended: set[str] = set()
+
+    @property
+    def size(self) -> int:
+        """How many tasks were submitted."""
+        return len(self._ids)
+
+    def submit_all(self, requests: Sequence[TaskRequest]) -> TaskView:
+        """Submit all or none; the first one's view. Raises ApiError when one is rejected."""
+        try:
+            views = [self._submit(request) for request in requests]
+        except Rejected as rejected:
+            self.cancel()
+            raise from_rejected(rejected) from None
+        return views[0]
+
+    def _submit(self, request: TaskRequest) -> TaskView:
+        view = self._pool.submit(request)
+        self._ids.append(view.id)
+        return view
+
+    async def results(self) -> list[TaskView]:
+        """All views once all have succeeded. Raises ApiError for the first that did not."""
+        return [await self._succeeded(task_id) for task_id in self._ids]
+
+    async def run(self, requests: Sequence[TaskRequest]) -> list[TaskView]:
+        """Submit WINDOW at a time and gather. Only the first rejection is the client's to see:
+
+        once some are accepted, a full queue means waiting for our own to end.
+        """
+        views: list[TaskView] = []
+        waiting = list(reversed(requests))
+        while waiting or len(views) < len(self._ids):
+            try:
+                while waiting and len(self._ids) - len(views) < WINDOW:
+                    self._submit(waiting[-1])
+                    waiting.pop()
+            except Rejected as rejected:
+                if rejected.code != "queue_full" or len(self._ids) == len(views):
+                    raise from_rejected(rejected) from None
+            views.append(await self._succeeded(self._ids[len(views)]))
+        return views
+
+    async def _succeeded(self, task_id: str) -> TaskView:
+        view = await self._pool.wait(task_id)
+        self._ended.add(task_id)
+        if view.state is not TaskState.SUCCEEDED:
+            raise from_ended(view)
+        return view
+
+    def cancel(self) -> None:
+        """Cancel what has not ended; idempotent."""
+        for task_id in self._ids:
+            if task_id not in self._ended:
+                self._ended.add(task_id)
+                self._pool.cancel(task_id)
+
+    def events(self, index: int) -> AsyncIterator[TaskEvent]:
+        """All events of the index-th task."""
+        return self._pool.events(self._ids[index])
+
+    def is_success(self, index: int, happened: StateChanged) -> bool:
+        """Whether a task ended well. Raises ApiError when it ended otherwise."""
+        if happened.state not in TERMINAL:
+            return False
+        self._ended.add(self._ids[index])
+        if happened.state is TaskState.SUCCEEDED:
+            return True
+        view = self._pool.get(self._ids[index])
+        if view is None:  # forgotten already: its event must do
+            raise from_rejected(Rejected("lost", "The task's result was given up to save memory."))
+        raise from_ended(view)
+
+    def result(self, index: int) -> Generated:
+        """The result of a generation that succeeded."""
+        view = self._pool.get(self._ids[index])
+        if view is None or not isinstance(view.result, Generated):
+            raise from_rejected(Rejected("lost", "The task's result was given up to save memory."))
+        return view.result
+
+    def generated(self) -> list[Generated]:
+        """The results of all."""
+        return [self.result(index) for index in range(self.size)]
+
+
+async def merged_events(batch: Batch) -> AsyncIterator[tuple[int, TaskEvent]]:
+    """The events of all tasks of a batch as they come, each with its task's index."""
+    if batch.size == 1:
+        async for happened in batch.events(0):
+            yield 0, happened
+        return
+    merged: asyncio.Queue[tuple[int, TaskEvent] | Exception | None] = asyncio.Queue(maxsize=256)
+
+    async def read(index: int) -> None:
+        end: Exception | None = None
+        try:
+            async for happened in batch.events(index):
+                await merged.put((index, happened))
+        except Exception as error:
+            end = error
+        await merged.put(end)
+
+    readers = [asyncio.ensure_future(read(index)) for index in range(batch.size)]
+    try:
+        running = batch.size
+        while running:
+            got = await merged.get()
+            if isinstance(got, Exception):
+                raise got
+            if got is None:
+                running -= 1
+            else:
+                yield got
+    finally:
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)

@@ -1,0 +1,121 @@
+"""Keys: which requests may pass. Several keys may be valid at once, so that they can be rotated."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from pydantic import SecretStr
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from llmtaskpool_worker.http_api.errors import ApiError
+
+REREAD_SECONDS = 5.0
+"""A key file is looked at again after this long: a rotated Kubernetes secret needs no restart."""
+
+
+class KeysUnreadable(Exception):
+    """A key file can't be read or holds no key; the message names the setting and the remedy."""
+
+
+class Keys:
+    """The keys that are valid now. Without any configured, every request passes.
+
+    ``fixed`` are keys from settings; ``file`` holds one key per line and is read again when it
+    changes. Raises KeysUnreadable at construction when ``file`` gives no key: failing then is
+    safer than serving openly.
+    """
+
+    def __init__(
+        self,
+        fixed: Iterable[SecretStr],
+        file: Path | None,
+        *,
+        setting: str,
+        clock: Callable[[], float],
+    ) -> None:
+        self._fixed = frozenset(_digest(key.get_secret_value()) for key in fixed)
+        self._file = file
+        self._clock = clock
+        self._from_file: frozenset[bytes] = frozenset()
+        self._stamp: tuple[int, int] | None = None
+        self._next_look = 0.0
+        if file is not None:
+            self._look(clock())
+            if not self._from_file:
+                raise KeysUnreadable(
+                    f"{setting} names a file that can't be read or holds no key: "
+                    "put one key per line into it, or unset it"
+                )
+
+    def required(self) -> bool:
+        """Whether a request needs a key at all."""
+        return bool(self._fixed) or self._file is not None
+
+    def allow(self, key: str | None) -> bool:
+        """Whether ``key`` is valid; compares with every key, so time tells nothing."""
+        if not self.required():
+            return True
+        if key is None:
+            return False
+        now = self._clock()
+        if self._file is not None and now >= self._next_look:
+            self._look(now)
+        given = _digest(key)
+        found = False
+        for known in self._fixed | self._from_file:
+            found |= hmac.compare_digest(given, known)
+        return found
+
+    def _look(self, now: float) -> None:
+        """Read the file when it changed; what can't be read leaves the keys as they are."""
+        assert self._file is not None  # noqa: S101  callers checked
+        self._next_look = now + REREAD_SECONDS
+        try:
+            stat = self._file.stat()
+            stamp = (stat.st_mtime_ns, stat.st_size)
+            if stamp == self._stamp:
+                return
+            lines = self._file.read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError):
+            return
+        if lines:
+            self._from_file = frozenset(map(_digest, lines))
+            self._stamp = stamp
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+class RequireKey:
+    """ASGI: answers 401 before anything else is looked at, the route's existence included."""
+
+    def __init__(self, app: ASGIApp, keys: Keys, open_routes: frozenset[str]) -> None:
+        self._app = app
+        self._keys = keys
+        self._open = open_routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        passes = scope["path"] in self._open or self._keys.allow(_bearer(Headers(scope=scope)))
+        if passes:
+            await self._app(scope, receive, send)
+            return
+        await _REFUSED.response()(scope, receive, send)
+
+
+_REFUSED = ApiError(
+    401,
+    "No valid key: send the header 'Authorization: Bearer <key>' with a key of this pool.",
+    code="invalid_api_key",
+    close=True,  # the body, if there is one, was not read
+)
+
+
+def _bearer(headers: Headers) -> str | None:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" and key.strip() else None

@@ -1,0 +1,280 @@
+"""The OpenAI routes: chat completions, completions, embeddings and models."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from llmtaskpool_worker.execution.pool import TaskPool
+from llmtaskpool_worker.execution.submitting import Batch, merged_events
+from llmtaskpool_worker.http_api.catalog import Catalog, Model
+from llmtaskpool_worker.http_api.errors import ApiError, invalid
+from llmtaskpool_worker.http_api.limits import HttpLimits, read_json
+from llmtaskpool_worker.http_api.openai_answers import ChatShape, CompletionShape, Shape
+from llmtaskpool_worker.http_api.openai_schema import (
+    WEIGHT_HEADER,
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    as_list,
+    parse,
+    weight_of,
+)
+from llmtaskpool_worker.http_api.sse import EventStream, answer, encode, event, while_connected
+from llmtaskpool_worker.scheduling.task import (
+    Embed,
+    Embedded,
+    Generate,
+    Generated,
+    TaskRequest,
+    TaskState,
+    TextDelta,
+)
+
+DONE = event(b"[DONE]")
+
+
+class OpenAIRoutes:
+    """Handlers over a pool and its models; ``routes`` lists them."""
+
+    def __init__(
+        self,
+        pool: TaskPool,
+        catalog: Catalog,
+        limits: HttpLimits,
+        *,
+        heartbeat_seconds: float,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._pool = pool
+        self._catalog = catalog
+        self._limits = limits
+        self._heartbeat_seconds = heartbeat_seconds
+        self._wall_clock = wall_clock
+
+    def routes(self) -> list[Route]:
+        """For starlette."""
+        return [
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/completions", self.completions, methods=["POST"]),
+            Route("/v1/embeddings", self.embeddings, methods=["POST"]),
+            Route("/v1/models", self.models, methods=["GET"]),
+            Route("/v1/models/{model:path}", self.model, methods=["GET"]),
+        ]
+
+    async def models(self, _request: Request) -> Response:
+        """GET /v1/models."""
+        return answer({"object": "list", "data": [_listed(m) for m in self._catalog.all()]})
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/{id}."""
+        return answer(_listed(self._catalog.get(request.path_params["model"])))
+
+    async def chat(self, request: Request) -> Response:
+        """POST /v1/chat/completions."""
+        body = parse(ChatRequest, await read_json(request, self._limits))
+        model = self._catalog.get(body.model, "generate")
+        prompt = await model.encode_chat([message.as_template() for message in body.messages])
+        tasks = generations("chat", body, model, [prompt], _header(request))
+        return await self._generate(request, body, model, tasks, ChatShape)
+
+    async def completions(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        body = parse(CompletionRequest, await read_json(request, self._limits))
+        model = self._catalog.get(body.model, "generate")
+        prompts = [await model.encode(one, "prompt") for one in as_list(body.prompt)]
+        tasks = generations("generate", body, model, prompts, _header(request))
+        return await self._generate(request, body, model, tasks, CompletionShape)
+
+    async def _generate(
+        self,
+        request: Request,
+        body: ChatRequest | CompletionRequest,
+        model: Model,
+        tasks: Sequence[TaskRequest],
+        shape_of: type[Shape],
+    ) -> Response:
+        batch = Batch(self._pool)
+        try:
+            first = batch.submit_all(tasks)
+            shape = shape_of(
+                task_id=first.id,
+                created=int(self._wall_clock()),
+                model=model,
+                service_tier=body.service_tier,
+                with_logprobs=body.alternatives() is not None,
+            )
+            if not body.stream:
+                views = await while_connected(request.receive, batch.results())
+                results = [view.result for view in views]
+                return answer(shape.whole([r for r in results if isinstance(r, Generated)], body.n))
+            frames = self._frames(batch, shape, body)
+            # Until a task runs, its failure can still be told by a status code.
+            head = await while_connected(request.receive, _first(frames))
+        except BaseException:
+            batch.cancel()
+            raise
+        finally:
+            if not body.stream:
+                batch.cancel()
+        return EventStream(
+            _after(head, frames),
+            heartbeat_seconds=self._heartbeat_seconds,
+            on_close=batch.cancel,
+        )
+
+    async def _frames(
+        self, batch: Batch, shape: Shape, body: ChatRequest | CompletionRequest
+    ) -> AsyncIterator[bytes]:
+        """The frames of a stream. Raises ApiError as long as nothing was yielded."""
+        started = False
+        try:
+            async for chunks in _chunks(batch, shape):
+                started = True
+                yield b"".join(event(encode(chunk)) for chunk in chunks)
+        except ApiError as error:
+            if not started:
+                raise
+            yield event(encode(error.body()))
+            return
+        if body.stream_options is not None and body.stream_options.include_usage:
+            yield event(encode(shape.usage_chunk(batch.generated(), body.n)))
+        yield DONE
+
+    async def embeddings(self, request: Request) -> Response:
+        """POST /v1/embeddings."""
+        body = parse(EmbeddingRequest, await read_json(request, self._limits))
+        model = self._catalog.get(body.model, "embed")
+        if body.dimensions is not None and body.dimensions != model.dimensions:
+            raise invalid(
+                "dimensions",
+                f"dimensions is {body.dimensions}: {model.name} makes {model.dimensions}. "
+                "Leave it out.",
+                code="unsupported_value",
+            )
+        inputs = [await model.encode(one, "input") for one in as_list(body.input)]
+        weight = weight_of(body, _header(request))
+        tasks = [
+            TaskRequest(
+                kind="embed",
+                payload=Embed(tokens),
+                model=model.name,
+                weight=weight,
+                timeout_seconds=body.timeout_seconds,
+                queue_timeout_seconds=body.queue_timeout_seconds,
+            )
+            for tokens in inputs
+        ]
+        batch = Batch(self._pool)
+        try:
+            views = await while_connected(request.receive, batch.run(tasks))
+        finally:
+            batch.cancel()
+        results = [view.result for view in views if isinstance(view.result, Embedded)]
+        prompt_tokens = sum(result.prompt_tokens for result in results)
+        data = [
+            {"object": "embedding", "index": index, "embedding": _vector(result, body)}
+            for index, result in enumerate(results)
+        ]
+        return answer(
+            {
+                "object": "list",
+                "model": model.name,
+                "data": data,
+                "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens},
+            }
+        )
+
+
+def generations(
+    kind: str,
+    body: ChatRequest | CompletionRequest,
+    model: Model,
+    prompts: Sequence[tuple[int, ...]],
+    weight_header: str | None,
+) -> list[TaskRequest]:
+    """One task per prompt and choice, in OpenAI's order: all choices of a prompt together."""
+    weight = weight_of(body, weight_header)
+    field, wanted = body.wanted_tokens()
+    if wanted is None and kind == "generate":
+        wanted = _COMPLETION_TOKENS
+        bounds = [min(wanted, model.max_tokens(field, None, len(p))) for p in prompts]
+    else:
+        bounds = [model.max_tokens(field, wanted, len(p)) for p in prompts]
+    return [
+        TaskRequest(
+            kind=kind,
+            payload=Generate(
+                prompt=prompt,
+                max_tokens=bound,
+                sampling=body.sampling(choice),
+                stop=body.stops(),
+                ignore_eos=body.ignore_eos,
+            ),
+            model=model.name,
+            weight=weight,
+            timeout_seconds=body.timeout_seconds,
+            queue_timeout_seconds=body.queue_timeout_seconds,
+        )
+        for prompt, bound in zip(prompts, bounds, strict=True)
+        for choice in range(body.n)
+    ]
+
+
+_COMPLETION_TOKENS = 16
+"""OpenAI's default of max_tokens for /v1/completions."""
+
+
+async def _chunks(batch: Batch, shape: Shape) -> AsyncIterator[list[dict[str, Any]]]:
+    """What each event adds to a stream; the first goes out when a task starts to run."""
+    opened = False
+    async for index, happened in merged_events(batch):
+        if isinstance(happened, TextDelta):
+            chunks = [shape.delta(index, happened)]
+        elif batch.is_success(index, happened):
+            chunks = [shape.last(index, batch.result(index))]
+        elif happened.state is TaskState.RUNNING and not opened:
+            chunks = []
+        else:
+            continue
+        if not opened:
+            opened = True
+            chunks = shape.opening(batch.size) + chunks
+        yield chunks
+
+
+async def _first(frames: AsyncIterator[bytes]) -> bytes:
+    return await anext(frames)
+
+
+async def _after(head: bytes, frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield head
+    async for frame in frames:
+        yield frame
+
+
+def _header(request: Request) -> str | None:
+    return request.headers.get(WEIGHT_HEADER)
+
+
+def _listed(model: Model) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "llmtaskpool",
+        "task": model.task,
+        "max_model_len": model.context_length,
+    }
+
+
+def _vector(result: Embedded, body: EmbeddingRequest) -> str | list[float]:
+    if body.encoding_format == "base64":
+        return base64.b64encode(result.vector).decode("ascii")
+    return list(struct.unpack(f"<{len(result.vector) // 4}f", result.vector))

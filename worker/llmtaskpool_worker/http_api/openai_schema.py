@@ -1,0 +1,379 @@
+"""The bodies of the OpenAI routes: what is read, what is refused, and how they become tasks.
+
+A field's description says what to send: it is the remedy in error messages and the table in
+docs/api.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from llmtaskpool_worker.http_api.errors import ApiError, from_validation, invalid, shown
+from llmtaskpool_worker.scheduling.task import Sampling
+
+MAX_TOKENS_MAX = 1_048_576
+CHOICES_MAX = 16
+STOPS_MAX = 4
+INPUTS_MAX = 2048
+PROMPTS_MAX = 64
+
+WEIGHT_HEADER = "x-llmtaskpool-weight"
+PRIORITY_MAX = 10
+TIER_WEIGHTS: Mapping[str, float] = {
+    "flex": 0.25,
+    "auto": 1.0,
+    "default": 1.0,
+    "scale": 1.0,
+    "priority": 4.0,
+}
+
+_Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_Whole = Annotated[int, Field(strict=True)]
+_Flag = Annotated[bool, Field(strict=True)]
+_TokenId = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+_Text = Annotated[str, Field(strict=True)]
+_Stop = Annotated[str, Field(strict=True, min_length=1, max_length=1024)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class StreamOptions(_Body):
+    """How a stream is to be sent."""
+
+    include_usage: _Flag = False
+    continuous_usage_stats: _Flag = False
+    include_obfuscation: _Flag = False
+
+
+class _Common(_Body):
+    """What every OpenAI body here may hold."""
+
+    model: Annotated[_Text, Field(min_length=1, max_length=256)] = Field(
+        description="the name of a model that /v1/models lists"
+    )
+    user: _Text | None = Field(None, max_length=512, description="a text of at most 512 letters")
+    weight: _Number | None = Field(
+        None, gt=0, le=1e6, description="a number above 0, 1 is ordinary, more goes earlier"
+    )
+    priority: _Whole | None = Field(
+        None, ge=-(2**31), le=2**31 - 1, description="a whole number, 0 is ordinary, lower first"
+    )
+    service_tier: Literal["auto", "default", "flex", "priority", "scale"] | None = Field(
+        None, description="one of auto, default, flex, priority"
+    )
+    timeout_seconds: _Number | None = Field(
+        None, gt=0, le=86_400, description="the most seconds it may run, above 0, at most 86400"
+    )
+    queue_timeout_seconds: _Number | None = Field(
+        None, gt=0, le=86_400, description="the most seconds it may wait, above 0, at most 86400"
+    )
+
+
+class _Generation(_Common):
+    """What both chat and completions may hold."""
+
+    max_tokens: _Whole | None = Field(
+        None, ge=1, le=MAX_TOKENS_MAX, description="a whole number of tokens from 1"
+    )
+    n: _Whole = Field(
+        1, ge=1, le=CHOICES_MAX, description=f"a whole number from 1 to {CHOICES_MAX}"
+    )
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=STOPS_MAX)] | None = Field(
+        None, description=f"a text or a list of at most {STOPS_MAX} texts, none of them empty"
+    )
+    temperature: _Number = Field(1.0, ge=0, le=2, description="a number from 0 to 2")
+    top_p: _Number = Field(1.0, gt=0, le=1, description="a number above 0, at most 1")
+    top_k: _Whole = Field(
+        0, ge=-1, le=2**31 - 1, description="a whole number, 0 or -1 for no limit"
+    )
+    min_p: _Number = Field(0.0, ge=0, le=1, description="a number from 0 to 1")
+    seed: _Whole | None = Field(None, ge=-(2**63), le=2**63 - 1, description="a 64-bit number")
+    presence_penalty: _Number = Field(0.0, ge=-2, le=2, description="a number from -2 to 2")
+    frequency_penalty: _Number = Field(0.0, ge=-2, le=2, description="a number from -2 to 2")
+    ignore_eos: _Flag = Field(False, description="true or false")
+    stream: _Flag = Field(False, description="true or false")
+    stream_options: StreamOptions | None = Field(
+        None, description='an object such as {"include_usage": true}, with "stream": true'
+    )
+
+    def stops(self) -> tuple[str, ...]:
+        """The stop texts, however they were given."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    def wanted_tokens(self) -> tuple[str, int | None]:
+        """The field that bounds the output, and its value."""
+        return "max_tokens", self.max_tokens
+
+    def alternatives(self) -> int | None:
+        """How many alternatives beside each token; None for no logprobs."""
+        raise NotImplementedError
+
+    def sampling(self, choice: int) -> Sampling:
+        """Sampling of the choice-th of n: a seed is moved on, so that choices differ."""
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=max(0, self.top_k),
+            min_p=self.min_p,
+            seed=None if self.seed is None else (self.seed + choice) % 2**63,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logprobs=self.alternatives(),
+        )
+
+
+class TextPart(_Body):
+    """A part of a message's content; only text can be read."""
+
+    type: Literal["text"]
+    text: _Text
+
+
+class Message(BaseModel):
+    """One message of a chat."""
+
+    # What else an answer held (refusal, annotations) comes back when a client sends it again.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: _Text | Annotated[list[TextPart], Field(min_length=1)]
+
+    def as_template(self) -> dict[str, str]:
+        """As chat templates want it; developer is today's name of system."""
+        text = (
+            self.content
+            if isinstance(self.content, str)
+            else "".join(part.text for part in self.content)
+        )
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class ChatRequest(_Generation):
+    """The body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=10_000)] = Field(
+        description='a list of objects such as {"role": "user", "content": "text"}, with role '
+        "system, developer, user or assistant and content a text or text parts"
+    )
+    max_completion_tokens: _Whole | None = Field(
+        None, ge=1, le=MAX_TOKENS_MAX, description="a whole number of tokens from 1"
+    )
+    logprobs: _Flag = Field(False, description="true or false")
+    top_logprobs: _Whole | None = Field(
+        None, ge=0, le=20, description='a whole number from 0 to 20, with "logprobs": true'
+    )
+
+    def wanted_tokens(self) -> tuple[str, int | None]:
+        """max_completion_tokens, which replaced max_tokens, goes first."""
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return "max_tokens", self.max_tokens
+
+    def alternatives(self) -> int | None:
+        """``top_logprobs`` where ``logprobs`` is on."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionRequest(_Generation):
+    """The body of POST /v1/completions."""
+
+    prompt: (
+        _Text
+        | Annotated[list[_TokenId], Field(min_length=1)]
+        | Annotated[list[_Text], Field(min_length=1, max_length=PROMPTS_MAX)]
+        | Annotated[
+            list[Annotated[list[_TokenId], Field(min_length=1)]],
+            Field(min_length=1, max_length=PROMPTS_MAX),
+        ]
+    ) = Field(
+        description=f"a text, a list of token ids, or a list of at most {PROMPTS_MAX} of either"
+    )
+    logprobs: _Whole | None = Field(None, ge=0, le=20, description="a whole number from 0 to 20")
+    echo: _Flag = Field(False, description="true or false")
+
+    def alternatives(self) -> int | None:
+        """``logprobs`` itself is the count."""
+        return self.logprobs
+
+
+class EmbeddingRequest(_Common):
+    """The body of POST /v1/embeddings."""
+
+    input: (
+        _Text
+        | Annotated[list[_TokenId], Field(min_length=1)]
+        | Annotated[list[_Text], Field(min_length=1, max_length=INPUTS_MAX)]
+        | Annotated[
+            list[Annotated[list[_TokenId], Field(min_length=1)]],
+            Field(min_length=1, max_length=INPUTS_MAX),
+        ]
+    ) = Field(
+        description=f"a text, a list of token ids, or a list of at most {INPUTS_MAX} of either"
+    )
+    encoding_format: Literal["float", "base64"] = Field("float", description="float or base64")
+    dimensions: _Whole | None = Field(
+        None, ge=1, le=65_536, description="the model's own number of dimensions, or nothing"
+    )
+
+
+_ACCEPTED_UNUSED = frozenset(
+    {
+        "metadata",
+        "store",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "parallel_tool_calls",
+        "extra_headers",
+    }
+)
+"""Read by nobody here and harmless: they don't change what is generated."""
+
+_NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "tools": (([],), "leave it out and describe the tools in a message"),
+    "tool_choice": (("none", "auto"), "leave it out"),
+    "functions": (([],), "leave it out and describe the functions in a message"),
+    "function_call": (("none", "auto"), "leave it out"),
+    "response_format": (({"type": "text"},), 'send {"type": "text"} or leave it out'),
+    "logit_bias": (({},), "leave it out"),
+    "modalities": ((["text"],), 'send ["text"] or leave it out'),
+    "audio": ((), "leave it out"),
+    "prediction": ((), "leave it out"),
+    "web_search_options": ((), "leave it out"),
+    "reasoning_effort": (("none",), "leave it out"),
+    "verbosity": (("medium",), "leave it out"),
+    "suffix": (("",), "leave it out"),
+    "best_of": ((1,), "use n"),
+    "repetition_penalty": ((1, 1.0), "use frequency_penalty"),
+    "length_penalty": ((1, 1.0), "leave it out"),
+    "use_beam_search": ((False,), "leave it out"),
+    "min_tokens": ((0,), "leave it out"),
+    "stop_token_ids": (([],), "use stop"),
+    "skip_special_tokens": ((True,), "leave it out"),
+    "add_generation_prompt": ((True,), "leave it out"),
+    "continue_final_message": ((False,), "leave it out"),
+    "truncate_prompt_tokens": ((), "shorten the prompt before sending it"),
+    "guided_json": ((), "leave it out"),
+    "guided_regex": ((), "leave it out"),
+    "chat_template": ((), "leave it out: the model's own template is used"),
+    "chat_template_kwargs": (({},), "leave it out"),
+}
+"""Fields known elsewhere that aren't done here: the values that ask for nothing, and the remedy."""
+
+Parsed = TypeVar("Parsed", bound=_Common)
+
+
+def parse(schema: type[Parsed], body: Mapping[str, Any]) -> Parsed:
+    """``body`` as ``schema``; null counts as absent, as the OpenAI clients send it.
+
+    Raises ApiError 400 naming the field.
+    """
+    known = schema.model_fields
+    kept = {}
+    for name, value in body.items():
+        if value is None or name in _ACCEPTED_UNUSED:
+            continue
+        if name in known:
+            kept[name] = value
+        elif name in _NEUTRAL:
+            _only_neutral(name, value)
+        else:
+            raise _unknown(name, known)
+    try:
+        parsed = schema.model_validate(kept)
+    except ValidationError as error:
+        raise from_validation(error, schema) from None
+    _check_together(parsed)
+    return parsed
+
+
+def _only_neutral(name: str, value: object) -> None:
+    neutral, remedy = _NEUTRAL[name]
+    if not any(type(value) is type(other) and value == other for other in neutral):
+        if name == "response_format" and isinstance(value, dict):
+            value = value.get("type")
+            raise invalid(
+                name,
+                f"response_format of type {shown(value)} is not supported: {remedy}.",
+                code="unsupported_value",
+            )
+        raise invalid(name, f"{name} is not supported: {remedy}.", code="unsupported_parameter")
+
+
+def _unknown(name: str, known: Mapping[str, Any]) -> ApiError:
+    label = name if len(name) <= 64 else name[:61] + "..."
+    near = get_close_matches(name[:64], known, n=1)
+    remedy = f"Did you mean {near[0]}?" if near else "Leave it out."
+    return invalid(label, f"{label} is not a field of this request. {remedy}", code="unknown_field")
+
+
+def _check_together(parsed: _Common) -> None:
+    """Fields that are right alone and wrong together."""
+    if isinstance(parsed, _Generation) and parsed.stream_options and not parsed.stream:
+        raise invalid(
+            "stream_options", 'stream_options needs "stream": true: set it or leave both out.'
+        )
+    if isinstance(parsed, ChatRequest) and parsed.top_logprobs and not parsed.logprobs:
+        raise invalid("top_logprobs", 'top_logprobs needs "logprobs": true: set it too.')
+    if isinstance(parsed, CompletionRequest):
+        if parsed.echo:
+            raise invalid("echo", "echo is not supported: put the prompt before the text yourself.")
+        prompts = parsed.prompt
+        count = len(prompts) if isinstance(prompts, list) and not _is_ids(prompts) else 1
+        if count * parsed.n > PROMPTS_MAX:
+            raise invalid(
+                "n",
+                f"n is {parsed.n}: with {count} prompts that makes {count * parsed.n} choices, "
+                f"and {PROMPTS_MAX} are allowed in one request. Send several requests.",
+            )
+
+
+def _is_ids(values: list[Any]) -> bool:
+    return bool(values) and isinstance(values[0], int)
+
+
+def as_list(value: str | list[Any]) -> list[str | list[int]]:
+    """One or many texts or token id lists, as many."""
+    if isinstance(value, str) or _is_ids(value):
+        return [value]
+    return list(value)
+
+
+def weight_of(body: _Common, header: str | None) -> float:
+    """W of a request. The first of these that is given decides:
+
+    1. ``weight`` in the body;
+    2. the header ``x-llmtaskpool-weight``;
+    3. vLLM's ``priority``: W = 2^-priority, with priority held within +-10 (lower goes first);
+    4. OpenAI's ``service_tier``: flex 1/4, auto, default and scale 1, priority 4;
+    5. else 1.
+    """
+    if body.weight is not None:
+        return body.weight
+    if header is not None:
+        return header_weight(header)
+    if body.priority is not None:
+        return 2.0 ** -max(-PRIORITY_MAX, min(PRIORITY_MAX, body.priority))
+    return TIER_WEIGHTS[body.service_tier or "default"]
+
+
+def header_weight(header: str) -> float:
+    """The weight that a header gives; raises ApiError 400 naming it."""
+    try:
+        weight = float(header)
+    except ValueError:
+        weight = 0.0
+    if not 0 < weight <= 1e6:
+        raise invalid(
+            WEIGHT_HEADER,
+            f"{WEIGHT_HEADER} is {shown(header)}: send a number above 0, at most 1000000.",
+        )
+    return weight

@@ -1,0 +1,232 @@
+"""The two HTTP servers of a worker, data and control, in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from llmtaskpool_worker.assembly.settings import Settings
+from llmtaskpool_worker.contract import LIVEZ, METRICS, OPEN_ROUTES, READYZ, Phase
+from llmtaskpool_worker.execution.pool import TaskPool
+from llmtaskpool_worker.http_api import metrics as metrics_page
+from llmtaskpool_worker.http_api.access import Access
+from llmtaskpool_worker.http_api.auth import Keys, RequireKey
+from llmtaskpool_worker.http_api.catalog import Catalog
+from llmtaskpool_worker.http_api.control import ControlRoutes
+from llmtaskpool_worker.http_api.errors import ApiError, answer_error
+from llmtaskpool_worker.http_api.limits import HttpLimits, guarded_protocol
+from llmtaskpool_worker.http_api.metrics import Metrics
+from llmtaskpool_worker.http_api.openai_api import OpenAIRoutes
+from llmtaskpool_worker.http_api.sse import answer
+from llmtaskpool_worker.http_api.tasks_api import TaskRoutes
+
+CLOSE_SECONDS = 5
+"""After the drain, answers that are being written get so long to leave."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """``monotonic`` is the pool's clock; ``wall`` seconds since the epoch."""
+
+    monotonic: Callable[[], float]
+    wall: Callable[[], float]
+
+
+class Health:
+    """The open routes."""
+
+    def __init__(
+        self, pool: TaskPool, metrics: Metrics, leaving: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._pool = pool
+        self._metrics = metrics
+        self._leaving = leaving
+
+    def routes(self) -> list[Route]:
+        """For starlette."""
+        return [
+            Route(LIVEZ, self.livez, methods=["GET"]),
+            Route(READYZ, self.readyz, methods=["GET"]),
+            Route(METRICS, self.metrics, methods=["GET"]),
+        ]
+
+    async def livez(self, _request: Request) -> Response:
+        """GET /livez: 503 when work runs and nothing has moved for too long."""
+        alive = self._pool.alive()
+        return answer({"alive": alive}, 200 if alive else 503)
+
+    async def readyz(self, _request: Request) -> Response:
+        """GET /readyz: 200 while new tasks are taken."""
+        phase = Phase.DRAINING if self._leaving() else self._pool.state().phase
+        ready = phase is Phase.READY and self._pool.alive()
+        return answer({"phase": phase.value}, 200 if ready else 503)
+
+    async def metrics(self, _request: Request) -> Response:
+        """GET /metrics."""
+        return Response(self._metrics.text(), headers={"content-type": metrics_page.CONTENT_TYPE})
+
+
+async def _answer_http(request: Request, error: Exception) -> Response:
+    """Starlette's own 404 and 405, in our shape."""
+    assert isinstance(error, HTTPException)  # noqa: S101  registered for this class alone
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        message = f"{request.method} is not allowed on this route: use {allowed}."
+        wrong = ApiError(405, message, code="method_not_allowed")
+    else:
+        wrong = ApiError(error.status_code, "There is no such route here.", code="unknown_route")
+    response = wrong.response()
+    response.headers.update(error.headers or {})
+    return response
+
+
+def _assemble(
+    routes: list[Route],
+    keys: Keys,
+    open_routes: frozenset[str],
+    leaving: Callable[[], bool] = lambda: False,
+) -> ASGIApp:
+    app = Starlette(
+        routes=routes, exception_handlers={ApiError: answer_error, HTTPException: _answer_http}
+    )
+    app.router.redirect_slashes = False
+    return Access(RequireKey(app, keys, open_routes), leaving)
+
+
+def data_app(
+    pool: TaskPool,
+    catalog: Catalog,
+    metrics: Metrics,
+    keys: Keys,
+    settings: Settings,
+    clocks: Clocks,
+    leaving: Callable[[], bool] = lambda: False,
+) -> ASGIApp:
+    """What the data port serves: OpenAI, tasks and the open routes.
+
+    Once it is ``leaving`` it is unready and closes connections after their answers.
+    """
+    limits = settings.http_limits()
+    beat = settings.heartbeat_seconds
+    openai = OpenAIRoutes(pool, catalog, limits, heartbeat_seconds=beat, wall_clock=clocks.wall)
+    tasks = TaskRoutes(
+        pool,
+        catalog,
+        limits,
+        heartbeat_seconds=beat,
+        clock=clocks.monotonic,
+        wall_clock=clocks.wall,
+    )
+    routes = Health(pool, metrics, leaving).routes() + openai.routes() + tasks.routes()
+    return _assemble(routes, keys, OPEN_ROUTES, leaving)
+
+
+def control_app(pool: TaskPool, tokens: Keys, settings: Settings) -> ASGIApp:
+    """What the control port serves; no route of it is open."""
+    return _assemble(ControlRoutes(pool, settings.http_limits()).routes(), tokens, frozenset())
+
+
+def keys_of(settings: Settings, clock: Callable[[], float]) -> tuple[Keys, Keys]:
+    """The keys of the data port and the tokens of the control port. Raises KeysUnreadable."""
+    return (
+        Keys(
+            settings.api_keys,
+            settings.api_keys_file,
+            setting="LLMTASKPOOL_API_KEYS_FILE",
+            clock=clock,
+        ),
+        Keys(
+            settings.control_tokens,
+            settings.control_tokens_file,
+            setting="LLMTASKPOOL_CONTROL_TOKENS_FILE",
+            clock=clock,
+        ),
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handling (the worker has its own), and told when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+
+class HttpServer:
+    """One port. ``start`` returns when it listens, ``stop`` when its last connection is closed."""
+
+    def __init__(
+        self, app: ASGIApp, host: str, port: int, limits: HttpLimits, keep_alive_seconds: float
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                http=guarded_protocol(limits),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=max(1, round(keep_alive_seconds)),
+                timeout_graceful_shutdown=CLOSE_SECONDS,
+            )
+        )
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> int:
+        """The port it listens on. Raises OSError when the address can't be had."""
+        listener = _listen(self._host, self._port)
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+        listening = asyncio.create_task(self._server.listening.wait())
+        await asyncio.wait((self._serving, listening), return_when=asyncio.FIRST_COMPLETED)
+        listening.cancel()
+        if self._serving.done():
+            await self._serving
+            raise OSError(f"the server on {self._host} did not start")
+        port: int = listener.getsockname()[1]
+        return port
+
+    async def stop(self) -> None:
+        """Close idle connections, let answers that are being written end; idempotent."""
+        self._server.should_exit = True
+        if self._serving is not None:
+            await asyncio.gather(self._serving, return_exceptions=True)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise OSError(
+            error.errno, f"{host}:{port} can't be listened on ({error.strerror}): use another port"
+        ) from None
+    listener.setblocking(False)
+    return listener

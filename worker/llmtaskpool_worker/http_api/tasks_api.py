@@ -1,0 +1,333 @@
+"""The task routes: submit, look, wait, cancel, and follow the events of any kind of task."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from llmtaskpool_worker.execution.pool import Rejected, TaskPool
+from llmtaskpool_worker.http_api.catalog import Catalog
+from llmtaskpool_worker.http_api.errors import (
+    ApiError,
+    blaming,
+    from_rejected,
+    from_validation,
+    invalid,
+    shown,
+)
+from llmtaskpool_worker.http_api.limits import HttpLimits, read_json
+from llmtaskpool_worker.http_api.openai_api import generations
+from llmtaskpool_worker.http_api.openai_schema import (
+    WEIGHT_HEADER,
+    ChatRequest,
+    CompletionRequest,
+    header_weight,
+    parse,
+)
+from llmtaskpool_worker.http_api.sse import EventStream, answer, encode, event, while_connected
+from llmtaskpool_worker.kinds.registry import EMBED_KINDS, GENERATE_KINDS
+from llmtaskpool_worker.scheduling.task import (
+    TERMINAL,
+    Call,
+    Embed,
+    Embedded,
+    Generated,
+    Payload,
+    Result,
+    Returned,
+    StateChanged,
+    TaskEvent,
+    TaskRequest,
+    TaskView,
+    TextDelta,
+)
+
+IDEMPOTENCY_HEADER = "idempotency-key"
+WAIT_SECONDS_MAX = 300.0
+DURABILITY = (
+    "Kept in this worker's memory: if its pod is lost, the task is lost. Submit it again then, "
+    "with the same idempotency key."
+)
+
+_ELSEWHERE = {"model": "model", "messages": "input", "prompt": "input", "input": "input"}
+"""Where a task has what the bodies of the OpenAI routes call so."""
+
+_Seconds = Annotated[float, Field(strict=True, gt=0, le=86_400, allow_inf_nan=False)]
+_Key = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
+_Label = Annotated[str, Field(strict=True, max_length=256)]
+
+
+class TaskBody(BaseModel):
+    """The body of POST /v1/tasks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Annotated[str, Field(strict=True, min_length=1, max_length=128)] = Field(
+        description="the kind of task: chat, generate, embed, or a kind that is registered here"
+    )
+    model: Annotated[str, Field(strict=True, min_length=1, max_length=256)] | None = Field(
+        None, description="the name of a model that /v1/models lists"
+    )
+    input: Any = Field(
+        None, description="for chat its messages, for generate and embed a text or token ids"
+    )
+    arguments: dict[str, Any] = Field(
+        default_factory=dict,
+        description="an object: sampling fields for chat and generate, else what the kind reads",
+    )
+    weight: Annotated[float, Field(strict=True, allow_inf_nan=False)] | None = Field(
+        None, gt=0, le=1e6, description="a number above 0, 1 is ordinary, more goes earlier"
+    )
+    deadline_seconds: _Seconds | None = Field(
+        None, description="the most seconds it may wait to be started, above 0, at most 86400"
+    )
+    timeout_seconds: _Seconds | None = Field(
+        None, description="the most seconds it may run, above 0, at most 86400"
+    )
+    idempotency_key: _Key | None = Field(None, description="a text of 1 to 256 letters")
+    labels: Annotated[dict[_Key, _Label], Field(max_length=32)] = Field(
+        default_factory=dict, description="an object of at most 32 short texts by name"
+    )
+
+
+class TaskRoutes:
+    """Handlers over a pool; ``routes`` lists them."""
+
+    def __init__(
+        self,
+        pool: TaskPool,
+        catalog: Catalog,
+        limits: HttpLimits,
+        *,
+        heartbeat_seconds: float,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._pool = pool
+        self._catalog = catalog
+        self._limits = limits
+        self._heartbeat_seconds = heartbeat_seconds
+        self._clock = clock
+        self._wall_clock = wall_clock
+
+    def routes(self) -> list[Route]:
+        """For starlette."""
+        return [
+            Route("/v1/tasks", self.submit, methods=["POST"]),
+            Route("/v1/tasks/{id}", self.look, methods=["GET"]),
+            Route("/v1/tasks/{id}", self.cancel, methods=["DELETE"]),
+            Route("/v1/tasks/{id}/events", self.events, methods=["GET"]),
+        ]
+
+    async def submit(self, request: Request) -> Response:
+        """POST /v1/tasks: 202 and where to look for it."""
+        body = await read_json(request, self._limits)
+        try:
+            task = TaskBody.model_validate({k: v for k, v in body.items() if v is not None})
+        except ValidationError as error:
+            raise from_validation(error, TaskBody) from None
+        wanted = await self._request_of(task, request)
+        try:
+            view = self._pool.submit(wanted)
+        except Rejected as rejected:
+            raise from_rejected(rejected) from None
+        shown_task = self.task_json(view) | {"durable": False, "note": DURABILITY}
+        return answer(shown_task, 202, {"location": f"/v1/tasks/{view.id}"})
+
+    async def _request_of(self, task: TaskBody, request: Request) -> TaskRequest:
+        weight = task.weight
+        if weight is None:
+            header = request.headers.get(WEIGHT_HEADER)
+            weight = 1.0 if header is None else header_weight(header)
+        key = task.idempotency_key or request.headers.get(IDEMPOTENCY_HEADER)
+        if key is not None and not 1 <= len(key) <= 256:
+            raise invalid(IDEMPOTENCY_HEADER, "Idempotency-Key must have 1 to 256 letters.")
+        return TaskRequest(
+            kind=task.kind,
+            payload=await self._payload(task),
+            model=task.model,
+            weight=weight,
+            queue_timeout_seconds=task.deadline_seconds,
+            timeout_seconds=task.timeout_seconds,
+            idempotency_key=key,
+            labels=dict(task.labels),
+        )
+
+    async def _payload(self, task: TaskBody) -> Payload:
+        if task.kind in GENERATE_KINDS:
+            return await self._generation(task)
+        if task.kind in EMBED_KINDS:
+            model = self._catalog.get(_model_of(task), "embed")
+            if task.arguments:
+                raise invalid("arguments", "arguments is not empty: embed takes none.")
+            return Embed(await model.encode(_one_input(task.input), "input"))
+        if task.input is not None:
+            raise invalid("input", f"input can't be used with kind {task.kind}: use arguments.")
+        return Call(dict(task.arguments))
+
+    async def _generation(self, task: TaskBody) -> Payload:
+        """A generation is checked exactly as on the OpenAI routes: one set of rules."""
+        model = self._catalog.get(_model_of(task), "generate")
+        for field in ("model", "messages", "prompt", "n", "stream", "weight", "timeout_seconds"):
+            if field in task.arguments:
+                name = f"arguments.{field}"
+                raise invalid(name, f"{name} can't be used here: leave it out.")
+        with blaming("arguments.", _ELSEWHERE):
+            if task.kind == "chat":
+                chat = parse(
+                    ChatRequest, {**task.arguments, "model": model.name, "messages": task.input}
+                )
+                messages = [message.as_template() for message in chat.messages]
+                prompt = await model.encode_chat(messages)
+                return generations("chat", chat, model, [prompt], None)[0].payload
+            given = {**task.arguments, "model": model.name, "prompt": _one_input(task.input)}
+            body = parse(CompletionRequest, given)
+            prompt = await model.encode(task.input, "prompt")
+            return generations("generate", body, model, [prompt], None)[0].payload
+
+    async def look(self, request: Request) -> Response:
+        """GET /v1/tasks/{id}: as it is now, or once it has ended with ``?wait=seconds``."""
+        view = self._view(request)
+        seconds = _wait_seconds(request)
+        if seconds > 0 and view.state not in TERMINAL:
+            try:
+                async with asyncio.timeout(seconds):
+                    view = await while_connected(request.receive, self._pool.wait(view.id))
+            except TimeoutError:
+                view = self._pool.get(view.id) or view
+        return answer(self.task_json(view))
+
+    async def cancel(self, request: Request) -> Response:
+        """DELETE /v1/tasks/{id}: cancels what has not ended."""
+        view = self._pool.cancel(self._view(request).id)
+        if view is None:
+            raise _unknown(request)
+        return answer(self.task_json(view))
+
+    async def events(self, request: Request) -> Response:
+        """GET /v1/tasks/{id}/events: from the beginning, or after the header Last-Event-ID."""
+        view = self._view(request)
+        last = request.headers.get("last-event-id", "")
+        after = int(last) if last.isdecimal() and len(last) < 12 else -1
+        return EventStream(self._frames(view.id, after), heartbeat_seconds=self._heartbeat_seconds)
+
+    async def _frames(self, task_id: str, after: int) -> AsyncIterator[bytes]:
+        number = 0
+        async for happened in self._pool.events(task_id):
+            if number > after:
+                name, data = _event_json(happened)
+                yield event(encode(data), name=name, number=number)
+            number += 1
+        view = self._pool.get(task_id)
+        if view is not None:
+            yield event(encode(self.task_json(view)), name="end", number=number)
+
+    def _view(self, request: Request) -> TaskView:
+        view = self._pool.get(request.path_params["id"])
+        if view is None:
+            raise _unknown(request)
+        return view
+
+    def task_json(self, view: TaskView) -> dict[str, Any]:
+        """A task as JSON; times are seconds since the epoch."""
+        offset = self._wall_clock() - self._clock()
+        started, ended = view.started_at, view.ended_at
+        error = view.error
+        return {
+            "id": view.id,
+            "object": "task",
+            "kind": view.kind,
+            "lane": view.lane.value,
+            "model": view.model,
+            "state": view.state.value,
+            "weight": view.weight,
+            "load_seconds": view.load_seconds,
+            "priority": view.priority,
+            "attempts": view.attempts,
+            "submitted_at": round(view.submitted_at + offset, 3),
+            "started_at": None if started is None else round(started + offset, 3),
+            "ended_at": None if ended is None else round(ended + offset, 3),
+            "result": None if view.result is None else _result_json(view.result),
+            "error": None if error is None else {"code": error.code, "message": error.message},
+            "labels": view.labels,
+        }
+
+
+def _event_json(happened: TaskEvent) -> tuple[str, dict[str, Any]]:
+    if isinstance(happened, TextDelta):
+        return "text", {"text": happened.text, "tokens": list(happened.tokens)}
+    assert isinstance(happened, StateChanged)  # noqa: S101  the other of the two
+    return "state", {"state": happened.state.value, "reason": happened.reason}
+
+
+def _result_json(result: Result) -> dict[str, Any]:
+    if isinstance(result, Generated):
+        return {
+            "text": result.text,
+            "finish_reason": result.finish_reason,
+            "usage": {
+                "prompt_tokens": result.prompt_tokens,
+                "completion_tokens": len(result.tokens),
+                "total_tokens": result.prompt_tokens + len(result.tokens),
+            },
+        }
+    if isinstance(result, Embedded):
+        vector = struct.unpack(f"<{len(result.vector) // 4}f", result.vector)
+        return {
+            "embedding": list(vector),
+            "usage": {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens},
+        }
+    assert isinstance(result, Returned)  # noqa: S101  the last of the three
+    return {"value": result.value}
+
+
+def _model_of(task: TaskBody) -> str:
+    if task.model is None:
+        raise invalid(
+            "model", f"model is missing: kind {task.kind} needs one.", code="invalid_missing"
+        )
+    return task.model
+
+
+def _one_input(value: object) -> str | list[int]:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(_is_id(one) for one in value):
+        return value
+    raise invalid("input", "input must be a text or a list of token ids.")
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _wait_seconds(request: Request) -> float:
+    given = request.query_params.get("wait")
+    if given is None:
+        return 0.0
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= WAIT_SECONDS_MAX:
+        raise invalid(
+            "wait", f"wait is {shown(given)}: send seconds from 0 to {WAIT_SECONDS_MAX:g}."
+        )
+    return seconds
+
+
+def _unknown(request: Request) -> ApiError:
+    return ApiError(
+        404,
+        f"There is no task {shown(request.path_params['id'])} here: it never was, or its result "
+        "was kept as long as results are kept.",
+        param="id",
+        code="task_not_found",
+    )

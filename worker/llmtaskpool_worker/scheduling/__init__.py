@@ -1,0 +1,1 @@
+"""Who runs next and why: priority P = W / T, queues, costs. Pure."""

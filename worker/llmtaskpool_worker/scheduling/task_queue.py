@@ -1,0 +1,211 @@
+"""A bounded queue in the order of P = W / T that stays exact while T is being learned.
+
+Tasks of one cost class share T, so among them W alone decides and their heap never needs new
+keys. Across classes P is computed when a task is taken, from the T of that moment: a completion
+that changes T costs nothing here, however many tasks wait. With n waiting in c classes (tens:
+see cost.py), push is O(log n), take O(c + log n), cancel O(1) amortized. Pure.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable, Iterator
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from math import inf
+
+from llmtaskpool_worker.scheduling.priority import QueuePolicy, aged, priority
+
+
+class QueueFullError(Exception):
+    """Nothing more fits; ``bound`` says which bound: tasks or bytes."""
+
+    def __init__(self, bound: str, limit: int) -> None:
+        super().__init__(f"the queue is full: {limit} {bound}")
+        self.bound = bound
+        self.limit = limit
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """One waiting task. ``group`` is what must have a free slot for it (its model or kind).
+
+    ``gone`` marks what has left the queue while heaps still hold it.
+    """
+
+    id: str
+    group: str | None
+    cost_class: Hashable
+    weight: float
+    arrived_at: float
+    expires_at: float = inf
+    size_bytes: int = 0
+    sequence: int = 0
+    gone: bool = True
+
+
+@dataclass(slots=True)
+class _Heap:
+    """A heap of tasks by a fixed key that forgets the gone ones when they are the majority."""
+
+    entries: list[tuple[float, int, Waiting]] = field(default_factory=list)
+    gone: int = 0
+
+    def push(self, key: float, item: Waiting) -> None:
+        heappush(self.entries, (key, item.sequence, item))
+
+    def top(self) -> Waiting | None:
+        """The first task that still waits."""
+        while self.entries:
+            item = self.entries[0][2]
+            if not item.gone:
+                return item
+            heappop(self.entries)
+            self.gone -= 1
+        return None
+
+    def left(self) -> None:
+        """Say that one of its tasks is gone."""
+        self.gone += 1
+        if self.gone * 2 > len(self.entries) + 16:
+            self.entries = [entry for entry in self.entries if not entry[2].gone]
+            heapify(self.entries)
+            self.gone = 0
+
+
+class _Group:
+    """The waiting tasks of one model or kind: a heap per cost class, and all by arrival."""
+
+    def __init__(self) -> None:
+        self.classes: dict[Hashable, _Heap] = {}
+        self.by_arrival: OrderedDict[str, Waiting] = OrderedDict()
+
+
+class TaskQueue:
+    """The waiting tasks of one lane. ``load(cost_class)`` gives T in thread-seconds."""
+
+    def __init__(
+        self,
+        *,
+        load: Callable[[Hashable], float],
+        max_tasks: int,
+        max_bytes: int,
+        ageing_seconds: float,
+        policy: QueuePolicy = QueuePolicy.PRIORITY,
+    ) -> None:
+        self._load = load
+        self.max_tasks, self.max_bytes = max_tasks, max_bytes
+        self.ageing_seconds, self.policy = ageing_seconds, policy
+        self.bytes = 0
+        self._sequence = 0
+        self._items: dict[str, Waiting] = {}
+        self._groups: dict[str | None, _Group] = {}
+        self._expiry = _Heap()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, task_id: object) -> bool:
+        return task_id in self._items
+
+    def __iter__(self) -> Iterator[Waiting]:
+        return iter(self._items.values())
+
+    def push(self, item: Waiting) -> None:
+        """Add a task that arrived now, behind all that arrived before. Raises QueueFullError."""
+        if len(self._items) >= self.max_tasks:
+            raise QueueFullError("tasks", self.max_tasks)
+        if self.bytes + item.size_bytes > self.max_bytes:
+            raise QueueFullError("bytes", self.max_bytes)
+        if item.id in self._items:
+            raise ValueError(f"task {item.id!r} waits already")
+        self._sequence += 1
+        item.sequence, item.gone = self._sequence, False
+        self._items[item.id] = item
+        self.bytes += item.size_bytes
+        group = self._groups.get(item.group)
+        if group is None:
+            group = self._groups[item.group] = _Group()
+        group.by_arrival[item.id] = item
+        heap = group.classes.get(item.cost_class)
+        if heap is None:
+            heap = group.classes[item.cost_class] = _Heap()
+        heap.push(-item.weight, item)
+        if item.expires_at < inf:
+            self._expiry.push(item.expires_at, item)
+
+    def take(self, now: float, eligible: Callable[[str | None], bool]) -> Waiting | None:
+        """Take the task that goes next among groups that are eligible; None if there is none."""
+        groups = [group for name, group in self._groups.items() if eligible(name)]
+        item = self._next(groups, now)
+        if item is not None:
+            self._remove(item)
+        return item
+
+    def cancel(self, task_id: str) -> Waiting | None:
+        """Take a task out, whatever its place; None when it doesn't wait."""
+        item = self._items.get(task_id)
+        if item is not None:
+            self._remove(item)
+        return item
+
+    def expired(self, now: float) -> list[Waiting]:
+        """Take out all that have waited to their ``expires_at``."""
+        out = []
+        while (item := self._expiry.top()) is not None and item.expires_at <= now:
+            self._remove(item)
+            out.append(item)
+        return out
+
+    def next_expiry(self) -> float:
+        """When the next task expires; inf when none will."""
+        item = self._expiry.top()
+        return inf if item is None else item.expires_at
+
+    def oldest_arrival(self) -> float | None:
+        """When the task that waits longest arrived."""
+        oldest = _oldest(self._groups.values())
+        return None if oldest is None else oldest.arrived_at
+
+    def _next(self, groups: Collection[_Group], now: float) -> Waiting | None:
+        oldest = _oldest(groups)
+        if oldest is None:
+            return None
+        if aged(oldest.arrived_at, now, self.ageing_seconds):
+            return _newest(groups) if self.policy is QueuePolicy.NEWEST_FIRST else oldest
+        best: Waiting | None = None
+        best_key = (inf, 0)
+        for group in groups:
+            for cost_class, heap in group.classes.items():
+                top = heap.top()
+                if top is None:
+                    continue
+                key = (-priority(top.weight, self._load(cost_class)), top.sequence)
+                if best is None or key < best_key:
+                    best, best_key = top, key
+        return best
+
+    def _remove(self, item: Waiting) -> None:
+        item.gone = True
+        del self._items[item.id]
+        self.bytes -= item.size_bytes
+        if item.expires_at < inf:
+            self._expiry.left()
+        group = self._groups[item.group]
+        del group.by_arrival[item.id]
+        heap = group.classes[item.cost_class]
+        heap.left()
+        if heap.top() is None:
+            del group.classes[item.cost_class]
+        if not group.by_arrival:
+            del self._groups[item.group]
+
+
+def _oldest(groups: Collection[_Group]) -> Waiting | None:
+    firsts = [next(iter(group.by_arrival.values())) for group in groups]
+    return min(firsts, key=lambda item: item.sequence, default=None)
+
+
+def _newest(groups: Collection[_Group]) -> Waiting | None:
+    lasts = [next(reversed(group.by_arrival.values())) for group in groups]
+    return max(lasts, key=lambda item: item.sequence, default=None)
