@@ -28,7 +28,7 @@ import transformers
 from llmtaskpool_worker.engines.generation import GenerationLoop, load_generation
 from llmtaskpool_worker.engines.linear import PackedLinear
 from llmtaskpool_worker.engines.protocol import Admit, SetThreads, Step
-from llmtaskpool_worker.engines.sources import resolve
+from llmtaskpool_worker.engines.resolve import resolve
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from llmtaskpool_worker.engines.sources import resolve
+from llmtaskpool_worker.engines.resolve import resolve
 
 from .tiny_models import write_model
 

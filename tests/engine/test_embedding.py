@@ -7,7 +7,7 @@ import pytest
 import torch
 from llmtaskpool_worker.engines.embedding import EmbeddingLoop, load_embedding
 from llmtaskpool_worker.engines.protocol import AdmitEmbedding, RequestFailed, Vector
-from llmtaskpool_worker.engines.sources import resolve
+from llmtaskpool_worker.engines.resolve import resolve
 from transformers import AutoModel, AutoTokenizer
 
 pytestmark = pytest.mark.model

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from llmtaskpool_worker.engines.sources import SourceRefused, locate, resolve
+from llmtaskpool_worker.engines.resolve import resolve
+from llmtaskpool_worker.engines.sources import SourceRefused, locate
 
 
 def quiet(*_: object) -> None:

@@ -15,11 +15,11 @@ import httpx
 from fakes.fake_pool import FakePool
 from fakes.letters_engine import LetterTokenizer
 from llmtaskpool_worker.assembly.settings import Settings
-from llmtaskpool_worker.assembly.worker import build
+from llmtaskpool_worker.assembly.worker import build, keys_of
 from llmtaskpool_worker.engines.protocol import Engine
 from llmtaskpool_worker.http_api.catalog import Catalog, Model
 from llmtaskpool_worker.http_api.metrics import Metrics
-from llmtaskpool_worker.http_api.server import Clocks, HttpServer, control_app, data_app, keys_of
+from llmtaskpool_worker.http_api.server import Clocks, HttpServer, control_app, data_app
 from llmtaskpool_worker.kinds.registry import Kinds
 
 DEADLINE_SECONDS = 20.0
@@ -142,9 +142,10 @@ def serving(make_pool=FakePool, **chosen):
         metrics = Metrics(pool.state)
         keys, tokens = keys_of(settings, clocks.monotonic)
         limits, keep_alive = settings.http_limits(), settings.keep_alive_seconds
-        app = data_app(pool, catalog, metrics, keys, settings, clocks)
+        beat = settings.heartbeat_seconds
+        app = data_app(pool, catalog, metrics, keys, limits, clocks, heartbeat_seconds=beat)
         data = HttpServer(app, settings.host, 0, limits, keep_alive)
-        app = control_app(pool, tokens, settings)
+        app = control_app(pool, tokens, limits)
         control = HttpServer(app, settings.control_host, 0, limits, keep_alive)
         ports = await data.start(), await control.start()
         yield Rig(asyncio.get_running_loop(), pool, *ports)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from llmtaskpool_operator.api.pool import LLMTaskPool
 from llmtaskpool_operator.autoscaler.decide import PoolDecision, PoolMemory, decide_pool
 from llmtaskpool_operator.autoscaler.observation import PodObservation, PoolObservation
+from llmtaskpool_operator.autoscaler.reasons import reason_of
 from llmtaskpool_operator.replay.record import Recorder
 from llmtaskpool_worker.contract import LaneName, LaneState, Phase, Work, WorkerState
 
@@ -89,7 +90,7 @@ class FluidPool:
         if made is not None and scaling.mode == "Auto" and not scaling.paused:
             self.scale(made.desired, ready_at=self.now + self.start_up)
         self.sizes.append(self.replicas)
-        self.reasons.append(made.reason if made is not None else "")
+        self.reasons.append(reason_of(made) if made is not None else "")
 
     def scale(self, replicas: int, ready_at: float) -> None:
         while len(self.pods) < replicas:

@@ -21,6 +21,7 @@ from llmtaskpool_operator.autoscaler.law import (
     StepLimit,
     decide,
 )
+from llmtaskpool_operator.autoscaler.reasons import reason_of
 from llmtaskpool_operator.autoscaler.windows import SLOTS
 
 AT_ONCE = Policy(minimum=1, maximum=100, down=Direction(0.0))
@@ -42,7 +43,7 @@ def test_the_gain_auto_reaches_the_target_in_one_step() -> None:
     (decision,) = run(AT_ONCE, [9.0], n=3)
     assert decision.desired == 10
     assert decision.utilization == pytest.approx(3.0)
-    assert "3 -> 10 replicas: utilization 3.00 over target 0.90" in decision.reason
+    assert "3 -> 10 replicas: utilization 3.00 over target 0.90" in reason_of(decision)
 
 
 def test_a_fall_waits_for_its_window_and_goes_to_the_largest_value_in_it() -> None:
@@ -206,7 +207,7 @@ def test_odd_numbers_are_ignored_and_said(odd: float) -> None:
     decision, memory = decide(AT_ONCE, Observed(4, odd), Memory(), 0.0)
     assert decision.desired == 4
     assert "running" in "".join(decision.ignored)
-    assert "ignored" in decision.reason
+    assert "ignored" in reason_of(decision)
     assert memory == Memory()
 
 

@@ -9,6 +9,7 @@ import pytest
 from fakes.cluster_objects import pool
 from fakes.recorded_pool import FluidPool
 from llmtaskpool_operator.api.manifest_file import parse_spec
+from llmtaskpool_operator.autoscaler.reasons import reason_of
 from llmtaskpool_operator.replay.record import Record, RecordLine
 from llmtaskpool_operator.replay.replay import Replay, replay
 
@@ -65,7 +66,7 @@ def replayed(lines: list[str], start_up: float | None = None, **changes: Any) ->
 def same(made: Replay) -> list[bool]:
     return [
         (one.found[0], one.left[0], one.recorded_reason)
-        == (one.found[1], one.left[1], one.decision.reason)
+        == (one.found[1], one.left[1], reason_of(one.decision))
         for one in made.moments
     ]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llmtaskpool_worker.engines.sources import resolve
+from llmtaskpool_worker.engines.resolve import resolve
 from llmtaskpool_worker.text.tokens import StopMatcher, Tokenizer
 from transformers import AutoTokenizer
 

@@ -211,13 +211,6 @@ class Decision:
         """N before the decision."""
         return self.observed.current
 
-    @property
-    def reason(self) -> str:
-        """One line for people (made when read: most decisions of a simulation are not)."""
-        from llmtaskpool_operator.autoscaler.reasons import reason_of  # it imports this module
-
-        return reason_of(self)
-
 
 def decide(
     policy: Policy, observed: Observed, memory: Memory, now: float

@@ -11,6 +11,7 @@ from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
 from llmtaskpool_operator.api.scaling import ScalingMode
 from llmtaskpool_operator.autoscaler.decide import PoolDecision
 from llmtaskpool_operator.autoscaler.observation import PodObservation, PoolObservation
+from llmtaskpool_operator.autoscaler.reasons import reason_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def _threads(seen: PoolObservation, decided: PoolDecision) -> list[Action]:
                     pod=name,
                     generation=pod.state.threads_generation + 1,
                     threads={d.lane: d.decision.desired for d in moved},
-                    reason="; ".join(f"{d.lane}: {d.decision.reason}" for d in moved),
+                    reason="; ".join(f"{d.lane}: {reason_of(d.decision)}" for d in moved),
                 )
             )
     return actions
@@ -92,7 +93,7 @@ def _replicas(spec: LLMTaskPoolSpec, seen: PoolObservation, decided: PoolDecisio
         wanted = spec.replicas if spec.replicas is not None else scaling.min_replicas
         reason = f"{wanted} replicas: spec.replicas, scaling.mode is {scaling.mode}"
     elif decided.replicas is not None:
-        wanted, reason = decided.replicas.desired, decided.replicas.reason
+        wanted, reason = decided.replicas.desired, reason_of(decided.replicas)
     else:
         return []
     if wanted == seen.replicas:

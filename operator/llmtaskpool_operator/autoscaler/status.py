@@ -25,6 +25,7 @@ from llmtaskpool_operator.autoscaler.decide import PoolDecision
 from llmtaskpool_operator.autoscaler.law import Bound
 from llmtaskpool_operator.autoscaler.observation import PoolObservation, Problem, lacking
 from llmtaskpool_operator.autoscaler.plan import Action, SetReplicas, SetThreads
+from llmtaskpool_operator.autoscaler.reasons import reason_of
 
 DEAD_BAND = 0.05
 """Utilization is written anew only when it moved by more: a status write per tick is noise."""
@@ -218,7 +219,7 @@ def _conditions(
                 ConditionType.SCALING_LIMITED,
                 bound in _BOUNDS,
                 bound.value,
-                decided.replicas.reason,
+                reason_of(decided.replicas),
             )
         )
     elif (kept := old.get(ConditionType.SCALING_LIMITED.value)) is not None:

@@ -16,6 +16,7 @@ from llmtaskpool_operator.api.scaling import ScalingMode
 from llmtaskpool_operator.autoscaler.decide import ThreadDecision
 from llmtaskpool_operator.autoscaler.law import Bound
 from llmtaskpool_operator.autoscaler.plan import SetReplicas
+from llmtaskpool_operator.autoscaler.reasons import reason_of
 from llmtaskpool_operator.autoscaler.reconcile import LoopMemory, ReconcileResult, reconcile
 from llmtaskpool_operator.autoscaler.worker_client import ClientLimits, open_http
 from llmtaskpool_operator.local.backend import LocalBackend
@@ -185,7 +186,8 @@ class LocalPool:
         for one in result.decisions.threads:
             if one.decision.desired != one.decision.current and self._worth_telling(one):
                 self._decided(
-                    f"{one.pod} {one.lane.value}: {one.decision.reason}", what=f"threads/{one.lane}"
+                    f"{one.pod} {one.lane.value}: {reason_of(one.decision)}",
+                    what=f"threads/{one.lane}",
                 )
         for failure in result.failures:
             self._tell("notice", f"not done ({failure.error}): {failure.action.reason}")

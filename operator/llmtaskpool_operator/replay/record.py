@@ -18,6 +18,7 @@ from llmtaskpool_operator.api.pool import LLMTaskPool, LLMTaskPoolSpec
 from llmtaskpool_operator.autoscaler import law
 from llmtaskpool_operator.autoscaler.decide import PoolDecision, PoolMemory
 from llmtaskpool_operator.autoscaler.observation import PoolObservation, observed_replicas
+from llmtaskpool_operator.autoscaler.reasons import reason_of
 
 WHOLE_SECONDS = 300.0
 """A line is whole at least this often."""
@@ -201,7 +202,7 @@ def _line(
         kappa=kappa,
         desired=made.desired if made is not None else None,
         bound=made.bound.value if made is not None else None,
-        reason=made.reason if made is not None else None,
+        reason=reason_of(made) if made is not None else None,
         whole=whole,
     )
 

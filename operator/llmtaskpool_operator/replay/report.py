@@ -13,6 +13,7 @@ import plotext
 from rich.table import Table
 from rich.text import Text
 
+from llmtaskpool_operator.autoscaler.reasons import reason_of
 from llmtaskpool_operator.autoscaler.telling import rfc3339
 from llmtaskpool_operator.replay.replay import Moment, Replay, Result
 
@@ -39,7 +40,7 @@ def differences(made: Replay) -> tuple[Difference, ...]:
             recorded=(moment.found[0], moment.left[0]),
             replayed=(moment.found[1], moment.left[1]),
             recorded_reason=moment.recorded_reason,
-            replayed_reason=moment.decision.reason,
+            replayed_reason=reason_of(moment.decision),
         )
         for place, moment in enumerate(made.moments)
         if moment.left[0] != moment.left[1] and (moment.changed or place == 0)

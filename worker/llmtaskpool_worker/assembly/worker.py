@@ -17,6 +17,7 @@ import msgspec
 
 from llmtaskpool_worker.assembly.settings import Settings
 from llmtaskpool_worker.contract import GpuReading, Phase
+from llmtaskpool_worker.disclosure import where_raised
 from llmtaskpool_worker.engines.protocol import (
     Engine,
     EngineDied,
@@ -29,10 +30,10 @@ from llmtaskpool_worker.engines.protocol import (
 )
 from llmtaskpool_worker.execution.dispatcher import Dispatcher
 from llmtaskpool_worker.gpu import gpu_reader
-from llmtaskpool_worker.http_api.access import where_raised
+from llmtaskpool_worker.http_api.auth import Keys
 from llmtaskpool_worker.http_api.catalog import Catalog, Codec, Model
 from llmtaskpool_worker.http_api.metrics import Metrics
-from llmtaskpool_worker.http_api.server import Clocks, HttpServer, control_app, data_app, keys_of
+from llmtaskpool_worker.http_api.server import Clocks, HttpServer, control_app, data_app
 from llmtaskpool_worker.kinds.io import register_io_kinds
 from llmtaskpool_worker.kinds.registry import Kinds, load_entry_points
 
@@ -164,8 +165,17 @@ def build(
     limits = settings.http_limits()
     alive = settings.keep_alive_seconds
     leaving = asyncio.Event()
-    data = data_app(pool, catalog, metrics, keys, settings, clocks, leaving.is_set)
-    control = control_app(pool, tokens, settings)
+    data = data_app(
+        pool,
+        catalog,
+        metrics,
+        keys,
+        limits,
+        clocks,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        leaving=leaving.is_set,
+    )
+    control = control_app(pool, tokens, limits)
     return Worker(
         pool,
         catalog,
@@ -196,6 +206,24 @@ def _pool(
         gpus=gpus,
         rss_bytes=rss_bytes,
         profiles=settings.calibration(),
+    )
+
+
+def keys_of(settings: Settings, clock: Callable[[], float]) -> tuple[Keys, Keys]:
+    """The keys of the data port and the tokens of the control port. Raises KeysUnreadable."""
+    return (
+        Keys(
+            settings.api_keys,
+            settings.api_keys_file,
+            setting="LLMTASKPOOL_API_KEYS_FILE",
+            clock=clock,
+        ),
+        Keys(
+            settings.control_tokens,
+            settings.control_tokens_file,
+            setting="LLMTASKPOOL_CONTROL_TOKENS_FILE",
+            clock=clock,
+        ),
     )
 
 

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from llmtaskpool_worker.assembly import settings
 from llmtaskpool_worker.calibration.measure import (
     BATCHES,
     CONTEXT_TOKENS,
@@ -23,6 +22,7 @@ from llmtaskpool_worker.calibration.measure import (
     Plan,
     calibrate,
 )
+from llmtaskpool_worker.engines.model_text import parse_model
 from llmtaskpool_worker.scheduling import profile
 from llmtaskpool_worker.scheduling.profile import CalibrationProfile
 
@@ -56,7 +56,7 @@ def calibrate_command(
     if not out.parent.is_dir():
         _refuse(f"--out {out}: there is no folder {out.parent}: make it", BAD_INPUT)
     try:
-        spec = settings.parse_model(model)
+        spec = parse_model(model)
     except ValueError as error:
         _refuse(str(error), BAD_INPUT)
     if spec.task != "generate":

@@ -18,12 +18,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from llmtaskpool_worker.engines.frames import (
-    decode_spec,
-    decode_to_engine,
-    framed,
-    receive,
-)
+from llmtaskpool_worker.engines.frames import decode_spec, decode_to_engine, framed, receive
 from llmtaskpool_worker.engines.loop import EngineLoop
 from llmtaskpool_worker.engines.protocol import (
     FromEngine,
@@ -118,7 +113,8 @@ def set_up_torch(options: Mapping[str, Any]) -> None:
 
 def _load(spec: ModelSpec, connection: socket.socket) -> EngineLoop:
     """The loop of a model. Raises _CanNotLoad."""
-    from llmtaskpool_worker.engines.sources import SourceRefused, resolve
+    from llmtaskpool_worker.engines.resolve import resolve
+    from llmtaskpool_worker.engines.sources import SourceRefused
 
     def progress(stage: str, fraction: float) -> None:
         _send(connection, Loading(stage, fraction))

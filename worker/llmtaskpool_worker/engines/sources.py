@@ -1,20 +1,17 @@
 """Where a model's files are: from a ModelSpec's source to a folder that may be loaded.
 
-``locate`` says where the folder is or will be and imports nothing heavy; ``resolve`` makes it
-(converts, downloads) and checks it. Only safetensors weights are ever read, and no code that a
-model brings is ever run.
+``locate`` says where the folder is or will be and imports nothing heavy; ``resolve.resolve`` makes
+it (converts, downloads) and checks it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 Progress = Callable[[str, float], None]
 """(stage, fraction 0 to 1)."""
@@ -22,8 +19,7 @@ Progress = Callable[[str, float], None]
 CONVERTER_VERSION = 1
 """Part of a converted model's folder name: a new converter never reads an old one's result."""
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?", re.ASCII)
+HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?", re.ASCII)
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "1_Pooling/*.json"]
 
 
@@ -45,40 +41,16 @@ def locate(source: str) -> Path:
     Raises:
         SourceRefused: the source is of no known form or names nothing that exists.
     """
-    path = _origin(source)
-    return _converted(path) if path.suffix == ".gguf" else path
+    path = origin(source)
+    return converted(path) if path.suffix == ".gguf" else path
 
 
-def resolve(source: str, progress: Progress) -> Path:
-    """The checked folder of ``source``, converted or downloaded first where that is needed.
-
-    Raises:
-        SourceRefused: there is no such model, or it may not or can't be loaded.
-    """
-    if hub := _HUB.fullmatch(source):
-        progress("downloading", 0.0)
-        folder = _from_hub(hub[1], hub[2] or "main", offline=False)
-        check_folder(folder, source, links_allowed=True)
-        return folder
-    path = _origin(source)
-    if path.suffix != ".gguf":
-        check_folder(path, source)
-        return path
-    target = _converted(path)
-    if not target.is_dir():
-        from llmtaskpool_worker.engines.conversion import convert_gguf
-
-        convert_gguf(path, target, progress)
-    check_folder(target, source)
-    return target
-
-
-def _origin(source: str) -> Path:
+def origin(source: str) -> Path:
     """The folder or GGUF file that a source names."""
     if source.startswith("pypi:"):
         return _in_package(source.removeprefix("pypi:"))
-    if hub := _HUB.fullmatch(source):
-        return _from_hub(hub[1], hub[2] or "main", offline=True)
+    if hub := HUB.fullmatch(source):
+        return from_hub(hub[1], hub[2] or "main", offline=True)
     if "://" in source:
         raise SourceRefused(
             f"source {source!r} is of no known kind: use pypi:PACKAGE, hf://org/name@revision, "
@@ -111,7 +83,8 @@ def _in_package(name: str) -> Path:
     raise SourceRefused(f"source 'pypi:{name}': the package holds neither GGUF nor safetensors")
 
 
-def _from_hub(name: str, revision: str, *, offline: bool) -> Path:
+def from_hub(name: str, revision: str, *, offline: bool) -> Path:
+    """The snapshot of a repository of the hub; ``offline``: only what is there already."""
     import huggingface_hub
 
     try:
@@ -131,7 +104,7 @@ def _from_hub(name: str, revision: str, *, offline: bool) -> Path:
         ) from None
 
 
-def _converted(gguf: Path) -> Path:
+def converted(gguf: Path) -> Path:
     """The cache folder of one GGUF file, by its content and the converter's version."""
     return cache_folder() / f"{gguf.stem}-{_digest(gguf)}-v{CONVERTER_VERSION}"
 
@@ -145,59 +118,3 @@ def _digest(path: Path) -> str:
             stream.seek(number * max(0, size - length) // (blocks - 1))
             digest.update(stream.read(length))
     return digest.hexdigest()[:16]
-
-
-def check_folder(folder: Path, source: str, *, links_allowed: bool = False) -> None:
-    """Refuse what may not be loaded. ``links_allowed``: the hub's cache is made of links.
-
-    Raises:
-        SourceRefused: remote code, pickled weights, files outside of the folder, or parts missing.
-    """
-    config = _json(folder, "config.json", source)
-    for name, content in (("config.json", config), ("tokenizer_config.json", None)):
-        content = content if content is not None else _json(folder, name, source, needed=False)
-        if "auto_map" in content:
-            raise SourceRefused(
-                f"source {source!r}: {name} has auto_map, which runs code that comes with the "
-                "model; use a model of an architecture that transformers itself has"
-            )
-    files = [file for file in folder.rglob("*") if not file.is_dir()]
-    if not any(file.suffix == ".safetensors" for file in files):
-        if any(file.suffix in _PICKLES for file in files):
-            raise SourceRefused(
-                f"source {source!r}: the weights are pickled, which can run any code when read; "
-                "convert them to safetensors (model.save_pretrained writes it)"
-            )
-        raise SourceRefused(f"source {source!r}: no *.safetensors file in the folder")
-    root = folder.resolve()
-    for file in files:
-        if not links_allowed and not file.resolve().is_relative_to(root):
-            raise SourceRefused(
-                f"source {source!r}: {file.name} is a link out of the folder; copy the file there"
-            )
-    shards = _json(folder, "model.safetensors.index.json", source, needed=False)
-    for shard in set(map(str, shards.get("weight_map", {}).values())):
-        if Path(shard).name != shard or not (folder / shard).is_file():
-            raise SourceRefused(
-                f"source {source!r}: the index names {shard!r}, which is not a file of the folder"
-            )
-    if not (folder / "tokenizer.json").is_file():
-        raise SourceRefused(
-            f"source {source!r}: tokenizer.json is missing; save the tokenizer anew with "
-            "transformers (tokenizer.save_pretrained)"
-        )
-
-
-def _json(folder: Path, name: str, source: str, *, needed: bool = True) -> dict[str, Any]:
-    path = folder / name
-    if not path.is_file():
-        if needed:
-            raise SourceRefused(f"source {source!r}: {name} is missing in the folder")
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise SourceRefused(f"source {source!r}: {name} is not a JSON object")
-    return content

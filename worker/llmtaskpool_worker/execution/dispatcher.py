@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
-import msgspec
-
 from llmtaskpool_worker.brokers.memory import MemoryBroker
-from llmtaskpool_worker.brokers.protocol import (
-    Broker,
-    IdempotencyConflict,
-)
+from llmtaskpool_worker.brokers.protocol import Broker
 from llmtaskpool_worker.contract import (
     DrainAnswer,
     GpuReading,
@@ -25,46 +19,23 @@ from llmtaskpool_worker.contract import (
     ThreadsAnswer,
     WorkerState,
 )
-from llmtaskpool_worker.engines.protocol import (
-    AdmitEmbedding,
-    Engine,
-    SetThreads,
-    Trim,
-)
-from llmtaskpool_worker.execution.active_task import ActiveTask, admit_message, size_bytes
-from llmtaskpool_worker.execution.calls import Calls
+from llmtaskpool_worker.engines.protocol import Engine, SetThreads, Trim
+from llmtaskpool_worker.execution.acceptance import Acceptance
 from llmtaskpool_worker.execution.capacity import Capacity
 from llmtaskpool_worker.execution.engine_events import EngineEvents
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.execution.ledger import TaskLedger
 from llmtaskpool_worker.execution.placement import Placement
-from llmtaskpool_worker.execution.pool import Rejected, StaleGeneration
-from llmtaskpool_worker.kinds.registry import (
-    CallContext,
-    HandlerError,
-    Kinds,
-)
+from llmtaskpool_worker.execution.pool import StaleGeneration
+from llmtaskpool_worker.execution.running import Running
+from llmtaskpool_worker.kinds.registry import Kinds
 from llmtaskpool_worker.scheduling.cost import CostModel
 from llmtaskpool_worker.scheduling.latency_guard import LatencyGuard
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.nature import Nature, kind_states
-from llmtaskpool_worker.scheduling.priority import priority
 from llmtaskpool_worker.scheduling.profile import CalibrationProfile
-from llmtaskpool_worker.scheduling.scheduler import Expire, schedule
-from llmtaskpool_worker.scheduling.task import (
-    Call,
-    Generate,
-    Result,
-    Returned,
-    TaskError,
-    TaskEvent,
-    TaskRequest,
-    TaskState,
-    TaskView,
-)
-from llmtaskpool_worker.scheduling.task_queue import QueueFullError, Waiting
-from llmtaskpool_worker.text.generated import GenerationText
+from llmtaskpool_worker.scheduling.task import TaskError, TaskEvent, TaskRequest, TaskView
 
 TICK_SECONDS = 0.25
 """How late a timeout may be noticed."""
@@ -93,6 +64,7 @@ class Dispatcher:
         broker: Broker | None = None,
         profiles: Sequence[CalibrationProfile] = (),
     ) -> None:
+        kinds = kinds or Kinds()
         self.limits = limits or Limits()
         self.cost = CostModel(
             threads_max=self.limits.compute.threads_max,
@@ -106,10 +78,8 @@ class Dispatcher:
         for slots in self._slots.values():
             if slo is not None and slots.task == "generate":
                 slots.guard = LatencyGuard(slo)
-        self._tokenizers = tokenizers if tokenizers is not None else {}
-        self._kinds = kinds or Kinds()
         self._worker_id, self._clock, self._wall_clock = worker_id, clock, wall_clock
-        self._new_id, self._gpus, self._rss_bytes = new_id, gpus, rss_bytes
+        self._gpus, self._rss_bytes = gpus, rss_bytes
         self._ledger = TaskLedger(
             broker or MemoryBroker(self.limits.results), clock, self._slots.values()
         )
@@ -120,16 +90,33 @@ class Dispatcher:
             max_attempts=self.limits.max_attempts,
             became_ready=self._became_ready,
         )
-        self._lanes = {name: Lane(name, self.limits, self._load) for name in LaneName}
+        self._lanes = {name: Lane(name, self.limits, self._load_of) for name in LaneName}
         self._capacity = Capacity(self._slots, self._lanes, self.cost, clock)
-        self._placement = Placement(self._slots, self._kinds, self.nature, self._lanes)
-        self._request_ids = itertools.count(1)
-        self._calls = Calls()
+        self._acceptance = Acceptance(
+            Placement(self._slots, kinds, self.nature, self._lanes),
+            self._ledger,
+            self.cost,
+            clock=clock,
+            new_id=new_id,
+            patience_seconds=self.limits.queue_timeout_seconds,
+            closed=lambda: self._draining_until is not None,
+        )
+        self._running = Running(
+            self._ledger,
+            self._slots,
+            self._lanes,
+            kinds=kinds,
+            nature=self.nature,
+            cost=self.cost,
+            tokenizers=tokenizers if tokenizers is not None else {},
+            clock=clock,
+            timeout_seconds=self.limits.run_timeout_seconds,
+        )
         self._generation = 0
         self._started_at = wall_clock()
         self._draining_until: float | None = None
         self._loops: list[asyncio.Task[None]] = []
-        for kind in self._kinds.by_name.values():
+        for kind in kinds.by_name.values():
             self.nature.declare(kind.name, kind.first_lane, movable=kind.lane == "auto")
 
     @property
@@ -165,54 +152,17 @@ class Dispatcher:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
-        self._calls.close()
+        self._running.close()
 
     # --- pool.TaskPool ----------------------------------------------------------------------
 
     def submit(self, request: TaskRequest) -> TaskView:
         """See TaskPool."""
-        request, lane = self._placement.place(request)
-        try:
-            if (known := self._ledger.broker.find(request)) is not None:
-                return known
-        except IdempotencyConflict:
-            raise Rejected(
-                "idempotency_conflict",
-                "idempotency_key belongs to a task with another body: use a new key",
-                field="idempotency_key",
-            ) from None
-        cost_class = self.cost.classify(request)
-        now, load = self._clock(), self.cost.load(cost_class)
-        work = self.cost.work(request, cost_class, lane.threads)
-        self._ledger.arrived(work)
-        task = ActiveTask(self._new_id(), request, lane, cost_class, work, now)
-        patience = request.queue_timeout_seconds or self.limits.queue_timeout_seconds
-        try:
-            self._refuse_unless_open()
-            lane.queue.push(
-                Waiting(
-                    id=task.id,
-                    group=request.model or request.kind,
-                    cost_class=cost_class,
-                    weight=request.weight,
-                    arrived_at=now,
-                    expires_at=now + patience,
-                    size_bytes=size_bytes(request),
-                )
-            )
-        except QueueFullError as full:
-            self._ledger.reject()
-            raise Rejected(
-                "queue_full",
-                f"the queue of lane {lane.name} is full ({full.limit} {full.bound})",
-                retry_after_seconds=self._ledger.retry_after(lane),
-            ) from None
-        except Rejected:
-            self._ledger.reject()
-            raise
-        view = self._ledger.enter(task, load, priority(request.weight, load))
-        self._schedule(lane)
-        return self._ledger.broker.get(task.id) or view
+        view, lane = self._acceptance.accept(request)
+        if lane is None:
+            return view
+        self._running.schedule(lane)
+        return self._ledger.broker.get(view.id) or view
 
     def get(self, task_id: str) -> TaskView | None:
         """See TaskPool."""
@@ -240,7 +190,7 @@ class Dispatcher:
             self._lanes[name].resize(n, self._capacity.of(name))
         if LaneName.COMPUTE in threads:
             self._tell_engines(SetThreads(self._lanes[LaneName.COMPUTE].threads))
-        self._schedule(*self._lanes.values())
+        self._running.schedule(*self._lanes.values())
         in_force = {name: lane.threads for name, lane in self._lanes.items()}
         return ThreadsAnswer(generation=generation, threads=in_force)
 
@@ -288,61 +238,12 @@ class Dispatcher:
         """See TaskPool."""
         return tuple(self._slots)
 
-    # --- acceptance -------------------------------------------------------------------------
-
-    def _refuse_unless_open(self) -> None:
-        if self._draining_until is not None:
-            raise Rejected("draining", "this worker is stopping", retry_after_seconds=1.0)
-
-    # --- scheduling -------------------------------------------------------------------------
-
-    def _load(self, cost_class: Any) -> float:
-        return self.cost.load(cost_class)
-
-    def _free_of_group(self, group: str | None) -> int:
-        slots = self._slots.get(group or "")
-        return 1 << 30 if slots is None else slots.free()
-
-    def _schedule(self, *lanes: Lane) -> None:
-        """Start and expire what the scheduler decides; suspects first."""
-        for slots in self._slots.values():
-            lane = self._lanes[LaneName.COMPUTE]
-            if lane.free_threads and (suspect := slots.next_suspect()) is not None:
-                self._start(self._ledger.active[suspect])
-        for lane in lanes:
-            decided = schedule(lane.queue, lane.free_threads, self._free_of_group, self._clock())
-            for decision in decided:
-                task = self._ledger.active[decision.task.id]
-                if isinstance(decision, Expire):
-                    error = TaskError("queue_timeout", "the task waited longer than it may")
-                    self._ledger.finish_waiting(task, TaskState.EXPIRED, error)
-                else:
-                    self._start(task)
-
-    def _start(self, task: ActiveTask) -> None:
-        timeout = task.request.timeout_seconds or self.limits.run_timeout_seconds
-        self._ledger.start(task, min(timeout, self.limits.run_timeout_seconds))
-        payload = task.request.payload
-        if isinstance(payload, Call):
-            task.calling = asyncio.create_task(self._call(task, payload))
-            return
-        slots = task.slots = self._slots[task.request.model or ""]
-        task.request_id = next(self._request_ids)
-        slots.began(task.request_id, task.id, task.began_at)
-        task.share_began = slots.shared_until(task.began_at)
-        if isinstance(payload, Generate):
-            detokenizer = self._tokenizers[slots.name].detokenizer()
-            task.text = GenerationText(payload, detokenizer)
-            slots.engine.send(admit_message(task.request_id, payload))
-        else:
-            slots.engine.send(AdmitEmbedding(task.request_id, list(payload.tokens)))
-
     # --- engines ----------------------------------------------------------------------------
 
     async def _follow(self, slots: EngineSlots) -> None:
         async for happened in slots.engine.events():
             self._events.take_in(slots, happened)
-            self._schedule(self._lanes[LaneName.COMPUTE])
+            self._running.schedule(self._lanes[LaneName.COMPUTE])
 
     def _became_ready(self, slots: EngineSlots) -> None:
         compute = self._lanes[LaneName.COMPUTE]
@@ -353,33 +254,6 @@ class Dispatcher:
         for slots in self._slots.values():
             if slots.ready is not None:
                 slots.engine.send(message)
-
-    # --- calls ------------------------------------------------------------------------------
-
-    async def _call(self, task: ActiveTask, payload: Call) -> None:
-        kind = self._kinds.get(task.request.kind)
-        assert kind is not None  # noqa: S101 - checked at acceptance
-        task.context = CallContext(task.id, task.deadline)
-        outcome: Result | TaskError
-        try:
-            ran = await self._calls.run(kind, task.lane.name, payload.arguments, task.context)
-            wall = self._clock() - task.began_at
-            self.nature.observe(kind.name, ran.compute_seconds, wall - ran.compute_seconds)
-            self.cost.observe_seconds(task.cost_class, wall)
-            msgspec.json.encode(ran.value)
-            outcome = Returned(ran.value)
-        except HandlerError as error:
-            outcome = TaskError(error.code, error.message)
-        except asyncio.CancelledError:
-            task.lane.running.discard(task.id)
-            raise
-        except Exception as error:
-            # What it says may hold anything: its type must do for the client.
-            outcome = TaskError("handler_failed", f"the handler raised {type(error).__name__}")
-        task.lane.running.discard(task.id)
-        if task.id in self._ledger.active:
-            self._ledger.commit(task, outcome)
-        self._schedule(task.lane)
 
     def _give_up_the_rest(self) -> None:
         error = TaskError("draining", "the worker stopped before the task had ended; try again")
@@ -399,7 +273,7 @@ class Dispatcher:
                     if task is not None and task.claim is not None and task.deadline <= now:
                         error = TaskError("timeout", "the task ran longer than it may")
                         self._ledger.stop(task, error)
-            self._schedule(*self._lanes.values())
+            self._running.schedule(*self._lanes.values())
             self._watch_engines(now)
             self._ledger.broker.forget(now)
             if self._draining_until is not None and now >= self._draining_until:
@@ -419,6 +293,9 @@ class Dispatcher:
                 slots.idle_since = None
 
     # --- what others read -------------------------------------------------------------------
+
+    def _load_of(self, cost_class: Any) -> float:
+        return self.cost.load(cost_class)
 
     def _phase(self) -> Phase:
         if self._draining_until is not None:

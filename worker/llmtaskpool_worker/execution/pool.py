@@ -34,6 +34,14 @@ class Rejected(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
+class Unsuccessful(Exception):
+    """A task was accepted and ended without a result: ``view`` says how."""
+
+    def __init__(self, view: TaskView) -> None:
+        super().__init__(f"the task ended as {view.state}")
+        self.view = view
+
+
 class StaleGeneration(Exception):
     """Threads were set with a generation below the one observed; ``observed`` is that one."""
 

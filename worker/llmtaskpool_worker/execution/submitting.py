@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
-from llmtaskpool_worker.execution.pool import Rejected, TaskPool
-from llmtaskpool_worker.http_api.errors import from_ended, from_rejected
+from llmtaskpool_worker.execution.pool import Rejected, TaskPool, Unsuccessful
 from llmtaskpool_worker.scheduling.task import (
     TERMINAL,
     Generated,
@@ -35,12 +34,12 @@ class Batch:
         return len(self._ids)
 
     def submit_all(self, requests: Sequence[TaskRequest]) -> TaskView:
-        """Submit all or none; the first one's view. Raises ApiError when one is rejected."""
+        """Submit all or none; the first one's view. Raises Rejected when one is."""
         try:
             views = [self._submit(request) for request in requests]
-        except Rejected as rejected:
+        except Rejected:
             self.cancel()
-            raise from_rejected(rejected) from None
+            raise
         return views[0]
 
     def _submit(self, request: TaskRequest) -> TaskView:
@@ -49,7 +48,7 @@ class Batch:
         return view
 
     async def results(self) -> list[TaskView]:
-        """All views once all have succeeded. Raises ApiError for the first that did not."""
+        """All views once all have succeeded. Raises Unsuccessful for the first that did not."""
         return [await self._succeeded(task_id) for task_id in self._ids]
 
     async def run(self, requests: Sequence[TaskRequest]) -> list[TaskView]:
@@ -66,7 +65,7 @@ class Batch:
                     waiting.pop()
             except Rejected as rejected:
                 if rejected.code != "queue_full" or len(self._ids) == len(views):
-                    raise from_rejected(rejected) from None
+                    raise
             views.append(await self._succeeded(self._ids[len(views)]))
         return views
 
@@ -74,7 +73,7 @@ class Batch:
         view = await self._pool.wait(task_id)
         self._ended.add(task_id)
         if view.state is not TaskState.SUCCEEDED:
-            raise from_ended(view)
+            raise Unsuccessful(view)
         return view
 
     def cancel(self) -> None:
@@ -89,7 +88,7 @@ class Batch:
         return self._pool.events(self._ids[index])
 
     def is_success(self, index: int, happened: StateChanged) -> bool:
-        """Whether a task ended well. Raises ApiError when it ended otherwise."""
+        """Whether a task ended well. Raises Unsuccessful when it ended otherwise."""
         if happened.state not in TERMINAL:
             return False
         self._ended.add(self._ids[index])
@@ -97,19 +96,23 @@ class Batch:
             return True
         view = self._pool.get(self._ids[index])
         if view is None:  # forgotten already: its event must do
-            raise from_rejected(Rejected("lost", "The task's result was given up to save memory."))
-        raise from_ended(view)
+            raise _lost()
+        raise Unsuccessful(view)
 
     def result(self, index: int) -> Generated:
-        """The result of a generation that succeeded."""
+        """The result of a generation that succeeded. Raises Rejected when it is not kept."""
         view = self._pool.get(self._ids[index])
         if view is None or not isinstance(view.result, Generated):
-            raise from_rejected(Rejected("lost", "The task's result was given up to save memory."))
+            raise _lost()
         return view.result
 
     def generated(self) -> list[Generated]:
         """The results of all."""
         return [self.result(index) for index in range(self.size)]
+
+
+def _lost() -> Rejected:
+    return Rejected("lost", "The task's result was given up to save memory.")
 
 
 async def merged_events(batch: Batch) -> AsyncIterator[tuple[int, TaskEvent]]:

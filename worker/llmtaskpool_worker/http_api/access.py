@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-import traceback
 from collections.abc import Callable
-from pathlib import PurePath
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmtaskpool_worker.contract import CONTROL_STATE, OPEN_ROUTES
+from llmtaskpool_worker.disclosure import where_raised
 from llmtaskpool_worker.http_api.errors import ApiError
 from llmtaskpool_worker.http_api.sse import ClientLeft
 
@@ -95,10 +94,3 @@ _UNFORESEEN = ApiError(
     "this answer's x-request-id.",
     code="internal_error",
 )
-
-
-def where_raised(error: BaseException) -> str:
-    """Class and place of an exception, and not its message, which may hold a client's words."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return type(error).__name__ + place

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from llmtaskpool_worker.http_api.errors import ApiError, invalid, shown
+from llmtaskpool_worker.disclosure import shown
+from llmtaskpool_worker.http_api.errors import ApiError, invalid
 
 BIG_TEXT = 4096
 """Texts of more letters are tokenized in a thread, so that the event loop goes on."""

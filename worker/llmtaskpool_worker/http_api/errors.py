@@ -16,7 +16,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from llmtaskpool_worker.execution.pool import Rejected
+from llmtaskpool_worker.disclosure import shown
+from llmtaskpool_worker.execution.pool import Rejected, Unsuccessful
 from llmtaskpool_worker.scheduling.task import TaskError, TaskState, TaskView
 
 PROSE_FIELDS = frozenset({"messages", "prompt", "input", "content", "arguments", "stop"})
@@ -101,23 +102,6 @@ class ApiError(Exception):
 def invalid(param: str, message: str, *, code: str = "invalid_value") -> ApiError:
     """A 400 that blames one field."""
     return ApiError(400, message, param=param, code=code)
-
-
-def shown(value: object) -> str:
-    """A value as an error message may show it: short, and never a container's content."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, int) and value.bit_length() > 128:
-        return "a whole number of more than 38 digits"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, str):
-        return repr(value if len(value) <= 40 else value[:37] + "...")
-    if isinstance(value, Mapping):
-        return "an object"
-    if isinstance(value, Sequence):
-        return f"a list of {len(value)}"
-    return "a value"
 
 
 def field_path(location: Sequence[int | str]) -> str:
@@ -214,13 +198,22 @@ def blaming(prefix: str, names: Mapping[str, str]) -> Iterator[None]:
         raise
 
 
+ANSWERED = (ApiError, Rejected, Unsuccessful)
+"""What may be raised while a request is served: each has an answer."""
+
+
+def as_answer(error: Exception) -> ApiError:
+    """The answer for one of ANSWERED."""
+    match error:
+        case Rejected():
+            return from_rejected(error)
+        case Unsuccessful():
+            return from_ended(error.view)
+        case ApiError():
+            return error
+    raise error
+
+
 async def answer_error(_request: Request, error: Exception) -> Response:
-    """Starlette's handler for ApiError."""
-    assert isinstance(error, ApiError)  # noqa: S101  registered for this class alone
-    return error.response()
-
-
-async def answer_rejected(_request: Request, error: Exception) -> Response:
-    """Starlette's handler for Rejected."""
-    assert isinstance(error, Rejected)  # noqa: S101  registered for this class alone
-    return from_rejected(error).response()
+    """Starlette's handler for all of ANSWERED."""
+    return as_answer(error).response()

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from llmtaskpool_worker.execution.pool import TaskPool
 from llmtaskpool_worker.execution.submitting import Batch, merged_events
 from llmtaskpool_worker.http_api.catalog import Catalog, Model
-from llmtaskpool_worker.http_api.errors import ApiError, invalid
+from llmtaskpool_worker.http_api.errors import ANSWERED, as_answer, invalid
 from llmtaskpool_worker.http_api.limits import HttpLimits, read_json
 from llmtaskpool_worker.http_api.openai_answers import ChatShape, CompletionShape, Shape
 from llmtaskpool_worker.http_api.openai_schema import (
@@ -132,16 +132,16 @@ class OpenAIRoutes:
     async def _frames(
         self, batch: Batch, shape: Shape, body: ChatRequest | CompletionRequest
     ) -> AsyncIterator[bytes]:
-        """The frames of a stream. Raises ApiError as long as nothing was yielded."""
+        """The frames of a stream. Raises one of ANSWERED as long as nothing was yielded."""
         started = False
         try:
             async for chunks in _chunks(batch, shape):
                 started = True
                 yield b"".join(event(encode(chunk)) for chunk in chunks)
-        except ApiError as error:
+        except ANSWERED as error:
             if not started:
                 raise
-            yield event(encode(error.body()))
+            yield event(encode(as_answer(error).body()))
             return
         if body.stream_options is not None and body.stream_options.include_usage:
             yield event(encode(shape.usage_chunk(batch.generated(), body.n)))

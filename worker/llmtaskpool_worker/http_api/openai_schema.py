@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from llmtaskpool_worker.http_api.errors import ApiError, from_validation, invalid, shown
+from llmtaskpool_worker.disclosure import shown
+from llmtaskpool_worker.http_api.errors import ApiError, from_validation, invalid
 from llmtaskpool_worker.scheduling.task import Sampling
 
 MAX_TOKENS_MAX = 1_048_576

@@ -16,7 +16,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from llmtaskpool_worker.assembly.settings import Settings
 from llmtaskpool_worker.contract import LIVEZ, METRICS, OPEN_ROUTES, READYZ, Phase
 from llmtaskpool_worker.execution.pool import TaskPool
 from llmtaskpool_worker.http_api import metrics as metrics_page
@@ -24,7 +23,7 @@ from llmtaskpool_worker.http_api.access import Access
 from llmtaskpool_worker.http_api.auth import Keys, RequireKey
 from llmtaskpool_worker.http_api.catalog import Catalog
 from llmtaskpool_worker.http_api.control import ControlRoutes
-from llmtaskpool_worker.http_api.errors import ApiError, answer_error
+from llmtaskpool_worker.http_api.errors import ANSWERED, ApiError, answer_error
 from llmtaskpool_worker.http_api.limits import HttpLimits, guarded_protocol
 from llmtaskpool_worker.http_api.metrics import Metrics
 from llmtaskpool_worker.http_api.openai_api import OpenAIRoutes
@@ -98,7 +97,8 @@ def _assemble(
     leaving: Callable[[], bool] = lambda: False,
 ) -> ASGIApp:
     app = Starlette(
-        routes=routes, exception_handlers={ApiError: answer_error, HTTPException: _answer_http}
+        routes=routes,
+        exception_handlers=dict.fromkeys(ANSWERED, answer_error) | {HTTPException: _answer_http},
     )
     app.router.redirect_slashes = False
     return Access(RequireKey(app, keys, open_routes), leaving)
@@ -109,22 +109,25 @@ def data_app(
     catalog: Catalog,
     metrics: Metrics,
     keys: Keys,
-    settings: Settings,
+    limits: HttpLimits,
     clocks: Clocks,
+    *,
+    heartbeat_seconds: float,
     leaving: Callable[[], bool] = lambda: False,
 ) -> ASGIApp:
     """What the data port serves: OpenAI, tasks and the open routes.
 
-    Once it is ``leaving`` it is unready and closes connections after their answers.
+    Once it is ``leaving`` it is unready and closes connections after their answers. A silent
+    stream sends a comment every ``heartbeat_seconds``.
     """
-    limits = settings.http_limits()
-    beat = settings.heartbeat_seconds
-    openai = OpenAIRoutes(pool, catalog, limits, heartbeat_seconds=beat, wall_clock=clocks.wall)
+    openai = OpenAIRoutes(
+        pool, catalog, limits, heartbeat_seconds=heartbeat_seconds, wall_clock=clocks.wall
+    )
     tasks = TaskRoutes(
         pool,
         catalog,
         limits,
-        heartbeat_seconds=beat,
+        heartbeat_seconds=heartbeat_seconds,
         clock=clocks.monotonic,
         wall_clock=clocks.wall,
     )
@@ -132,27 +135,9 @@ def data_app(
     return _assemble(routes, keys, OPEN_ROUTES, leaving)
 
 
-def control_app(pool: TaskPool, tokens: Keys, settings: Settings) -> ASGIApp:
+def control_app(pool: TaskPool, tokens: Keys, limits: HttpLimits) -> ASGIApp:
     """What the control port serves; no route of it is open."""
-    return _assemble(ControlRoutes(pool, settings.http_limits()).routes(), tokens, frozenset())
-
-
-def keys_of(settings: Settings, clock: Callable[[], float]) -> tuple[Keys, Keys]:
-    """The keys of the data port and the tokens of the control port. Raises KeysUnreadable."""
-    return (
-        Keys(
-            settings.api_keys,
-            settings.api_keys_file,
-            setting="LLMTASKPOOL_API_KEYS_FILE",
-            clock=clock,
-        ),
-        Keys(
-            settings.control_tokens,
-            settings.control_tokens_file,
-            setting="LLMTASKPOOL_CONTROL_TOKENS_FILE",
-            clock=clock,
-        ),
-    )
+    return _assemble(ControlRoutes(pool, limits).routes(), tokens, frozenset())
 
 
 class _Server(uvicorn.Server):

@@ -12,16 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from llmtaskpool_worker.execution.pool import Rejected, TaskPool
+from llmtaskpool_worker.disclosure import shown
+from llmtaskpool_worker.execution.pool import TaskPool
 from llmtaskpool_worker.http_api.catalog import Catalog
-from llmtaskpool_worker.http_api.errors import (
-    ApiError,
-    blaming,
-    from_rejected,
-    from_validation,
-    invalid,
-    shown,
-)
+from llmtaskpool_worker.http_api.errors import ApiError, blaming, from_validation, invalid
 from llmtaskpool_worker.http_api.limits import HttpLimits, read_json
 from llmtaskpool_worker.http_api.openai_api import generations
 from llmtaskpool_worker.http_api.openai_schema import (
@@ -134,10 +128,7 @@ class TaskRoutes:
         except ValidationError as error:
             raise from_validation(error, TaskBody) from None
         wanted = await self._request_of(task, request)
-        try:
-            view = self._pool.submit(wanted)
-        except Rejected as rejected:
-            raise from_rejected(rejected) from None
+        view = self._pool.submit(wanted)
         shown_task = self.task_json(view) | {"durable": False, "note": DURABILITY}
         return answer(shown_task, 202, {"location": f"/v1/tasks/{view.id}"})
 

@@ -1,0 +1,100 @@
+"""From a model's source to the checked folder that may be loaded: downloaded, converted, refused.
+
+Only safetensors weights are ever read, and no code that a model brings is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llmtaskpool_worker.engines.conversion import convert_gguf
+from llmtaskpool_worker.engines.sources import (
+    HUB,
+    Progress,
+    SourceRefused,
+    converted,
+    from_hub,
+    origin,
+)
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def resolve(source: str, progress: Progress) -> Path:
+    """The checked folder of ``source``, converted or downloaded first where that is needed.
+
+    Raises:
+        SourceRefused: there is no such model, or it may not or can't be loaded.
+    """
+    if hub := HUB.fullmatch(source):
+        progress("downloading", 0.0)
+        folder = from_hub(hub[1], hub[2] or "main", offline=False)
+        check_folder(folder, source, links_allowed=True)
+        return folder
+    path = origin(source)
+    if path.suffix != ".gguf":
+        check_folder(path, source)
+        return path
+    target = converted(path)
+    if not target.is_dir():
+        convert_gguf(path, target, progress)
+    check_folder(target, source)
+    return target
+
+
+def check_folder(folder: Path, source: str, *, links_allowed: bool = False) -> None:
+    """Refuse what may not be loaded. ``links_allowed``: the hub's cache is made of links.
+
+    Raises:
+        SourceRefused: remote code, pickled weights, files outside of the folder, or parts missing.
+    """
+    config = _json(folder, "config.json", source)
+    for name, content in (("config.json", config), ("tokenizer_config.json", None)):
+        content = content if content is not None else _json(folder, name, source, needed=False)
+        if "auto_map" in content:
+            raise SourceRefused(
+                f"source {source!r}: {name} has auto_map, which runs code that comes with the "
+                "model; use a model of an architecture that transformers itself has"
+            )
+    files = [file for file in folder.rglob("*") if not file.is_dir()]
+    if not any(file.suffix == ".safetensors" for file in files):
+        if any(file.suffix in _PICKLES for file in files):
+            raise SourceRefused(
+                f"source {source!r}: the weights are pickled, which can run any code when read; "
+                "convert them to safetensors (model.save_pretrained writes it)"
+            )
+        raise SourceRefused(f"source {source!r}: no *.safetensors file in the folder")
+    root = folder.resolve()
+    for file in files:
+        if not links_allowed and not file.resolve().is_relative_to(root):
+            raise SourceRefused(
+                f"source {source!r}: {file.name} is a link out of the folder; copy the file there"
+            )
+    shards = _json(folder, "model.safetensors.index.json", source, needed=False)
+    for shard in set(map(str, shards.get("weight_map", {}).values())):
+        if Path(shard).name != shard or not (folder / shard).is_file():
+            raise SourceRefused(
+                f"source {source!r}: the index names {shard!r}, which is not a file of the folder"
+            )
+    if not (folder / "tokenizer.json").is_file():
+        raise SourceRefused(
+            f"source {source!r}: tokenizer.json is missing; save the tokenizer anew with "
+            "transformers (tokenizer.save_pretrained)"
+        )
+
+
+def _json(folder: Path, name: str, source: str, *, needed: bool = True) -> dict[str, Any]:
+    path = folder / name
+    if not path.is_file():
+        if needed:
+            raise SourceRefused(f"source {source!r}: {name} is missing in the folder")
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise SourceRefused(f"source {source!r}: {name} is not a JSON object")
+    return content

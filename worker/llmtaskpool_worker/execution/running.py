@@ -1,0 +1,126 @@
+"""Starting what the scheduler decides, on an engine or as a call, and taking in what calls did."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from llmtaskpool_worker.contract import LaneName
+from llmtaskpool_worker.engines.protocol import AdmitEmbedding
+from llmtaskpool_worker.execution.active_task import ActiveTask, admit_message
+from llmtaskpool_worker.execution.calls import Calls
+from llmtaskpool_worker.execution.engine_slots import EngineSlots
+from llmtaskpool_worker.execution.lanes import Lane
+from llmtaskpool_worker.execution.ledger import TaskLedger
+from llmtaskpool_worker.kinds.registry import CallContext, HandlerError, Kinds
+from llmtaskpool_worker.scheduling.cost import CostModel
+from llmtaskpool_worker.scheduling.nature import Nature
+from llmtaskpool_worker.scheduling.scheduler import Expire, schedule
+from llmtaskpool_worker.scheduling.task import (
+    Call,
+    Generate,
+    Result,
+    Returned,
+    TaskError,
+    TaskState,
+)
+from llmtaskpool_worker.text.generated import GenerationText
+
+
+class Running:
+    """Fills the lanes' free threads. ``tokenizers`` are looked up when a task starts.
+
+    ``timeout_seconds`` bounds every run.
+    """
+
+    def __init__(
+        self,
+        ledger: TaskLedger,
+        slots: Mapping[str, EngineSlots],
+        lanes: Mapping[LaneName, Lane],
+        *,
+        kinds: Kinds,
+        nature: Nature,
+        cost: CostModel,
+        tokenizers: Mapping[str, Any],
+        clock: Callable[[], float],
+        timeout_seconds: float,
+    ) -> None:
+        self._ledger, self._slots, self._lanes = ledger, slots, lanes
+        self._kinds, self._nature, self._cost = kinds, nature, cost
+        self._tokenizers = tokenizers
+        self._clock = clock
+        self._timeout_seconds = timeout_seconds
+        self._request_ids = itertools.count(1)
+        self._calls = Calls()
+
+    def schedule(self, *lanes: Lane) -> None:
+        """Start and expire what the scheduler decides; suspects first."""
+        for slots in self._slots.values():
+            lane = self._lanes[LaneName.COMPUTE]
+            if lane.free_threads and (suspect := slots.next_suspect()) is not None:
+                self._start(self._ledger.active[suspect])
+        for lane in lanes:
+            decided = schedule(lane.queue, lane.free_threads, self._free_of_group, self._clock())
+            for decision in decided:
+                task = self._ledger.active[decision.task.id]
+                if isinstance(decision, Expire):
+                    error = TaskError("queue_timeout", "the task waited longer than it may")
+                    self._ledger.finish_waiting(task, TaskState.EXPIRED, error)
+                else:
+                    self._start(task)
+
+    def close(self) -> None:
+        """Let the threads of calls go."""
+        self._calls.close()
+
+    def _free_of_group(self, group: str | None) -> int:
+        slots = self._slots.get(group or "")
+        return 1 << 30 if slots is None else slots.free()
+
+    def _start(self, task: ActiveTask) -> None:
+        timeout = task.request.timeout_seconds or self._timeout_seconds
+        self._ledger.start(task, min(timeout, self._timeout_seconds))
+        payload = task.request.payload
+        if isinstance(payload, Call):
+            task.calling = asyncio.create_task(self._call(task, payload))
+            return
+        slots = task.slots = self._slots[task.request.model or ""]
+        task.request_id = next(self._request_ids)
+        slots.began(task.request_id, task.id, task.began_at)
+        task.share_began = slots.shared_until(task.began_at)
+        if isinstance(payload, Generate):
+            detokenizer = self._tokenizers[slots.name].detokenizer()
+            task.text = GenerationText(payload, detokenizer)
+            slots.engine.send(admit_message(task.request_id, payload))
+        else:
+            slots.engine.send(AdmitEmbedding(task.request_id, list(payload.tokens)))
+
+    async def _call(self, task: ActiveTask, payload: Call) -> None:
+        kind = self._kinds.get(task.request.kind)
+        assert kind is not None  # noqa: S101 - checked at acceptance
+        task.context = CallContext(task.id, task.deadline)
+        outcome: Result | TaskError
+        try:
+            ran = await self._calls.run(kind, task.lane.name, payload.arguments, task.context)
+            wall = self._clock() - task.began_at
+            self._nature.observe(kind.name, ran.compute_seconds, wall - ran.compute_seconds)
+            self._cost.observe_seconds(task.cost_class, wall)
+            msgspec.json.encode(ran.value)
+            outcome = Returned(ran.value)
+        except HandlerError as error:
+            outcome = TaskError(error.code, error.message)
+        except asyncio.CancelledError:
+            task.lane.running.discard(task.id)
+            raise
+        except Exception as error:
+            # What it says may hold anything: its type must do for the client.
+            outcome = TaskError("handler_failed", f"the handler raised {type(error).__name__}")
+        task.lane.running.discard(task.id)
+        if task.id in self._ledger.active:
+            self._ledger.commit(task, outcome)
+        self.schedule(task.lane)
