@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ARTICLE = ["decide", "--threads", "3", "--t-max", "1", "--target", "0.5", "--alpha", "0.1"]
 ARTICLE += ["--loads", "0.2,0.3,0.4,0.3,0.2", "--weights", "0.5,0.3,0.1,0.1,0.1"]
 

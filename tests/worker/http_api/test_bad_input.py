@@ -398,5 +398,5 @@ def test_no_path_traceback_or_prompt_is_in_an_answer_or_in_the_log(caplog):
     for text in (answer.text, wrong.text, lines):
         assert "secret-prompt" not in text
         assert "Traceback" not in text
-        assert str(Path(__file__).parents[2]) not in text
+        assert str(Path(__file__).parents[3]) not in text
         assert "/etc/passwd" not in text

@@ -23,7 +23,7 @@ from kindrig import cli, cluster, node_image, obstacle
 from rig.build import path_of
 from rig.errors import RigError
 
-HACK_KIND = [sys.executable, str(Path(__file__).parents[2] / "hack" / "kind")]
+HACK_KIND = [sys.executable, str(Path(__file__).parents[3] / "hack" / "kind")]
 PUBLISHED = "kindest/node:v1.37.1@sha256:abc"
 CREATED = ("kind", "create", "cluster")
 DELETED = ("kind", "delete", "cluster")

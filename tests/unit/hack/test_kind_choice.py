@@ -68,9 +68,9 @@ def test_kind_is_chosen_when_docker_answers_and_kind_is_there(programs: FakeProg
 def test_the_choice_is_printed_above_tests_that_use_a_cluster_and_above_no_others(
     tmp_path: Path,
 ) -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     environment = os.environ | {"LLMTASKPOOL_TEST_KUBECONFIG": str(tmp_path / "none")}
-    asked = ["tests/e2e/test_install.py", "tests/unit/test_text.py"]
+    asked = ["tests/e2e/test_install.py", "tests/unit/text/test_tokens.py"]
     shown = [
         subprocess.run(
             [sys.executable, "-m", "pytest", "--collect-only", "-p", "no:cacheprovider", path],
