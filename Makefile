@@ -54,8 +54,9 @@ lint: ## ruff: rules and format
 types: ## mypy, strict
 	$(RUN) mypy
 
-contracts: ## Who may import whom
+contracts: ## Who may import whom, and the rooms that this draws
 	$(RUN) lint-imports
+	$(RUN) python hack/rooms.py --check
 
 rig: ## Build the test cluster's control plane and helm: 12 minutes once, then seconds
 	$(RUN) python hack/cluster build --control-plane
