@@ -79,7 +79,7 @@ crd: ## Write crds/llmtaskpool.yaml and docs/reference.md anew from the model
 	$(RUN) llmtaskpool crd --reference > docs/reference.md
 	$(MAKE) chart
 
-chart: ## Write what is made from crds/ and the chart: deploy/install.yaml and the chart's CRD
+chart: ## Write what is made from crds/ and the chart: its CRD, its table of values, deploy/install.yaml
 	$(RUN) python hack/chart.py
 
 images: ## Build the operator's and the worker's image, without Docker (docs/images.md)

@@ -1,8 +1,9 @@
 """Writes what is made from the chart and for it: run as `python hack/chart.py` (`make chart`).
 
-`crds/llmtaskpool.yaml` is copied into the chart, and `deploy/install.yaml` is the chart rendered
-with its defaults, for people without Helm. With `--check` nothing is written, and the exit code
-is 1 when a file is not current.
+`crds/llmtaskpool.yaml` is copied into the chart, the table in the chart's README.md is made of its
+values (chart_values.py), and `deploy/install.yaml` is the chart rendered with its defaults, for
+people without Helm. With `--check` nothing is written, and the exit code is 1 when a file is not
+current.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chart_values
+
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "helm" / "llmtaskpool"
 CRD = ROOT / "crds" / "llmtaskpool.yaml"
 CRD_IN_CHART = CHART / "files" / "crds" / "llmtaskpool.yaml"
+README = CHART / "README.md"
 INSTALL = ROOT / "deploy" / "install.yaml"
 NAMESPACE = "llmtaskpool-system"
 HEAD = f"""\
@@ -30,6 +34,13 @@ metadata:
     app.kubernetes.io/part-of: llmtaskpool
     pod-security.kubernetes.io/enforce: restricted
 """
+
+
+def readme() -> str:
+    """The chart's README with its table of values as they are."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = (CHART / "values.yaml").read_text()
+    return chart_values.with_table(README.read_text(), values, schema)
 
 
 def helm() -> str:
@@ -57,7 +68,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, tell what is old")
     check = parser.parse_args().check
-    made = {CRD_IN_CHART: CRD.read_text()}
+    made = {CRD_IN_CHART: CRD.read_text(), README: readme()}
     if not check:
         CRD_IN_CHART.write_text(made[CRD_IN_CHART])  # before the chart is rendered with it
     made[INSTALL] = rendered(helm())

@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
-from llmtaskpool_operator.autoscaler.worker_client import ClientLimits, open_http
 from llmtaskpool_operator.local.fleet import Fleet, FleetLimits
 from llmtaskpool_operator.local.front import Front, FrontLimits
 from llmtaskpool_operator.local.worker_process import WorkerCommand
+from llmtaskpool_operator.workers.client import ClientLimits, open_http
 
 STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in_worker.py")))
 DEADLINE_SECONDS = 20.0

@@ -10,11 +10,11 @@ from fakes.cluster_objects import pool as pool_of
 from fakes.memory_api import MemoryApi
 from llmtaskpool_operator.api.names import KIND
 from llmtaskpool_operator.api.status import LLMTaskPoolStatus
-from llmtaskpool_operator.autoscaler.pod_states import PodStates
-from llmtaskpool_operator.autoscaler.worker_client import ThreadsRefused, WorkerUnreachable
 from llmtaskpool_operator.cluster.backend import ClusterAccess, KubernetesBackend
 from llmtaskpool_operator.cluster.manifests import Surroundings
 from llmtaskpool_operator.cluster.store import ClusterStore, PoolKey
+from llmtaskpool_operator.workers.client import ThreadsRefused, WorkerUnreachable
+from llmtaskpool_operator.workers.states import PodStates
 from llmtaskpool_worker.contract import WorkerState
 
 KEY = PoolKey(NAMESPACE, NAME)

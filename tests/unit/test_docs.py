@@ -28,6 +28,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "benchmarks").glob("**/*.md")),
+    ROOT / "helm" / "llmtaskpool" / "README.md",
 ]
 EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")

@@ -16,13 +16,13 @@ from llmtaskpool_operator.api.pool import LLMTaskPool
 from llmtaskpool_operator.api.scaling import ScalingMode
 from llmtaskpool_operator.autoscaler.observation import PodObservation, PoolObservation, Problem
 from llmtaskpool_operator.autoscaler.plan import Action, SetReplicas, SetThreads
-from llmtaskpool_operator.autoscaler.pod_states import PodStates
-from llmtaskpool_operator.autoscaler.worker_client import WorkerClient, WorkerUnreachable
 from llmtaskpool_operator.cluster import manifests, pod_facts
 from llmtaskpool_operator.cluster.api_client import MANAGER, ApiFailure, KubernetesApi
 from llmtaskpool_operator.cluster.differences import REPLICAS, agrees, owned_by, writer_of
 from llmtaskpool_operator.cluster.manifests import Manifest, Surroundings
 from llmtaskpool_operator.cluster.store import ClusterStore, PoolKey, has_template
+from llmtaskpool_operator.workers.client import WorkerClient, WorkerUnreachable
+from llmtaskpool_operator.workers.states import PodStates
 
 VICTIM_COST = "-100"
 CONFLICT_RETRIES = 5

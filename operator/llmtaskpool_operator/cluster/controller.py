@@ -18,7 +18,6 @@ from llmtaskpool_operator.api.pool import LLMTaskPool
 from llmtaskpool_operator.api.status import LLMTaskPoolStatus
 from llmtaskpool_operator.autoscaler.law import DEFAULTS
 from llmtaskpool_operator.autoscaler.observation import PoolObservation, Problem
-from llmtaskpool_operator.autoscaler.pod_states import PodStates
 from llmtaskpool_operator.autoscaler.reconcile import LoopMemory, ReconcileResult, reconcile
 from llmtaskpool_operator.autoscaler.status import invalid_status
 from llmtaskpool_operator.autoscaler.telling import Note, notes, rfc3339, worth_writing
@@ -29,6 +28,7 @@ from llmtaskpool_operator.cluster.manifests import Manifest, Surroundings
 from llmtaskpool_operator.cluster.metrics import OperatorMetrics
 from llmtaskpool_operator.cluster.store import PoolKey, status_in
 from llmtaskpool_operator.replay.record import Recorder
+from llmtaskpool_operator.workers.states import PodStates
 
 CHILDREN_SECONDS = 600.0
 """Children that nobody watches are looked at again this often."""

@@ -16,7 +16,7 @@ from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT, LIVEZ, READYZ
 from llmtaskpool_operator.api.names import API_VERSION, GROUP, KIND
 from llmtaskpool_operator.api.pool import LLMTaskPool, LLMTaskPoolSpec
 from llmtaskpool_operator.api.quantities import number
-from llmtaskpool_operator.autoscaler import worker_options
+from llmtaskpool_operator.workers.options import environment_of, options_of
 
 Manifest = dict[str, Any]
 
@@ -265,7 +265,7 @@ def _container(spec: LLMTaskPoolSpec, around: Surroundings, *, keyed: bool) -> M
             *("--host", "0.0.0.0", "--control-host", "0.0.0.0"),  # noqa: S104  the pod's address
             *("--grace-seconds", f"{spec.scaling.drain_seconds:g}"),
             # Kubernetes puts variables in the place of $(NAME) in arguments; $$ stays a $.
-            *(option.replace("$", "$$") for option in worker_options.options(spec)),
+            *(option.replace("$", "$$") for option in options_of(spec)),
         ],
         "env": [*_environment(spec, keyed=keyed), _POD_NAME],
         "ports": [
@@ -297,7 +297,7 @@ _POD_NAME: Manifest = {
 
 
 def _environment(spec: LLMTaskPoolSpec, *, keyed: bool) -> list[Manifest]:
-    values = worker_options.environment(spec) | {
+    values = environment_of(spec) | {
         "LLMTASKPOOL_CONTROL_TOKENS_FILE": f"{_TOKEN_FOLDER}/token",
         "LLMTASKPOOL_CACHE_DIR": _CACHE,
         "LLMTASKPOOL_UNROUTE_SECONDS": str(UNROUTE_SECONDS),

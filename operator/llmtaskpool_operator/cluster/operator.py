@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from llmtaskpool_operator.api.names import KIND
-from llmtaskpool_operator.autoscaler.worker_client import ClientLimits, WorkerClient, open_http
 from llmtaskpool_operator.cluster.api_client import ApiFailure, Fenced, KubernetesApi, connected
 from llmtaskpool_operator.cluster.backend import ClusterAccess
 from llmtaskpool_operator.cluster.controller import Controller, OperatorIdentity
@@ -30,6 +29,7 @@ from llmtaskpool_operator.cluster.watch_proof import LATE_SECONDS, WatchProof
 from llmtaskpool_operator.cluster.work_queue import WorkQueue
 from llmtaskpool_operator.replay.record import Recorder
 from llmtaskpool_operator.replay.record_file import to_stdout
+from llmtaskpool_operator.workers.client import ClientLimits, WorkerClient, open_http
 
 LEASE = "llmtaskpool-operator"
 KEY_SECRET = "llmtaskpool-operator-key"  # noqa: S105  a name

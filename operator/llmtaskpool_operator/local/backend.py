@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from llmtaskpool_operator.autoscaler.observation import PodObservation, PoolObservation
 from llmtaskpool_operator.autoscaler.plan import Action, SetReplicas, SetThreads
-from llmtaskpool_operator.autoscaler.worker_client import WorkerUnreachable
 from llmtaskpool_operator.local.fleet import Fleet
 from llmtaskpool_operator.local.worker_process import LocalWorker
+from llmtaskpool_operator.workers.client import WorkerUnreachable
 
 
 class LocalBackend:

@@ -18,7 +18,6 @@ from llmtaskpool_operator.autoscaler.law import Bound
 from llmtaskpool_operator.autoscaler.plan import SetReplicas
 from llmtaskpool_operator.autoscaler.reasons import reason_of
 from llmtaskpool_operator.autoscaler.reconcile import LoopMemory, ReconcileResult, reconcile
-from llmtaskpool_operator.autoscaler.worker_client import ClientLimits, open_http
 from llmtaskpool_operator.local.backend import LocalBackend
 from llmtaskpool_operator.local.fleet import Fleet, FleetLimits
 from llmtaskpool_operator.local.front import Front, FrontLimits
@@ -27,6 +26,7 @@ from llmtaskpool_operator.local.settings import worker_command
 from llmtaskpool_operator.local.worker_process import LocalWorker, WorkerCommand
 from llmtaskpool_operator.replay.record import Recorder
 from llmtaskpool_operator.replay.record_file import RecordFile
+from llmtaskpool_operator.workers.client import ClientLimits, open_http
 
 
 @dataclass(frozen=True, slots=True)

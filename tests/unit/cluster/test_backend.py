@@ -10,10 +10,10 @@ from fakes.cluster_objects import NAME, NAMESPACE, UID, pod_body
 from fakes.memory_cluster import AROUND, KEY, MemoryCluster, backend, with_deployment
 from llmtaskpool_operator.api.status import LLMTaskPoolStatus
 from llmtaskpool_operator.autoscaler.plan import SetReplicas, SetThreads
-from llmtaskpool_operator.autoscaler.worker_client import ThreadsRefused, WorkerUnreachable
 from llmtaskpool_operator.cluster.api_client import ApiFailure, Fenced
 from llmtaskpool_operator.cluster.backend import VICTIM_COST
 from llmtaskpool_operator.cluster.store import has_template
+from llmtaskpool_operator.workers.client import ThreadsRefused, WorkerUnreachable
 from llmtaskpool_worker.contract import LaneName
 
 APPLIED = ("apply", "Deployment", NAME)

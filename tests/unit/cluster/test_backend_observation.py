@@ -10,8 +10,8 @@ from fakes.cluster_objects import NAME, NAMESPACE, pod_body, worker_state
 from fakes.cluster_objects import pool as pool_of
 from fakes.memory_cluster import AROUND, KEY, MemoryCluster, backend, with_deployment
 from llmtaskpool_operator.autoscaler.plan import SetThreads
-from llmtaskpool_operator.autoscaler.pod_states import PodStates
 from llmtaskpool_operator.cluster.backend import KubernetesBackend
+from llmtaskpool_operator.workers.states import PodStates
 from llmtaskpool_worker.contract import LaneName
 
 

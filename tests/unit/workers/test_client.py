@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 from fakes.http_rig import TOKEN, serving
-from llmtaskpool_operator.autoscaler.worker_client import (
+from llmtaskpool_operator.workers.client import (
     ClientLimits,
     ThreadsRefused,
     WorkerClient,

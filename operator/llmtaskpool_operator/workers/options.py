@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
 
 
-def options(spec: LLMTaskPoolSpec) -> list[str]:
+def options_of(spec: LLMTaskPoolSpec) -> list[str]:
     """Options of ``llmtaskpool-worker serve``."""
     models: list[str] = []
     for model in spec.models:
@@ -20,7 +20,7 @@ def options(spec: LLMTaskPoolSpec) -> list[str]:
     ]
 
 
-def environment(spec: LLMTaskPoolSpec) -> dict[str, str]:
+def environment_of(spec: LLMTaskPoolSpec) -> dict[str, str]:
     """Settings of the worker that are no options of its command line."""
     values = {
         "LLMTASKPOOL_THREADS_MAX": str(spec.threads.compute.max),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from llmtaskpool_worker.contract import WorkerState
 
-from llmtaskpool_operator.autoscaler.worker_client import WorkerClient, WorkerUnreachable
+from llmtaskpool_operator.workers.client import WorkerClient, WorkerUnreachable
 
 WAIT_SECONDS = 0.8
 """A turn waits this long for answers; later ones are used by the next turn."""

@@ -1,0 +1,1 @@
+"""What the operator asks of workers and tells them, wherever they run."""
