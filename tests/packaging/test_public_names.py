@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from public_names import public_names
 
 KEPT: dict[str, list[str]] = json.loads((Path(__file__).parent / "public_names.json").read_text())
+PROGRAM = Path(__file__).parents[2] / "hack" / "public_names.py"
+
+
+@pytest.fixture(scope="module")
+def printed() -> dict[str, list[str]]:
+    """What the program prints. Run, not imported: on the path, hack/chart.py would hide a room."""
+    done = subprocess.run([sys.executable, str(PROGRAM)], capture_output=True, check=True)
+    names: dict[str, list[str]] = json.loads(done.stdout)
+    return names
 
 
 @pytest.mark.parametrize("kind", KEPT)
-def test_no_public_name_is_lost_and_a_new_one_is_written_down(kind: str) -> None:
-    now = set(public_names()[kind])
+def test_no_public_name_is_lost_and_a_new_one_is_written_down(
+    kind: str, printed: dict[str, list[str]]
+) -> None:
+    now = set(printed[kind])
     kept = set(KEPT[kind])
     assert sorted(kept - now) == [], "gone: somebody's scripts rely on it"
     assert sorted(now - kept) == [], (
