@@ -13,7 +13,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT
-from llmtaskpool_worker.engines.model_text import parse_model
+from llmtaskpool_worker.engines.model_option import parse_model
 from llmtaskpool_worker.engines.protocol import ModelSpec
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.scheduling import profile
