@@ -14,7 +14,13 @@ from llmtaskpool_worker.execution.engine_slots import EngineSlots
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.kinds.registry import CallContext
 from llmtaskpool_worker.scheduling.cost import CostClass
-from llmtaskpool_worker.scheduling.task import Embed, Generate, TaskRequest
+from llmtaskpool_worker.scheduling.task import (
+    Embed,
+    Generate,
+    Result,
+    TaskError,
+    TaskRequest,
+)
 from llmtaskpool_worker.text.generated import GenerationText
 
 
@@ -33,9 +39,12 @@ class ActiveTask:
     crashes: int = 0
     slots: EngineSlots | None = None
     request_id: int = 0
+    """Of its run: unique among all runs of a worker, and its engine's name for it."""
     text: GenerationText | None = None
     context: CallContext | None = None
-    calling: asyncio.Task[None] | None = None
+    calling: asyncio.Task[Result | TaskError] | None = None
+    on_loop: bool = False
+    """Whether its handler runs on the event loop, where it can be cancelled."""
     began_at: float = 0.0
     share_began: float = 0.0
     """EngineSlots.shared_until at its start."""
