@@ -6,8 +6,6 @@ import asyncio
 from dataclasses import dataclass
 from math import inf
 
-import msgspec
-
 from llmtaskpool_worker.brokers.protocol import Claim
 from llmtaskpool_worker.engines.protocol import Admit
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
@@ -15,7 +13,6 @@ from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.kinds.registry import CallContext
 from llmtaskpool_worker.scheduling.cost import CostClass
 from llmtaskpool_worker.scheduling.task import (
-    Embed,
     Generate,
     Result,
     TaskError,
@@ -67,13 +64,3 @@ def admit_message(request_id: int, payload: Generate) -> Admit:
         logprobs=sampling.logprobs,
         ignore_eos=payload.ignore_eos,
     )
-
-
-def size_bytes(request: TaskRequest) -> int:
-    """About how many bytes a waiting task holds."""
-    payload = request.payload
-    if isinstance(payload, Generate):
-        return 512 + 36 * len(payload.prompt)
-    if isinstance(payload, Embed):
-        return 512 + 36 * len(payload.tokens)
-    return 512 + len(msgspec.json.encode(payload.arguments))

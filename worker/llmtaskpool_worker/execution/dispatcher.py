@@ -182,6 +182,10 @@ class Dispatcher:
         task = self._ledger.active.get(task_id)
         return self._ledger.broker.get(task_id) if task is None else self._ledger.cancel(task)
 
+    def let_go(self, task_id: str) -> None:
+        """See TaskPool."""
+        self._ledger.broker.let_go(task_id)
+
     def set_threads(self, generation: int, threads: dict[LaneName, int]) -> ThreadsAnswer:
         """See TaskPool."""
         if generation < self._generation:

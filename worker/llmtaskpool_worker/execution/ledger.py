@@ -53,12 +53,13 @@ class TaskLedger:
         self._count(rejected=1)
 
     def enter(self, task: ActiveTask, load: float, rank: float) -> TaskView:
-        """The task waits in its lane's queue from now on."""
+        """The task waits in its lane's queue from now on. Raises NoRoom for its result."""
+        accepted = Accepted(task.id, task.request, task.lane.name, load, rank)
+        view = self.broker.accept(accepted, task.arrived_at)
         self.active[task.id] = task
         self._waiting_work += task.work_seconds
         self._count(accepted=1)
-        accepted = Accepted(task.id, task.request, task.lane.name, load, rank)
-        return self.broker.accept(accepted, task.arrived_at)
+        return view
 
     def start(self, task: ActiveTask, timeout: float) -> None:
         """The task runs from now on, at most ``timeout`` seconds; its lane has a place for it."""
