@@ -1,6 +1,6 @@
-"""How tests run side by side, and what they tell whoever runs them (CONTRIBUTING.md).
+"""What pytest does here for all tests.
 
-`make unit` shares groups of tests out to processes; `pytest` alone runs all of them in one.
+With `-n` it shares them out to processes by the groups of side_by_side.py; without, all run in one.
 """
 
 from __future__ import annotations
@@ -14,71 +14,23 @@ from typing import Any
 import hypothesis
 import pytest
 from kindrig import choice
-from xdist.scheduler import LoadScopeScheduling
+from side_by_side import Groups, turn_of
 
 ROOT = Path(__file__).parents[1]
-
-TOGETHER: dict[str, tuple[str, ...]] = {
-    # The machine has few cores: of the tests that keep one busy, one runs at a time.
-    "computing": (
-        "tests/engine",
-        "tests/simulation",
-        "tests/worker",
-        "tests/local",
-    ),
-    # One cluster with one operator for all of them (fixture `cluster`): perhaps it has a name.
-    "one cluster": (
-        "tests/cluster/test_chart_on_a_server.py",
-        "tests/cluster/test_crd.py",
-        "tests/cluster/test_dangerous_fields.py",
-        "tests/cluster/test_operator.py",
-        "tests/cluster/test_rig.py",
-        "tests/cluster/test_traffic.py",
-    ),
-    "one node": ("tests/e2e",),
-}
-"""Groups of files that stay in one process. Any other file is a group of its own."""
-
-FIRST = (
-    "tests/cluster/test_operator_faults.py",
-    "tests/cluster/test_operator_outages.py",
-)
-"""Groups that take minutes, the longest first, so that none of them is what all wait for."""
 
 CLUSTERS = {"cluster": {"cluster": False, "api_server": True}, "e2e": {"node": False}}
 """Fixtures that give a cluster, by folder, and whether an API server alone is enough for them."""
 
 
-def group_of(test: str) -> str:
-    """The group of a test, by its id."""
-    file = test.split("::", 1)[0]
-    for name, paths in TOGETHER.items():
-        if any(file == path or file.startswith(f"{path}/") for path in paths):
-            return name
-    return file
-
-
-def turn_of(item: pytest.Item) -> int:
-    """When a test's group begins: those that take minutes do first."""
-    group = group_of(item.nodeid)
-    return FIRST.index(group) if group in FIRST else len(FIRST)
-
-
-class Groups(LoadScopeScheduling):
-    """Gives each process that is free the next group."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return group_of(nodeid)
-
-
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
-    config.option.loadscopereorder = False  # the order is FIRST's
+    config.option.loadscopereorder = False  # the order is that of the table
     return Groups(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):
-        items.sort(key=turn_of)
+        items.sort(key=lambda item: turn_of(item.nodeid))
 
 
 def pytest_report_collectionfinish(items: list[pytest.Item]) -> list[str]:
@@ -95,6 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.register_profile("ours", deadline=None)
     hypothesis.settings.load_profile("ours")
     config.pluginmanager.register(Told(config))
+    if config.getoption("maxworkerrestart", 0) is None:
+        # A process that ended because a test hangs would be replaced, and the next hang likewise.
+        config.option.maxworkerrestart = "0"
     if hasattr(config, "workerinput"):
         config.pluginmanager.register(Hung(os.dup(2)))
 
@@ -115,6 +70,7 @@ class Told:
         if report.when == "call" and said:
             self._print(*said)
 
+    @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
         """Which cluster was chosen, and why: processes that run tests print nothing themselves."""
         if self._collected:
