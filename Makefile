@@ -10,6 +10,10 @@ RUN := $(UV) run --no-sync
 # write it later (PYTHONDONTWRITEBYTECODE, a read-only folder), which doubles the time to a first token.
 SYNC := $(UV) sync --locked --all-extras --compile-bytecode
 
+# The docs' tools alone, into the same .venv and beside what is there; the theme's notice of its
+# end is left out of the output (pyproject.toml has the date).
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(UV) run --locked --only-group docs mkdocs
+
 # Options of `hack/kind run`, and the tests that `make e2e` and `make kind-test` run.
 KIND_OPTIONS ?=
 E2E_TESTS ?= tests/e2e
@@ -26,7 +30,7 @@ define packages
   apt-get update -q && apt-get install -y -q --no-install-recommends $$missing
 endef
 
-.PHONY: help install demo test check lint types contracts rig unit e2e kind-test crd chart images bench clean
+.PHONY: help install demo test check lint types contracts rig unit e2e kind-test crd chart images docs docs-serve bench clean
 
 help: ## This list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,8 +58,9 @@ lint: ## ruff: rules and format
 types: ## mypy, strict
 	$(RUN) mypy
 
-contracts: ## Who may import whom
+contracts: ## Who may import whom, and the rooms that this draws
 	$(RUN) lint-imports
+	$(RUN) python hack/rooms.py --check
 
 rig: ## Build the test cluster's control plane and helm: 12 minutes once, then seconds
 	$(RUN) python hack/cluster build --control-plane
@@ -85,10 +90,17 @@ chart: ## Write what is made from crds/ and the chart: its CRD, its table of val
 images: ## Build the operator's and the worker's image, without Docker (docs/images.md)
 	$(RUN) python hack/images build operator worker
 
+docs: $(filter .tools/bin/uv,$(UV)) ## The pages as a site, into site/; a broken link fails
+	$(MKDOCS) build
+	@echo "Open $(CURDIR)/site/index.html (with search: make docs-serve)"
+
+docs-serve: $(filter .tools/bin/uv,$(UV)) ## The same at http://127.0.0.1:8000, anew at each change
+	$(MKDOCS) serve
+
 bench: ## The benchmarks behind the README's tables
 	$(RUN) python benchmarks/engine.py
 	$(RUN) python benchmarks/scheduler.py
 	$(RUN) python benchmarks/start.py
 
-clean: ## Remove what the targets above installed here
-	rm -rf .venv .tools
+clean: ## Remove what the targets above installed and built here
+	rm -rf .venv .tools site

@@ -215,3 +215,14 @@ def test_operations_has_a_line_for_each_condition_and_each_reason() -> None:
     assert {kind.value for kind in ConditionType} <= words
     assert reasons() <= words, sorted(reasons() - words)
     assert len(reasons()) > 25
+
+
+def test_every_file_that_the_architecture_names_is_in_its_room() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    roots = [ROOT / "operator" / "llmtaskpool_operator", ROOT / "worker" / "llmtaskpool_worker"]
+    rooms = {file.parent.name for root in roots for file in root.glob("*/*.py")}
+    named = {name for name in re.findall(r"`(\w+/\w+\.py)`", page) if name.split("/")[0] in rooms}
+    assert len(named) > 60
+    missing = [name for name in named if not any((root / name).exists() for root in roots)]
+    assert missing == []
+    assert rooms - {name.split("/")[0] for name in named} <= {"commands", "calibration"}

@@ -1,6 +1,6 @@
 """The loop: observe, decide, plan, apply. One body for Kubernetes, for one machine, for tests.
 
-Threads are decided at every turn, replicas every 5 s (deciding.py keeps that cadence). Every
+Threads are decided at every turn, replicas every 5 s (``decide`` keeps that cadence). Every
 action is absolute, so a turn that was cut short is made good by the next one.
 """
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.kinds.registry import (
     ENTRY_POINT_GROUP,
+    ArgumentsError,
     CallContext,
     Kind,
     Kinds,
@@ -88,3 +91,18 @@ def test_names_that_are_taken_or_odd_are_refused(name: str) -> None:
 def test_an_unknown_lane_is_refused() -> None:
     with pytest.raises(ValueError, match="lane 'gpu' is not one of"):
         Kinds().register(Kind("k", count_words, "gpu"))  # type: ignore[arg-type]  # on purpose
+
+
+def test_the_kind_in_the_docs_counts_words_and_refuses_what_it_can_not_count() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
+    section = page.split("## Kinds of your own")[1].split("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    made: dict = {}
+    exec(code, made)  # noqa: S102  our own page
+    kinds = Kinds()
+    kinds.register(made["count"])
+    kind = kinds.get("text.count")
+    assert kind is not None
+    assert kind.handler({"text": "a b c"}, CallContext("t", 0.0)) == {"words": 3}
+    with pytest.raises(ArgumentsError, match="send the text"):
+        kind.check({"text": 1})

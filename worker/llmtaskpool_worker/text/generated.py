@@ -15,7 +15,7 @@ from llmtaskpool_worker.text.tokens import StopMatcher
 
 
 class Detokenizes(Protocol):
-    """An incremental detokenizer (text.Detokenizer)."""
+    """An incremental detokenizer (tokens.Detokenizer)."""
 
     def push(self, token: int) -> str:
         """Text that became certain with this token."""
