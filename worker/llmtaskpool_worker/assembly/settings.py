@@ -13,11 +13,11 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT
-from llmtaskpool_worker.engines.model_text import parse_model
+from llmtaskpool_worker.engines.model_option import parse_model
 from llmtaskpool_worker.engines.protocol import ModelSpec
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.scheduling import profile
-from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits
+from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits, ResultLimits
 from llmtaskpool_worker.scheduling.priority import QueuePolicy
 
 PREFIX = "LLMTASKPOOL_"
@@ -100,6 +100,12 @@ class Settings(BaseSettings):
     )
     run_timeout_seconds: Positive = Field(
         3600.0, description="A task that ran this long is stopped."
+    )
+    result_bytes: Size = Field(
+        64 * 1024 * 1024, description="Bytes of memory for results that are fetched later."
+    )
+    result_seconds: Positive = Field(
+        600.0, description="How long a result is kept for its owner; less when room is short."
     )
     max_attempts: Size = Field(
         3, description="A task that crashed its engine this often is reported as failed."
@@ -228,6 +234,7 @@ class Settings(BaseSettings):
             stall_seconds=self.stall_seconds,
             stall_kill_seconds=self.stall_kill_seconds,
             tpot_slo_seconds=self.tpot_slo_seconds,
+            results=ResultLimits(bytes=self.result_bytes, ttl_seconds=self.result_seconds),
         )
 
 
