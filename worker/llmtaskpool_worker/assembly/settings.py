@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT
@@ -111,10 +111,12 @@ class Settings(BaseSettings):
         3, description="A task that crashed its engine this often is reported as failed."
     )
     stall_seconds: Positive = Field(
-        60.0, description="Without a step for this long while work runs, /livez fails."
+        10.0, description="Without a step for this long while work runs, /readyz fails."
     )
     stall_kill_seconds: Positive = Field(
-        120.0, description="Without a step for this long, the engine is restarted."
+        30.0,
+        description="Without a step for this long, the engine is killed and starts anew; "
+        "without one for twice as long, /livez fails.",
     )
     tpot_slo_seconds: Positive | None = Field(
         None, description="Time per output token that the latency guard protects; unset: none."
@@ -197,6 +199,16 @@ class Settings(BaseSettings):
             if names.count(name) > 1:
                 raise ValueError(f"two models are called {name!r}: rename one")
         return value
+
+    @model_validator(mode="after")
+    def _check_clocks(self) -> Settings:
+        if self.stall_seconds > self.stall_kill_seconds:
+            raise ValueError(
+                f"stall_seconds is {self.stall_seconds:g} and stall_kill_seconds "
+                f"{self.stall_kill_seconds:g}: an engine is told to stand still before it is "
+                "killed for it; lower the first or raise the second"
+            )
+        return self
 
     def model_specs(self) -> list[ModelSpec]:
         """The models, parsed."""
