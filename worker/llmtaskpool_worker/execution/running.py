@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import msgspec
-
 from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.engines.protocol import AdmitEmbedding
 from llmtaskpool_worker.execution.active_task import ActiveTask, admit_message
@@ -124,7 +122,6 @@ class Running:
             wall = self._clock() - task.began_at
             self._nature.observe(kind.name, ran.compute_seconds, wall - ran.compute_seconds)
             self._cost.observe_seconds(task.cost_class, wall)
-            msgspec.json.encode(ran.value)
             return Returned(ran.value)
         except HandlerError as error:
             return TaskError(error.code, error.message)
