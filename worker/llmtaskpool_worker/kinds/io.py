@@ -13,7 +13,8 @@ import socket
 import ssl
 import stat
 import tempfile
-from collections.abc import Awaitable, Callable, Collection
+import threading
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -116,7 +117,7 @@ class _Objects:
         return path
 
 
-def _read_file(path: Path) -> bytearray:
+def _read_file(path: Path) -> list[bytes]:
     try:
         # O_NONBLOCK: a named pipe must not hold the thread until somebody writes to it.
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -126,10 +127,11 @@ def _read_file(path: Path) -> bytearray:
         os.close(handle)
         raise HandlerError("not_found", "there is no such object")
     with os.fdopen(handle, "rb") as stream:
-        content = bytearray()
-        while len(content) <= OBJECT_BYTES and (piece := stream.read(PIECE_BYTES)):
-            content += piece
-    if len(content) > OBJECT_BYTES:
+        size, content = 0, []
+        while size <= OBJECT_BYTES and (piece := stream.read(PIECE_BYTES)):
+            content.append(piece)
+            size += len(piece)
+    if size > OBJECT_BYTES:
         raise HandlerError("too_large", f"the object is larger than {OBJECT_BYTES} bytes")
     return content
 
@@ -221,10 +223,11 @@ class _Fetcher:
             request.extensions["sni_hostname"] = url.host
         answer = await client.send(request, stream=True)
         try:
-            content = bytearray()
+            size, content = 0, []
             async for part in answer.aiter_raw():
-                content += part
-                if len(content) > OBJECT_BYTES:
+                content.append(part)
+                size += len(part)
+                if size > OBJECT_BYTES:
                     raise HandlerError("too_large", f"more than {OBJECT_BYTES} bytes came")
         finally:
             await answer.aclose()
@@ -318,16 +321,28 @@ def _from_base64(content: str) -> bytes:
     return base64.b64decode(content, validate=True)
 
 
-def _told(content: bytes | bytearray, encoding: str) -> dict[str, Any]:
-    if encoding == "base64":
-        step = PIECE_BYTES // 3 * 3  # what no padding is needed for
-        encoded = (
-            binascii.b2a_base64(content[i : i + step], newline=False).decode()
-            for i in range(0, len(content), step)
-        )
-        return {"content": "".join(encoded), "encoding": "base64"}
+_MAKING_TEXT = threading.Lock()
+"""Held while a long text is made: two at once would hold Python's lock for twice as long."""
+
+
+def _told(content: list[bytes], encoding: str) -> dict[str, Any]:
+    with _MAKING_TEXT:
+        pieces = _in_base64(content) if encoding == "base64" else _in_text(content)
+        return {"content": "".join(pieces), "encoding": encoding}
+
+
+def _in_base64(content: list[bytes]) -> Iterator[str]:
+    left = b""
+    for piece in content:
+        whole = left + piece
+        end = len(whole) // 3 * 3  # what needs no padding
+        left = whole[end:]
+        yield binascii.b2a_base64(whole[:end], newline=False).decode()
+    yield binascii.b2a_base64(left, newline=False).decode()
+
+
+def _in_text(content: list[bytes]) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    decoded = [
-        decoder.decode(content[i : i + PIECE_BYTES]) for i in range(0, len(content), PIECE_BYTES)
-    ]
-    return {"content": "".join(decoded) + decoder.decode(b"", final=True), "encoding": "text"}
+    for piece in content:
+        yield decoder.decode(piece)
+    yield decoder.decode(b"", final=True)
