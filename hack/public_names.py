@@ -33,6 +33,7 @@ from llmtaskpool_worker.assembly.settings import PREFIX, Settings
 from llmtaskpool_worker.calibration.command import calibrate_command
 from llmtaskpool_worker.contract import LaneName, LaneState, Phase, Totals, Work, WorkerState
 from llmtaskpool_worker.http_api.access import REQUEST_ID
+from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.control import ControlRoutes
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.http_api.metrics import Metrics
@@ -121,15 +122,15 @@ def _fields(schema: dict[str, Any], path: str) -> Iterator[str]:
 
 def routes() -> list[str]:
     """``POST /v1/tasks data``: method, path and port."""
-    pool, catalog, nothing, limits = (cast("Any", None),) * 3 + (HttpLimits(),)
+    pool, catalog, nothing, bodies = (cast("Any", None),) * 3 + (Bodies(HttpLimits()),)
     data = [
         *Health(pool, nothing).routes(),
-        *OpenAIRoutes(pool, catalog, limits, heartbeat_seconds=1, wall_clock=float).routes(),
+        *OpenAIRoutes(pool, catalog, bodies, heartbeat_seconds=1, wall_clock=float).routes(),
         *TaskRoutes(
-            pool, catalog, limits, heartbeat_seconds=1, clock=float, wall_clock=float
+            pool, catalog, bodies, heartbeat_seconds=1, clock=float, wall_clock=float
         ).routes(),
     ]
-    ports = {"data": data, "control": ControlRoutes(pool, limits).routes()}
+    ports = {"data": data, "control": ControlRoutes(pool, bodies).routes()}
     return [
         f"{method} {route.path} {port}"
         for port, found in ports.items()
