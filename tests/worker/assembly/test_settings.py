@@ -9,7 +9,7 @@ import sys
 import pytest
 from llmtaskpool_worker.assembly import settings
 from llmtaskpool_worker.assembly.settings import Settings, SettingsError
-from llmtaskpool_worker.engines.model_text import parse_model
+from llmtaskpool_worker.engines.model_option import parse_model
 from llmtaskpool_worker.scheduling.priority import QueuePolicy
 
 

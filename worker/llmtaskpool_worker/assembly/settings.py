@@ -13,11 +13,11 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT
-from llmtaskpool_worker.engines.model_text import parse_model
+from llmtaskpool_worker.engines.model_option import parse_model
 from llmtaskpool_worker.engines.protocol import ModelSpec
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.scheduling import profile
-from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits
+from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits, ResultLimits
 from llmtaskpool_worker.scheduling.priority import QueuePolicy
 
 PREFIX = "LLMTASKPOOL_"
@@ -26,6 +26,9 @@ Port = Annotated[int, Field(ge=0, le=65_535)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Size = Annotated[int, Field(ge=1)]
+
+
+_ORIGIN = re.compile(r"\*|https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 
 
 class SettingsError(Exception):
@@ -52,6 +55,11 @@ class Settings(BaseSettings):
         None,
         description="File with one such key a line (lines that begin with # are none); read again "
         "when it changes.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Origins of web pages whose scripts may call the data port, as "
+        "https://host[:port] or *, separated by commas; unset: none.",
     )
     control_tokens: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="Tokens for the control port, separated by commas."
@@ -104,6 +112,12 @@ class Settings(BaseSettings):
     )
     run_timeout_seconds: Positive = Field(
         3600.0, description="A task that ran this long is stopped."
+    )
+    result_bytes: Size = Field(
+        64 * 1024 * 1024, description="Bytes of memory for results that are fetched later."
+    )
+    result_seconds: Positive = Field(
+        600.0, description="How long a result is kept for its owner; less when room is short."
     )
     max_attempts: Size = Field(
         3, description="A task that crashed its engine this often is reported as failed."
@@ -171,6 +185,19 @@ class Settings(BaseSettings):
         if any(key.startswith("#") or len(key.split()) > 1 for key in keys):
             raise ValueError("it holds a comment or two keys without a comma between them")
         return keys
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        return [o for o in re.split(r"[,\s]+", value) if o] if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin[:80]!r} is no origin: a browser sends no path with it")
+        return value
 
     @field_validator("profiles", mode="before")
     @classmethod
@@ -244,6 +271,7 @@ class Settings(BaseSettings):
             stall_seconds=self.stall_seconds,
             stall_kill_seconds=self.stall_kill_seconds,
             tpot_slo_seconds=self.tpot_slo_seconds,
+            results=ResultLimits(bytes=self.result_bytes, ttl_seconds=self.result_seconds),
         )
 
 

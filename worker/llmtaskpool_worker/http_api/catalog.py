@@ -15,7 +15,7 @@ BIG_TEXT = 1024
 
 
 class Codec(Protocol):
-    """What the routes need of a tokenizer (text.Tokenizer has it)."""
+    """What the routes need of a tokenizer (text.tokens.Tokenizer has it)."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that the model wants around it."""

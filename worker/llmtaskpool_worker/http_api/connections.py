@@ -28,18 +28,16 @@ the event loop parses at most ``TURN_BYTES``, so that others have their turns.
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Callable
 from enum import Enum, auto
 from http import HTTPStatus
-from typing import Any, cast
+from typing import cast
 
 import msgspec
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from llmtaskpool_worker.http_api.crowd import KNOWN, Crowd
 from llmtaskpool_worker.http_api.errors import ApiError
+from llmtaskpool_worker.http_api.flow import Flow, LingeringTransport, watch_peer
 from llmtaskpool_worker.http_api.limits import HttpLimits
 
 FRAMING_PER_BYTE = 8
@@ -92,60 +90,6 @@ def guarded_protocol(limits: HttpLimits, keep_alive_seconds: float = 30.0) -> ty
     return type("GuardedProtocol", (GuardedProtocol,), own)
 
 
-class _Flow(FlowControl):
-    """Reading stops while a body is not taken (uvicorn's wish) or too much waits (ours)."""
-
-    def __init__(self, transport: asyncio.Transport, go_on: Callable[[], None]) -> None:
-        super().__init__(transport)
-        self._go_on = go_on
-        self._too_much = False
-        self._stopped = False
-
-    def pause_reading(self) -> None:
-        self.read_paused = True
-        self._apply()
-
-    def resume_reading(self) -> None:
-        if self.read_paused:
-            self.read_paused = False
-            self._apply()
-            self._go_on()
-
-    def hold(self, too_much: bool) -> None:
-        self._too_much = too_much
-        self._apply()
-
-    def _apply(self) -> None:
-        stop = self.read_paused or self._too_much
-        if stop != self._stopped:
-            self._stopped = stop
-            if stop:
-                self._transport.pause_reading()
-            else:
-                self._transport.resume_reading()
-
-
-class _LingeringTransport:
-    """A transport whose ``close`` is the protocol's: what uvicorn closes, lingers."""
-
-    def __init__(self, transport: asyncio.Transport, protocol: GuardedProtocol) -> None:
-        self._transport = transport
-        self._protocol = protocol
-
-    def close(self) -> None:
-        self._protocol.finish()
-
-    def is_closing(self) -> bool:
-        return self._protocol.is_over() or self._transport.is_closing()
-
-    def write(self, data: bytes) -> None:
-        if not self.is_closing():
-            self._transport.write(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-
 class GuardedProtocol(HttpToolsProtocol):
     """uvicorn's httptools protocol with the states and bounds of this module.
 
@@ -177,9 +121,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._socket = transport
         if hasattr(transport, "max_size"):
             transport.max_size = READ_BYTES  # asyncio's own reads 256 KiB at once
-        super().connection_made(cast("asyncio.Transport", _LingeringTransport(transport, self)))
-        self.flow: _Flow = _Flow(transport, self._go_on_soon)
-        _watch_peer(transport, self.limits.unread_seconds)
+        super().connection_made(cast("asyncio.Transport", LingeringTransport(transport, self)))
+        self.flow: Flow = Flow(transport, self._go_on_soon)
+        watch_peer(transport, self.limits.unread_seconds)
         self._state = State.WAITING
         if len(self.connections) > self.limits.connections:
             victim = self.crowd.victim(self.loop.time())
@@ -270,7 +214,8 @@ class GuardedProtocol(HttpToolsProtocol):
                 return
         if self._at >= len(self._data):
             self._data, self._at = b"", 0
-        self.flow.hold(self._later is not None or len(self._data) - self._at > AHEAD_BYTES)
+        waiting = len(self._data) - self._at
+        self.flow.hold(too_much=self._later is not None or waiting > AHEAD_BYTES)
 
     def _must_wait(self) -> bool:
         return self._state is State.ANSWERING or self.flow.read_paused
@@ -441,7 +386,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._socket.can_write_eof():
             self._socket.write_eof()
         self.flow.read_paused = False
-        self.flow.hold(False)
+        self.flow.hold(too_much=False)
 
     def _close(self) -> None:
         self._enter(State.CLOSING)
@@ -464,24 +409,6 @@ def _body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
         if name == b"content-length" and value.strip().isdigit():
             length = int(value)
     return length
-
-
-def _watch_peer(transport: asyncio.Transport, unread_seconds: float) -> None:
-    """Let the kernel end a connection whose peer is gone or reads nothing.
-
-    TCP_USER_TIMEOUT (RFC 5482) also bounds a zero window, which would otherwise hold the buffer
-    and the task for as long as the peer likes; keep-alive probes find a peer that vanished while
-    its request was waiting.
-    """
-    connected = transport.get_extra_info("socket")
-    if connected is None or connected.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
-        milliseconds = max(1, round(unread_seconds * 1000))
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
 __all__ = ["GuardedProtocol", "State", "guarded_protocol"]

@@ -227,7 +227,7 @@ class TaskRoutes:
     def task_json(self, view: TaskView) -> dict[str, Any]:
         """A task as JSON; times are seconds since the epoch."""
         offset = self._wall_clock() - self._clock()
-        started, ended = view.started_at, view.ended_at
+        started, ended, expires = view.started_at, view.ended_at, view.result_expires_at
         error = view.error
         return {
             "id": view.id,
@@ -243,6 +243,7 @@ class TaskRoutes:
             "submitted_at": round(view.submitted_at + offset, 3),
             "started_at": None if started is None else round(started + offset, 3),
             "ended_at": None if ended is None else round(ended + offset, 3),
+            "result_expires_at": None if expires is None else round(expires + offset, 3),
             "result": None if view.result is None else _result_json(view.result),
             "error": None if error is None else {"code": error.code, "message": error.message},
             "labels": view.labels,
