@@ -29,15 +29,13 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum, auto
-from http import HTTPStatus
 from typing import cast
 
-import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from llmtaskpool_worker.http_api.crowd import KNOWN, Crowd
 from llmtaskpool_worker.http_api.errors import ApiError
-from llmtaskpool_worker.http_api.flow import Flow, LingeringTransport, watch_peer
+from llmtaskpool_worker.http_api.flow import Flow, LingeringTransport, body_length, watch_peer
 from llmtaskpool_worker.http_api.limits import HttpLimits
 
 FRAMING_PER_BYTE = 8
@@ -275,7 +273,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is in: the request begins to be answered."""
-        self._body_left = _body_length(self.headers)
+        self._body_left = body_length(self.headers)
         self.scope["extensions"] = {KNOWN: self._is_known}  # type: ignore[dict-item]
         self._enter(State.BODY, self.limits.body_seconds + 1.0)
         super().on_headers_complete()
@@ -347,13 +345,6 @@ class GuardedProtocol(HttpToolsProtocol):
         error = ApiError(
             status, message, code=code, retry_after_seconds=retry_after_seconds, close=True
         )
-        body = msgspec.json.encode(error.body())
-        lines = [
-            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
-            "content-type: application/json",
-            f"content-length: {len(body)}",
-            *(f"{name}: {value}" for name, value in error.headers().items()),
-        ]
         if self._state is State.BODY:
             if self.cycle.response_started:
                 self.cut_off()  # half an answer is out: a second one must not follow
@@ -361,7 +352,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self._state is not State.DISCARDING:  # that request has its answer
-            self.transport.write("\r\n".join(lines).encode("ascii") + _HEAD_END + body)
+            self.transport.write(error.as_http())
         self._linger()
 
     # Clocks and ends
@@ -398,17 +389,6 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._unread_clock is not None:
             self._unread_clock.cancel()
             self._unread_clock = None
-
-
-def _body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
-    """Bytes of body that a head announces, None for chunks; the parser has checked both."""
-    length = 0
-    for name, value in headers:
-        if name == b"transfer-encoding":
-            return None
-        if name == b"content-length" and value.strip().isdigit():
-            length = int(value)
-    return length
 
 
 __all__ = ["GuardedProtocol", "State", "guarded_protocol"]

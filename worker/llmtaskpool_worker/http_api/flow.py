@@ -1,4 +1,4 @@
-"""What lies under a connection: when its socket is read, how it closes, if its peer is there."""
+"""What lies under a connection: when its socket is read, where a body ends, how it closes."""
 
 from __future__ import annotations
 
@@ -96,3 +96,14 @@ def watch_peer(transport: asyncio.Transport, unread_seconds: float) -> None:
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
         milliseconds = max(1, round(unread_seconds * 1000))
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+
+
+def body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
+    """Bytes of body that a head announces, None for chunks; the parser has checked both."""
+    length = 0
+    for name, value in headers:
+        if name == b"transfer-encoding":
+            return None
+        if name == b"content-length" and value.strip().isdigit():
+            length = int(value)
+    return length
