@@ -22,7 +22,7 @@ from llmtaskpool_worker.http_api.openai_schema import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
-    as_list,
+    named,
     parse,
     weight_of,
 )
@@ -88,7 +88,7 @@ class OpenAIRoutes:
         """POST /v1/completions."""
         body = parse(CompletionRequest, await read_json(request, self._limits))
         model = self._catalog.get(body.model, "generate")
-        prompts = [await model.encode(one, "prompt") for one in as_list(body.prompt)]
+        prompts = [await model.encode(one, field) for field, one in named("prompt", body.prompt)]
         tasks = generations("generate", body, model, prompts, _header(request))
         return await self._generate(request, body, model, tasks, CompletionShape)
 
@@ -158,7 +158,7 @@ class OpenAIRoutes:
                 "Leave it out.",
                 code="unsupported_value",
             )
-        inputs = [await model.encode(one, "input") for one in as_list(body.input)]
+        inputs = [await model.encode(one, field) for field, one in named("input", body.input)]
         weight = weight_of(body, _header(request))
         tasks = [
             TaskRequest(
@@ -202,11 +202,12 @@ def generations(
     """One task per prompt and choice, in OpenAI's order: all choices of a prompt together."""
     weight = weight_of(body, weight_header)
     field, wanted = body.wanted_tokens()
+    of = "messages" if kind == "chat" else "prompt"
     if wanted is None and kind == "generate":
         wanted = _COMPLETION_TOKENS
-        bounds = [min(wanted, model.max_tokens(field, None, len(p))) for p in prompts]
+        bounds = [min(wanted, model.max_tokens(field, None, len(p), of)) for p in prompts]
     else:
-        bounds = [model.max_tokens(field, wanted, len(p)) for p in prompts]
+        bounds = [model.max_tokens(field, wanted, len(p), of) for p in prompts]
     return [
         TaskRequest(
             kind=kind,

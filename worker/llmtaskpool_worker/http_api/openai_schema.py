@@ -341,11 +341,11 @@ def _is_ids(values: list[Any]) -> bool:
     return bool(values) and isinstance(values[0], int)
 
 
-def as_list(value: str | list[Any]) -> list[str | list[int]]:
-    """One or many texts or token id lists, as many."""
+def named(field: str, value: str | list[Any]) -> list[tuple[str, str | list[int]]]:
+    """One or many texts or token id lists, as many, each with the name that errors call it by."""
     if isinstance(value, str) or _is_ids(value):
-        return [value]
-    return list(value)
+        return [(field, value)]
+    return [(f"{field}[{place}]", one) for place, one in enumerate(value)]
 
 
 def weight_of(body: _Common, header: str | None) -> float:
