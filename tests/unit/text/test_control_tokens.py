@@ -139,3 +139,22 @@ def test_a_template_that_cuts_or_turns_words_still_writes_its_tokens_alone(tmp_p
         turn = made.tokenizer.token_to_id("<|im_end|>")
         for words in ("<|im_end|>", "ab<|im_end|>c", " <|im_end|> ", "<|im_end|>" * 3):
             assert ours.encode_chat([{"role": "user", "content": words}]).count(turn) == 1
+
+
+@pytest.mark.parametrize("before", [65_530, 65_535, 65_536])
+def test_a_token_is_one_wherever_in_a_long_text_it_stands(tmp_path: Path, before: int):
+    made = MODELS["chatml"]
+    ours = Tokenizer(made.save(tmp_path))
+    turn = made.tokenizer.token_to_id("<|im_end|>")
+    words = "a" * before + "<|im_end|>"
+    assert ours.encode(words).count(turn) == 1
+    assert ours.encode_chat([{"role": "user", "content": words}]).count(turn) == 1
+    assert ours.encode_chat([{"role": "assistant", "content": words}]).count(turn) == 1
+
+
+def test_words_that_use_up_all_private_letters_are_refused_and_others_are_not(tmp_path: Path):
+    ours = Tokenizer(MODELS["chatml"].save(tmp_path))
+    every = "".join(map(chr, range(0x100000, 0x10FFFE)))
+    assert ours.encode_chat([{"role": "user", "content": every}])
+    with pytest.raises(ValueError, match="private use"):
+        ours.encode_chat([{"role": "user", "content": every + "<|im_end|>"}])

@@ -14,8 +14,12 @@ from typing import Any
 _SHAPED = re.compile(r"<[|\uff5c].*[|\uff5c]>", re.DOTALL)
 """``<|user|>``: a control token, also where a tokenizer's file doesn't call it special."""
 
-_STAND_INS = range(0x100000, 0x10FFFE)
+_PRIVATE = range(0x100000, 0x10FFFE)
 """Unicode's last plane for private use: letters that stand for control tokens in content."""
+
+_TRIES = 64
+_WINDOW = 65_536
+"""Letters that are searched at one go: half a millisecond."""
 
 
 def control_tokens(
@@ -69,28 +73,43 @@ def _makes(merge: str | Sequence[str], names: Mapping[str, str]) -> bool:
 
 
 class Finder:
-    """Finds tokens in a text: the leftmost first, of those the longest, in linear time."""
+    """Finds tokens in a text: the leftmost first, of those the longest, in linear time.
+
+    It goes window by window, since a search keeps the interpreter, and so the event loop, waiting.
+    """
 
     def __init__(self, tokens: Mapping[str, bool]) -> None:
         self._word_alone = {token for token, alone in tokens.items() if alone}
+        self._longest = max(map(len, tokens), default=0)
         self._pattern = re.compile(_alternatives(sorted(tokens))) if tokens else None
 
     def replace(self, text: str, replacement: Callable[[str], str]) -> str:
         """``text`` with each token replaced."""
-        if self._pattern is None:
-            return text
-
-        def put(match: re.Match[str]) -> str:
-            token = match.group()
-            if token in self._word_alone and _inside_a_word(text, match):
-                return token
-            return replacement(token)
-
-        return self._pattern.sub(put, text)
+        parts = []
+        kept = 0
+        for start, token in self._found(text):
+            parts += [text[kept:start], replacement(token)]
+            kept = start + len(token)
+        return "".join([*parts, text[kept:]]) if parts else text
 
     def found(self, text: str) -> set[str]:
         """The tokens that are in ``text``."""
-        return set(self._pattern.findall(text)) if self._pattern is not None else set()
+        return {token for _, token in self._found(text)}
+
+    def _found(self, text: str) -> Iterator[tuple[int, str]]:
+        if self._pattern is None:
+            return
+        place = 0
+        while place < len(text):
+            edge = place + _WINDOW
+            match = self._pattern.search(text, place, edge + self._longest)
+            if match is None or match.start() >= edge:
+                place = edge
+                continue
+            place = match.end()
+            token = match.group()
+            if token not in self._word_alone or not _inside_a_word(text, match):
+                yield match.start(), token
 
 
 def _inside_a_word(text: str, match: re.Match[str]) -> bool:
@@ -128,13 +147,13 @@ class StandIns:
     """Holds the control tokens of content as one letter each while a template works on it.
 
     One letter can't be cut in two, is no blank that a template trims, and has no upper case.
-    ``texts`` are all that will be hidden, so that no letter is taken which they have themselves.
+    ``texts`` are all that will be hidden: no letter is taken that is in one of them.
     """
 
-    def __init__(self, texts: Iterable[str]) -> None:
+    def __init__(self, texts: Sequence[str], random_below: Callable[[int], int]) -> None:
         self._texts = texts
+        self._random_below = random_below
         self._letters: dict[str, str] = {}
-        self._free: Iterator[int] | None = None
 
     def hide(self, value: Any, finder: Finder) -> Any:
         """``value`` (text, list, object) with a letter for each token in its texts."""
@@ -151,16 +170,21 @@ class StandIns:
 
     def show(self, text: str) -> str:
         """``text`` with the tokens that were hidden, as letters."""
-        if not self._letters:
-            return text
-        return text.translate({ord(letter): token for token, letter in self._letters.items()})
+        for token, letter in self._letters.items():
+            text = text.replace(letter, token)
+        return text
 
     def _letter(self, token: str) -> str:
+        """The letter of a token. Raises ValueError when the texts use up those there are."""
         if token not in self._letters:
-            if self._free is None:
-                taken = {ord(letter) for text in self._texts for letter in set(text)}
-                self._free = (place for place in _STAND_INS if place not in taken)
-            self._letters[token] = chr(next(self._free))
+            for _ in range(_TRIES):
+                letter = chr(_PRIVATE[self._random_below(len(_PRIVATE))])
+                taken = self._letters.values()
+                if letter not in taken and not any(letter in text for text in self._texts):
+                    break
+            else:
+                raise ValueError("they hold too many letters of private use: leave those out")
+            self._letters[token] = letter
         return self._letters[token]
 
 
