@@ -6,7 +6,7 @@ import base64
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -111,6 +111,8 @@ class OpenAIRoutes:
                 model=model,
                 service_tier=body.service_tier,
                 with_logprobs=body.alternatives() is not None,
+                prompt_tokens=[_prompt_tokens(task) for task in tasks],
+                chunk_usage=_chunk_usage(body),
             )
             if not body.stream:
                 views = await while_connected(request.receive, batch.results())
@@ -250,6 +252,17 @@ async def _chunks(batch: Batch, shape: Shape) -> AsyncIterator[list[dict[str, An
             opened = True
             chunks = shape.opening(batch.size) + chunks
         yield chunks
+
+
+def _prompt_tokens(task: TaskRequest) -> int:
+    return len(task.payload.prompt) if isinstance(task.payload, Generate) else 0
+
+
+def _chunk_usage(body: ChatRequest | CompletionRequest) -> Literal["none", "null", "so far"]:
+    options = body.stream_options
+    if options is None or not options.include_usage:
+        return "none"
+    return "so far" if options.continuous_usage_stats else "null"
 
 
 async def _first(frames: AsyncIterator[bytes]) -> bytes:
