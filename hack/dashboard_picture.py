@@ -33,10 +33,10 @@ from cluster.conftest import OPERATOR_NAMESPACE, Operated, connected, wait_for, 
 from cluster.pools import Pools  # noqa: E402
 from dashboard_drawing import DASHBOARD, Answers, draw, expressions, without_data  # noqa: E402
 from fakes.mini_kubelet import mini_kubelet  # noqa: E402
-from fakes.operator_process import free_port, operator_process  # noqa: E402
+from fakes.operator_process import operator_process  # noqa: E402
 from fakes.service import Clients, LaggingService  # noqa: E402
 from fakes.slow_server import slow_server  # noqa: E402
-from rig import build, debian  # noqa: E402
+from rig import build, debian, ports  # noqa: E402
 
 PICTURE = ROOT / "docs" / "img" / "dashboard.png"
 MODELS = Path.home() / ".cache" / "llmtaskpool" / "models"
@@ -98,7 +98,7 @@ def _ask(http: httpx.Client, url: str, body: dict[str, Any]) -> None:
 def prometheus(folder: Path, operated: Operated) -> Iterator[str]:
     """Prometheus that scrapes as the chart's monitors say; gives its address."""
     program = debian.unpacked("prometheus", build.cache_folder()) / "usr" / "bin" / "prometheus"
-    targets, port = folder / "workers.json", free_port()
+    targets, (port,) = folder / "workers.json", ports.choose("127.0.0.1", 1)
     targets.write_text("[]")
     static = [{"targets": [f"127.0.0.1:{operated.operator.port}"]}]
     config = {

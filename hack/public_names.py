@@ -1,8 +1,10 @@
 """Prints as JSON the names that people outside rely on: `python hack/public_names.py`.
 
-Commands with their options, the fields of the CRD, routes, metrics, environment variables, entry
-points. `tests/packaging/public_names.json` is what it printed before; a name that goes missing
-there breaks somebody's scripts, so `tests/packaging/test_public_names.py` compares the two.
+Commands with their options, the fields of the CRD, conditions, routes, fields of bodies, error
+codes, events on standard output, metrics with their labels, environment variables, entry points,
+what packages with kinds import, names of objects on a cluster.
+`tests/packaging/public_names.json` is what it printed before; a name that goes missing there breaks
+somebody's scripts, so `tests/packaging/test_public_names.py` compares the two.
 """
 
 from __future__ import annotations
@@ -19,22 +21,39 @@ import typer
 import yaml
 from llmtaskpool_operator.__main__ import app as operator_commands
 from llmtaskpool_operator.api.crdgen import as_yaml
+from llmtaskpool_operator.api.status import ConditionType
+from llmtaskpool_operator.cluster import manifests
+from llmtaskpool_operator.cluster.api_client import MANAGER
 from llmtaskpool_operator.cluster.metrics import OperatorMetrics
+from llmtaskpool_operator.cluster.operator import KEY_SECRET, LEASE
 from llmtaskpool_operator.cluster.settings import OperatorSettings
-from llmtaskpool_worker import contract
+from llmtaskpool_worker import contract, kinds
 from llmtaskpool_worker.__main__ import app as worker_commands
 from llmtaskpool_worker.assembly.settings import PREFIX, Settings
+from llmtaskpool_worker.calibration.command import calibrate_command
 from llmtaskpool_worker.contract import LaneName, LaneState, Phase, Totals, Work, WorkerState
+from llmtaskpool_worker.http_api.access import REQUEST_ID
+from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.control import ControlRoutes
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.http_api.metrics import Metrics
 from llmtaskpool_worker.http_api.openai_api import OpenAIRoutes
+from llmtaskpool_worker.http_api.openai_schema import (
+    WEIGHT_HEADER,
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+)
 from llmtaskpool_worker.http_api.server import Health
-from llmtaskpool_worker.http_api.tasks_api import TaskRoutes
-from llmtaskpool_worker.kinds.registry import ENTRY_POINT_GROUP
+from llmtaskpool_worker.http_api.tasks_api import IDEMPOTENCY_HEADER, TaskBody, TaskRoutes
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import BaseModel
 
 ROOT = Path(__file__).parents[1]
+_CODE = re.compile(r'(?:code=|Rejected\(|TaskError\(|HandlerError\(|_refuse\(\d+, )\s*"([a-z_]+)"')
+_EVENT = re.compile(r'"event": "([a-z_]+)"')
+_PAGE = re.compile(r'router\.add_get\("([^"]+)"')
 _VARIABLE = re.compile(r"LLMTASKPOOL_[A-Z][A-Z0-9_]*[A-Z0-9]")
 
 
@@ -45,6 +64,10 @@ def public_names() -> dict[str, list[str]]:
         "crd": crd_fields(),
         "routes": routes(),
         "metrics": metrics(),
+        "messages": messages(),
+        "words": words(),
+        "objects": objects(),
+        "kinds": list(kinds.__all__),
         "environment": environment(),
         "entry points": entry_points(),
     }
@@ -53,8 +76,13 @@ def public_names() -> dict[str, list[str]]:
 
 def commands() -> list[str]:
     """``llmtaskpool decide --alpha``: each program's commands with each of their options."""
+    calibrate = typer.Typer(add_completion=False)
+    calibrate.command()(calibrate_command)
+    handed_on: Any = typer.main.get_command(calibrate)
     programs = {"llmtaskpool": operator_commands, "llmtaskpool-worker": worker_commands}
-    return [name for words, app in programs.items() for name in _options(words, app)]
+    found = [name for words, app in programs.items() for name in _options(words, app)]
+    # Both programs hand these on to one function.
+    return found + [f"calibrate {option}" for one in handed_on.params for option in one.opts]
 
 
 def _options(words: str, app: typer.Typer) -> Iterator[str]:
@@ -94,15 +122,15 @@ def _fields(schema: dict[str, Any], path: str) -> Iterator[str]:
 
 def routes() -> list[str]:
     """``POST /v1/tasks data``: method, path and port."""
-    pool, catalog, nothing, limits = (cast("Any", None),) * 3 + (HttpLimits(),)
+    pool, catalog, nothing, bodies = (cast("Any", None),) * 3 + (Bodies(HttpLimits()),)
     data = [
         *Health(pool, nothing).routes(),
-        *OpenAIRoutes(pool, catalog, limits, heartbeat_seconds=1, wall_clock=float).routes(),
+        *OpenAIRoutes(pool, catalog, bodies, heartbeat_seconds=1, wall_clock=float).routes(),
         *TaskRoutes(
-            pool, catalog, limits, heartbeat_seconds=1, clock=float, wall_clock=float
+            pool, catalog, bodies, heartbeat_seconds=1, clock=float, wall_clock=float
         ).routes(),
     ]
-    ports = {"data": data, "control": ControlRoutes(pool, limits).routes()}
+    ports = {"data": data, "control": ControlRoutes(pool, bodies).routes()}
     return [
         f"{method} {route.path} {port}"
         for port, found in ports.items()
@@ -124,14 +152,52 @@ def metrics() -> list[str]:
         work=Work(),
         totals=Totals(),
     )
-    found = [
-        f"{family.name} {family.type} worker"
-        for family in text_string_to_metric_families(Metrics(lambda: state).text().decode())
+    worker = Metrics(lambda: state)
+    found = []
+    for family in text_string_to_metric_families(worker.text().decode()):
+        labels = sorted({label for sample in family.samples for label in sample.labels})
+        found.append(f"{family.name} {family.type} {labels} worker")
+    for page, metrics in {"worker": worker, "operator": OperatorMetrics()}.items():
+        for metric in vars(metrics).values():
+            if isinstance(metric, MetricWrapperBase):
+                (family,) = metric.describe()
+                found.append(f"{family.name} {family.type} {list(metric._labelnames)} {page}")
+    return found + [
+        f"{value} contract" for name, value in vars(contract).items() if "METRIC_" in name
     ]
-    found += [f"{value} contract" for name, value in vars(contract).items() if "METRIC_" in name]
-    for family in OperatorMetrics().registry.collect():
-        found.append(f"{family.name} {family.type} operator")
+
+
+def messages() -> list[str]:
+    """``WorkerState.lanes``: the fields of what is sent and answered."""
+    bodies = [ChatRequest, CompletionRequest, EmbeddingRequest, TaskBody]
+    for one in vars(contract).values():
+        if isinstance(one, type) and issubclass(one, BaseModel) and one is not BaseModel:
+            bodies.append(one)  # noqa: PERF401  as a list mypy loses what it is
+    return [f"{model.__name__}.{field}" for model in bodies for field in model.model_fields]
+
+
+def words() -> list[str]:
+    """Error codes, events on standard output, paths of the operator's pages, and headers."""
+    found = [f"header {name}" for name in (WEIGHT_HEADER, REQUEST_ID, IDEMPOTENCY_HEADER)]
+    for source in (*ROOT.glob("operator/**/*.py"), *ROOT.glob("worker/**/*.py")):
+        text = source.read_text()
+        found += [f"code {code}" for code in _CODE.findall(text)]
+        found += [f"event {event}" for event in _EVENT.findall(text)]
+        found += [f"operator page {path}" for path in _PAGE.findall(text)]
     return found
+
+
+def objects() -> list[str]:
+    """Names on a cluster: conditions, labels, the field manager, the Lease, the operator's key."""
+    return [
+        *(f"condition {one.value}" for one in ConditionType),
+        *(f"phase {one.value}" for one in Phase),
+        *(f"label {name}" for name in (manifests.POOL_LABEL, manifests.DELETION_COST)),
+        f"container {manifests.CONTAINER}",
+        f"field manager {MANAGER}",
+        f"lease {LEASE}",
+        f"secret {KEY_SECRET}",
+    ]
 
 
 def environment() -> list[str]:
@@ -149,7 +215,7 @@ def entry_points() -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     scripts = [f"script {name} = {target}" for name, target in project["scripts"].items()]
     extras = [f"extra {name}" for name in project["optional-dependencies"]]
-    return [*scripts, *extras, f"group {ENTRY_POINT_GROUP}"]
+    return [*scripts, *extras, f"group {kinds.ENTRY_POINT_GROUP}"]
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
+# This tree's packages, also where another one's are installed.
+sys.path[:0] = [str(ROOT / "operator"), str(ROOT / "worker")]
 PICTURES = ROOT / "docs" / "img"
 PACKAGES = {
     "llmtaskpool_operator": ("operator", 9, 24),
@@ -35,6 +37,7 @@ PACKAGES = {
 ENTRY = "__main__"
 """Stands on top, also where it imports the rooms below only when a command is called."""
 _WIDTH, _BOX, _HIGH, _GAP = 960, 216, 74, 46
+_STEP = _HIGH + _GAP
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +150,14 @@ def drawn(rooms: Rooms) -> str:
         row = rooms.on(floor)
         left = (_WIDTH - len(row) * (_BOX + 20) + 20) / 2
         for column, room in enumerate(row):
-            places[room] = (left + column * (_BOX + 20), 20 + (top - floor) * (_HIGH + _GAP))
-    high = 20 + (top + 1) * (_HIGH + _GAP)
+            places[room] = (left + column * (_BOX + 20), 20.0 + (top - floor) * _STEP)
+    high = 20 + (top + 1) * _STEP
     parts = [_HEAD.format(width=_WIDTH, high=high)]
-    parts += [_line("line", places[a], places[b]) for a, b in sorted(shortest(rooms.arrows))]
+    rows = [[places[room][0] for room in rooms.on(floor)] for floor in range(top, -1, -1)]
+    parts += [_line("line", places[a], places[b], rows) for a, b in sorted(shortest(rooms.arrows))]
     if not any(one == ENTRY for one, _ in rooms.arrows):
-        parts += [_line("line late", places[ENTRY], places[room]) for room in rooms.on(top - 1)]
+        late = rooms.on(top - 1)
+        parts += [_line("line late", places[ENTRY], places[room], rows) for room in late]
     for room, place in places.items():
         parts += _box(rooms.package, room, place)
     parts.append(
@@ -163,10 +168,25 @@ def drawn(rooms: Rooms) -> str:
     return "\n".join([*parts, "</svg>\n"])
 
 
-def _line(kind: str, high: tuple[float, float], low: tuple[float, float]) -> str:
-    x1, y1, x2, y2 = high[0] + _BOX / 2, high[1] + _HIGH, low[0] + _BOX / 2, low[1] - 3
-    middle = (y1 + y2) / 2
-    curve = f"M{x1:g} {y1:g} C{x1:g} {middle:g} {x2:g} {middle:g} {x2:g} {y2:g}"
+def _line(
+    kind: str, high: tuple[float, float], low: tuple[float, float], rows: list[list[float]]
+) -> str:
+    """An arrow; where it crosses a floor it takes the gap between boxes that is nearest to it."""
+    x, y = high[0] + _BOX / 2, high[1] + _HIGH
+    end = low[0] + _BOX / 2
+    curve = f"M{x:g} {y:g}"
+    floors = range(1 + round((high[1] - 20) / _STEP), round((low[1] - 20) / _STEP))
+    for left in floors:
+        edges = [place - 10 for place in rows[left]] + [rows[left][-1] + _BOX + 10]
+        straight = x + (end - x) / (len(floors) + 1)
+        # Beside each other: lines that share a gap would read as one.
+        gap = min(edges, key=lambda edge: abs(edge - straight)) + 6 * (len(floors) % 3 - 1)
+        top = 20.0 + left * _STEP
+        curve += f" C{x:g} {top - _GAP / 2:g} {gap:g} {top - _GAP / 2:g} {gap:g} {top:g}"
+        x, y = gap, top + _HIGH
+        curve += f" V{y:g}"
+    middle = (y + low[1]) / 2
+    curve += f" C{x:g} {middle:g} {end:g} {middle:g} {end:g} {low[1] - 3:g}"
     return f'<path class="{kind}" d="{curve}"/>'
 
 

@@ -76,11 +76,6 @@ def wait_for(what: str, look: Callable[[], Found], within: float = 20.0) -> Foun
     raise AssertionError(f"not within {within:.0f} s: {what}")
 
 
-def pytest_report_collectionfinish(items: list[pytest.Item]) -> list[str]:
-    """Which cluster was chosen, and why."""
-    return choice.lines(Path(__file__).parent, items, {"cluster": False, "api_server": True})
-
-
 def only_the_api(made: kind_clusters.Cluster) -> Cluster:
     """Its own kubelet gets no pods: tests play one (`mini_kubelet`)."""
     found = connected(Path(made.kubeconfig))
@@ -229,14 +224,3 @@ def operator(broken: Broken) -> Iterator[OperatorProcess]:
     yield made
     broken.proxy.fresh()
     made.kill()
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Tell a measured number where whoever runs the tests sees it."""
-
-    def said(text: str) -> None:
-        with capsys.disabled():
-            sys.stdout.write(f"\n{text}\n")
-
-    return said

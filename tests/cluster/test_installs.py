@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ def test_nothing_is_left_in_whatever_order_things_go(
     operators: list[OperatorProcess],
     tmp_path: Path,
     order: tuple[str, ...],
-    capsys: pytest.CaptureFixture[str],
+    say: Callable[[str], None],
 ) -> None:
     expected = site.everything() - CRD_KEPT
     if "file" in order:
@@ -173,8 +173,7 @@ def test_nothing_is_left_in_whatever_order_things_go(
         getattr(steps, name)()
     began = time.monotonic()
     all_gone(site, expected)
-    with capsys.disabled():
-        sys.stdout.write(f"\n{', '.join(order)}: gone after {time.monotonic() - began:.1f} s\n")
+    say(f"{', '.join(order)}: gone after {time.monotonic() - began:.1f} s")
     time.sleep(5)  # an operator that lives on tries to have its lease every 2 s
     assert site.everything() == expected
 

@@ -73,11 +73,6 @@ class Node:
         return json.loads(found) if found.strip() else {}
 
 
-def pytest_report_collectionfinish(items: list[pytest.Item]) -> list[str]:
-    """Which cluster was chosen, and why."""
-    return choice.lines(Path(__file__).parent, items, {"node": False})
-
-
 @pytest.fixture(scope="session")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     chosen = choice.chosen()

@@ -97,6 +97,7 @@ class FakePool:
             load_seconds=0.5,
             priority=request.weight / 0.5,
             submitted_at=self.clock(),
+            result_expires_at=None if request.attended else self.clock() + 600,
             labels=request.labels,
         )
         self._log[task_id] = [StateChanged(TaskState.QUEUED)]
@@ -149,6 +150,9 @@ class FakePool:
             self._running[task_id].cancel()
             self.push(task_id, StateChanged(TaskState.CANCELLED))
         return self.views.get(task_id)
+
+    def let_go(self, task_id):
+        """Its tasks are kept by number."""
 
     def set_threads(self, generation, threads):
         if generation < self.generation:

@@ -44,6 +44,16 @@ class LettersEngine:
         self._stepping: asyncio.Task[None] | None = None
         self._steps = 0
 
+    @property
+    def held(self) -> int:
+        """Requests that it runs or will run, of cancelled ones too until it has seen that."""
+        return len(self._running) + len(self._waiting)
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that it said was heard."""
+        return self._events.empty()
+
     async def start(self) -> None:
         self._be_ready()
         self._stepping = asyncio.create_task(self._step_for_ever())

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import itertools
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,20 +25,42 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from rig.ports import is_free
 
 NODE = "mini"
 POLL_SECONDS = 0.1
 EVERYWHERE = "0.0.0.0"  # noqa: S104  what a pod listens on becomes its address
 HEARTBEAT_SECONDS = 10.0
+DATA_PORT = 8000
 _ADDRESSES = itertools.count(2)
 _JSON = {"Content_Type": "application/json"}
 _MERGE = {"Content_Type": "application/merge-patch+json"}
 
 
 def next_address() -> str:
-    """An address in 127/8 that nobody else of this process got."""
-    number = next(_ADDRESSES)
-    return f"127.77.{number // 250}.{number % 250 + 1}"
+    """An address in 127/8 that nobody else got, without a pod that outlived its kubelet."""
+    while True:
+        number = next(_ADDRESSES)
+        address = f"127.{_own_range()[0]}.{number // 250}.{number % 250 + 1}"
+        if is_free(address, DATA_PORT):
+            return address
+
+
+@functools.cache
+def _own_range() -> tuple[int, socket.socket]:
+    """The second number of addresses that are this process's alone, and what claims it.
+
+    Others play kubelets at the same time: tests run side by side, and in several checkouts.
+    """
+    for number in range(64, 128):
+        claim = socket.socket(type=socket.SOCK_DGRAM)
+        try:
+            claim.bind((f"127.{number}.0.1", DATA_PORT))
+        except OSError:
+            claim.close()
+        else:
+            return number, claim
+    raise RuntimeError("64 processes play kubelets here: see `ss -lun`")
 
 
 @dataclass(slots=True)
@@ -304,7 +328,7 @@ class MiniKubelet:
 
 def _ready(address: str) -> bool:
     try:
-        return httpx.get(f"http://{address}:8000/readyz", timeout=2.0).status_code == 200
+        return httpx.get(f"http://{address}:{DATA_PORT}/readyz", timeout=2.0).status_code == 200
     except httpx.HTTPError:
         return False
 

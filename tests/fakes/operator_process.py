@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,11 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+from rig import ports
 
 
 class OperatorProcess:
@@ -27,7 +22,7 @@ class OperatorProcess:
         self._kubeconfig = kubeconfig
         self.log = log
         self._settings = settings
-        self.port = free_port()
+        (self.port,) = ports.choose("127.0.0.1", 1)  # it stays its own through all its lives
         self.process: subprocess.Popen | None = None
 
     def start(self) -> None:

@@ -25,6 +25,7 @@ def printed() -> dict[str, list[str]]:
 def test_no_public_name_is_lost_and_a_new_one_is_written_down(
     kind: str, printed: dict[str, list[str]]
 ) -> None:
+    assert sorted(printed) == sorted(KEPT)
     now = set(printed[kind])
     kept = set(KEPT[kind])
     assert sorted(kept - now) == [], "gone: somebody's scripts rely on it"

@@ -12,7 +12,6 @@ import csv
 import gc
 import gzip
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -150,11 +149,6 @@ class Day:
         return json.dumps({k: v for k, v in meta.items() if k != "resourceVersion"}, sort_keys=True)
 
 
-def say(capsys: pytest.CaptureFixture[str], text: str) -> None:
-    with capsys.disabled():
-        sys.stdout.write(f"\n{text}\n")
-
-
 def alien(day: Day) -> set[Any]:
     """Objects in the cluster that are neither the pool nor the operator's own nor its pods."""
     return {
@@ -166,7 +160,7 @@ def alien(day: Day) -> set[Any]:
 
 @pytest.mark.timeout(600)
 def test_after_a_day_of_load_the_pools_metadata_is_what_it_was_byte_by_byte_and_nothing_has_grown(
-    capsys: pytest.CaptureFixture[str],
+    say: Callable[[str], None],
 ) -> None:
     buckets = offered()
     day = Day(lambda at: buckets[min(int(at) // BUCKET, len(buckets) - 1)] / BUCKET)
@@ -175,10 +169,9 @@ def test_after_a_day_of_load_the_pools_metadata_is_what_it_was_byte_by_byte_and_
     status = [hour["apply/status", KIND] for hour in day.writes]
     changes = sum(one != other for one, other in pairwise(day.sizes))
     say(
-        capsys,
         f"a day of load: {day.turns} turns, {changes} changes of 1 to {max(day.sizes)} replicas, "
         f"status writes an hour {min(status)} to {max(status)}; "
-        f"Python objects after hour 2: {day.kept[1]}, after hour 24: {day.kept[-1]}",
+        f"Python objects after hour 2: {day.kept[1]}, after hour 24: {day.kept[-1]}"
     )
     assert changes > 20
     assert day.metadata() == before
@@ -195,15 +188,14 @@ def test_after_a_day_of_load_the_pools_metadata_is_what_it_was_byte_by_byte_and_
 
 
 @pytest.mark.timeout(600)
-def test_a_day_without_load_writes_next_to_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_day_without_load_writes_next_to_nothing(say: Callable[[str], None]) -> None:
     day = Day(lambda _at: 0.0)
     before = day.metadata()
     day.run()
     every = [sum(hour.values()) for hour in day.writes]
     say(
-        capsys,
         f"a day at rest: {day.turns} turns, writes in the first hour {every[0]}, later at most "
-        f"{max(every[1:])} an hour; objects after hour 2: {day.kept[1]}, after 24: {day.kept[-1]}",
+        f"{max(every[1:])} an hour; objects after hour 2: {day.kept[1]}, after 24: {day.kept[-1]}"
     )
     assert day.metadata() == before
     assert max(every[1:]) <= IDLE_WRITES_AN_HOUR

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,12 +19,21 @@ WORKER = "worker/llmtaskpool_worker"
 BREAKS = {
     "operator-rooms": (f"{OPERATOR}/api/names.py", "import llmtaskpool_operator.autoscaler.law"),
     "worker-rooms": (f"{WORKER}/brokers/memory.py", "import llmtaskpool_worker.http_api.errors"),
+    "no-circles": (
+        f"{OPERATOR}/autoscaler/law.py",
+        "import llmtaskpool_operator.autoscaler.reasons",
+    ),
     "worker-alone": (f"{WORKER}/gpu.py", "import llmtaskpool_operator.api.names"),
     "promised": (f"{OPERATOR}/workers/client.py", "import llmtaskpool_worker.execution.pool"),
     "pure-rooms": (f"{OPERATOR}/autoscaler/plan.py", "import time"),
     "pure-files": (f"{OPERATOR}/cluster/differences.py", "import random"),
     "torch": (f"{WORKER}/text/generated.py", "import torch"),
     "no-torch-here": (f"{WORKER}/execution/calls.py", "import llmtaskpool_worker.engines.sampling"),
+    "http": (f"{WORKER}/execution/placement.py", "import starlette"),
+    "no-numpy-here": (
+        f"{OPERATOR}/cluster/controller.py",
+        "import llmtaskpool_operator.replay.replay",
+    ),
     "nvml": (f"{WORKER}/execution/capacity.py", "import pynvml"),
     "kopf": (f"{OPERATOR}/cluster/controller.py", "import kopf"),
     "clients": (f"{OPERATOR}/cluster/election.py", "import kubernetes"),
@@ -69,7 +80,29 @@ def test_a_contract_that_is_broken_fails(contract: str, tree: Path) -> None:
         file.write_text(whole)
     assert checked.returncode == 1, checked.stdout
     assert "0 kept, 1 broken" in checked.stdout
-    assert statement.removeprefix("import ") in checked.stdout
+    assert statement.split(".")[-1].removeprefix("import ") in checked.stdout
+
+
+def contract(name: str) -> dict[str, Any]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (found,) = (one for one in project["tool"]["importlinter"]["contracts"] if one["id"] == name)
+    return found
+
+
+def test_a_new_room_of_the_worker_is_closed_to_the_operator_until_it_is_opened() -> None:
+    rooms = {file.parent.name for file in (ROOT / WORKER).glob("*/*.py")}
+    rooms |= {file.stem for file in (ROOT / WORKER).glob("*.py")} - {"__init__"}
+    closed = {name.split(".")[1] for name in contract("promised")["forbidden_modules"]}
+    assert closed | {"contract", "scheduling"} == rooms
+    without_torch = {name.split(".")[1] for name in contract("no-torch-here")["source_modules"]}
+    assert without_torch | {"engines", "gpu", "contract", "disclosure"} == rooms
+
+
+def test_importing_a_package_imports_none_of_its_rooms() -> None:
+    """Whoever imports `llmtaskpool_worker.contract` runs the package's own file before it."""
+    for package in (OPERATOR, WORKER):
+        tree = ast.parse((ROOT / package / "__init__.py").read_text())
+        assert [type(one).__name__ for one in tree.body] == ["Expr"], "a docstring and no more"
 
 
 def test_every_contract_has_a_break_of_its_own() -> None:

@@ -11,7 +11,7 @@ from llmtaskpool_operator.api.manifest_file import pool_from_file
 from llmtaskpool_operator.api.names import KIND
 from llmtaskpool_operator.api.scaling import ScalingMode
 from llmtaskpool_operator.local.settings import worker_command
-from llmtaskpool_worker.engines.model_text import parse_model
+from llmtaskpool_worker.engines.model_option import parse_model
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 DOCUMENTED_OPTIONS = {

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from rig.errors import RigError
 
+_claims: list[socket.socket] = []
+"""UDP sockets on the numbers of chosen ports: nobody uses them, and the kernel gives each once."""
+
 
 def _first_ephemeral() -> int:
     try:
@@ -30,13 +33,13 @@ def is_free(host: str, port: int) -> bool:
 def choose(host: str, count: int) -> list[int]:
     """`count` free ports below the kernel's ephemeral range, in which any client may sit.
 
-    Chosen at random so that two clusters that start at once rarely want the same.
+    Nobody else who chooses so gets one of them before this process has ended, bound or not.
     """
     top = _first_ephemeral()
     candidates = random.Random().sample(range(top // 2, top), 500)  # noqa: S311 (no secret)
     free: list[int] = []
     for port in candidates:
-        if is_free(host, port):
+        if _claimed(host, port):
             free.append(port)
         if len(free) == count:
             return free
@@ -44,6 +47,21 @@ def choose(host: str, count: int) -> list[int]:
         f"no {count} free ports between {top // 2} and {top} on {host}",
         "look at `ss -ltn` for what holds them",
     )
+
+
+def _claimed(host: str, port: int) -> bool:
+    """Whether the port is free and now this process's."""
+    claim = socket.socket(type=socket.SOCK_DGRAM)
+    try:
+        claim.bind((host, port))
+    except OSError:
+        claim.close()
+        return False
+    if not is_free(host, port):
+        claim.close()
+        return False
+    _claims.append(claim)
+    return True
 
 
 def require_free(host: str, port: int) -> None:

@@ -72,15 +72,19 @@ def lines(folder: Path, items: Iterable[object], fixtures: Mapping[str, bool]) -
     """
     here = [item for item in items if getattr(item, "path", Path()).is_relative_to(folder)]
     used = {name for item in here for name in getattr(item, "fixturenames", ())}
-    where = f"cluster of {folder.parent.name}/{folder.name}"
+    where = f"{folder.parent.name}/{folder.name}"
+    return told(where, {name: alone for name, alone in fixtures.items() if name in used})
+
+
+def told(where: str, fixtures: Mapping[str, bool]) -> list[str]:
+    """A line for each of these fixtures of a folder: which cluster it gives, and why."""
     return [
-        f"{where}, `{name}`: {_told(server_only=server_only)}"
+        f"cluster of {where}, `{name}`: {_reason(server_only=server_only)}"
         for name, server_only in fixtures.items()
-        if name in used
     ]
 
 
-def _told(*, server_only: bool) -> str:
+def _reason(*, server_only: bool) -> str:
     try:
         return str(chosen(server_only=server_only))
     except RigError as error:  # the tests that ask for it fail with it

@@ -49,8 +49,8 @@ class Auth(Wire):
     """Who may use the pool."""
 
     api_key_secret_ref: SecretKey | None = None
-    """The API keys clients must show, one a line. Without it the pool's data port is open to
-    whoever reaches it."""
+    """The API keys clients must show, one a line of one word; blank lines and lines that begin
+    with # are none. Without it the pool's data port is open to whoever reaches it."""
 
 
 class LLMTaskPoolSpec(Wire):

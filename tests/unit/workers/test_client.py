@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer, unused_port
+from aiohttp.test_utils import TestServer
 from fakes.http_rig import TOKEN, serving
 from llmtaskpool_operator.workers.client import (
     ClientLimits,
@@ -111,8 +112,11 @@ def test_a_worker_that_trickles_is_given_up_after_the_time_bound():
 
 def test_nobody_listening_is_an_error_in_one_line():
     async def go():
-        async with open_http(ClientLimits()) as http:
-            await WorkerClient(http, f"http://127.0.0.1:{unused_port()}", "token").state()
+        with socket.socket() as bound:  # to be nobody else's; it does not listen
+            bound.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+            async with open_http(ClientLimits()) as http:
+                await WorkerClient(http, url, "token").state()
 
     with pytest.raises(WorkerUnreachable, match=r"^ClientConnectorError on /control/v1/state$"):
         asyncio.run(go())

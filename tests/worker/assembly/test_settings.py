@@ -9,7 +9,7 @@ import sys
 import pytest
 from llmtaskpool_worker.assembly import settings
 from llmtaskpool_worker.assembly.settings import Settings, SettingsError
-from llmtaskpool_worker.engines.model_text import parse_model
+from llmtaskpool_worker.engines.model_option import parse_model
 from llmtaskpool_worker.scheduling.priority import QueuePolicy
 
 
@@ -69,6 +69,10 @@ def test_keys_are_in_no_text_of_the_settings():
         ({"grace_seconds": float("inf")}, "GRACE_SECONDS"),
         ({"queue_policy": "fifo"}, "QUEUE_POLICY"),
         ({"models": ("nothing",)}, "MODELS"),
+        ({"api_keys": "key # of Ann"}, "API_KEYS"),
+        ({"api_keys": "one two"}, "API_KEYS"),
+        ({"api_keys": "# none,"}, "API_KEYS"),
+        ({"control_tokens": " , "}, "CONTROL_TOKENS"),
         ({"models": ("a=x", "a=y")}, "MODELS"),
         ({"models": ("a=x,task=dance",)}, "MODELS"),
         ({"models": ("a=x,fast",)}, "MODELS"),
@@ -91,6 +95,8 @@ def test_a_source_may_hold_an_equals_sign():
         (("--model", "nonsense"), {}, "name=source"),
         (("--port", "x"), {}, "--port"),
         ((), {"LLMTASKPOOL_API_KEYS_FILE": "/nowhere/keys"}, "LLMTASKPOOL_API_KEYS_FILE"),
+        ((), {"LLMTASKPOOL_API_KEYS_FILE": "/dev/null"}, "holds no key"),
+        ((), {"LLMTASKPOOL_CONTROL_TOKENS": "word of comment"}, "LLMTASKPOOL_CONTROL_TOKENS"),
         (("--port", "0", "--host", "192.0.2.1"), {}, "192.0.2.1"),
     ],
 )

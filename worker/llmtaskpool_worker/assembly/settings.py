@@ -13,11 +13,11 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT
-from llmtaskpool_worker.engines.model_text import parse_model
+from llmtaskpool_worker.engines.model_option import parse_model
 from llmtaskpool_worker.engines.protocol import ModelSpec
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.scheduling import profile
-from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits
+from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits, ResultLimits
 from llmtaskpool_worker.scheduling.priority import QueuePolicy
 
 PREFIX = "LLMTASKPOOL_"
@@ -49,13 +49,17 @@ class Settings(BaseSettings):
         (), description="Keys that clients of the data port may use, separated by commas."
     )
     api_keys_file: Path | None = Field(
-        None, description="File with one such key per line; read again when it changes."
+        None,
+        description="File with one such key a line (lines that begin with # are none); read again "
+        "when it changes.",
     )
     control_tokens: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="Tokens for the control port, separated by commas."
     )
     control_tokens_file: Path | None = Field(
-        None, description="File with one such token per line; read again when it changes."
+        None,
+        description="File with one such token a line (lines that begin with # are none); read "
+        "again when it changes.",
     )
 
     models: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -101,6 +105,12 @@ class Settings(BaseSettings):
     run_timeout_seconds: Positive = Field(
         3600.0, description="A task that ran this long is stopped."
     )
+    result_bytes: Size = Field(
+        64 * 1024 * 1024, description="Bytes of memory for results that are fetched later."
+    )
+    result_seconds: Positive = Field(
+        600.0, description="How long a result is kept for its owner; less when room is short."
+    )
     max_attempts: Size = Field(
         3, description="A task that crashed its engine this often is reported as failed."
     )
@@ -134,7 +144,11 @@ class Settings(BaseSettings):
     max_json_depth: Annotated[int, Field(ge=1, le=150)] = Field(
         64, description="Deepest nesting of a JSON body."
     )
-    max_json_values: Size = Field(1_000_000, description="Most values in a JSON body.")
+    max_json_values: Size = Field(250_000, description="Most values in a JSON body.")
+    bodies_bytes: Size = Field(
+        256 * 1024 * 1024,
+        description="Memory that the bodies of all requests may take at one time; beyond, 503.",
+    )
     header_timeout_seconds: Positive = Field(
         10.0, description="A connection must send its request's head within this time."
     )
@@ -155,7 +169,14 @@ class Settings(BaseSettings):
     @field_validator("api_keys", "control_tokens", mode="before")
     @classmethod
     def _split_keys(cls, value: object) -> object:
-        return [k for k in re.split(r"[,\s]+", value) if k] if isinstance(value, str) else value
+        if not isinstance(value, str) or not value:
+            return value or ()
+        keys = [key for part in re.split(r"[,\n]", value) if (key := part.strip())]
+        if not keys:
+            raise ValueError("it holds no key: give one, or unset it")
+        if any(key.startswith("#") or len(key.split()) > 1 for key in keys):
+            raise ValueError("it holds a comment or two keys without a comma between them")
+        return keys
 
     @field_validator("profiles", mode="before")
     @classmethod
@@ -208,6 +229,7 @@ class Settings(BaseSettings):
             header_seconds=self.header_timeout_seconds,
             body_bytes=self.max_body_bytes,
             body_seconds=self.body_timeout_seconds,
+            bodies_bytes=self.bodies_bytes,
             json_depth=self.max_json_depth,
             json_values=self.max_json_values,
             connections=self.max_connections,
@@ -228,6 +250,7 @@ class Settings(BaseSettings):
             stall_seconds=self.stall_seconds,
             stall_kill_seconds=self.stall_kill_seconds,
             tpot_slo_seconds=self.tpot_slo_seconds,
+            results=ResultLimits(bytes=self.result_bytes, ttl_seconds=self.result_seconds),
         )
 
 

@@ -32,6 +32,7 @@ from llmtaskpool_worker.execution.dispatcher import Dispatcher
 from llmtaskpool_worker.gpu import gpu_reader
 from llmtaskpool_worker.http_api.auth import Keys
 from llmtaskpool_worker.http_api.catalog import Catalog, Codec, Model
+from llmtaskpool_worker.http_api.loop_lag import watch_loop
 from llmtaskpool_worker.http_api.metrics import Metrics
 from llmtaskpool_worker.http_api.server import Clocks, HttpServer, control_app, data_app
 from llmtaskpool_worker.kinds.io import register_io_kinds
@@ -283,6 +284,7 @@ async def run_worker(worker: Worker, settings: Settings, announce: Announce) -> 
     announce({"event": "listening", "data_port": ports[0], "control_port": ports[1]})
     await worker.pool.start()
     telling = asyncio.create_task(_tell_phase(worker, announce))
+    watching = asyncio.create_task(watch_loop(worker.metrics.loop_was_late))
     try:
         await stopping.wait()
         announce({"event": "draining"})
@@ -291,6 +293,7 @@ async def run_worker(worker: Worker, settings: Settings, announce: Announce) -> 
         await worker.pool.stop(settings.grace_seconds)
     finally:
         telling.cancel()
+        watching.cancel()
         await asyncio.gather(worker.data.stop(), worker.control.stop())
     announce({"event": "stopped"})
     return 0

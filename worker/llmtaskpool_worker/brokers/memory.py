@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import sys
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 import msgspec
 
 from llmtaskpool_worker.brokers.protocol import Accepted, Claim, IdempotencyConflict, LeaseLost
+from llmtaskpool_worker.brokers.retention import NoRoom, Retention
 from llmtaskpool_worker.scheduling.limits import ResultLimits
+from llmtaskpool_worker.scheduling.sizes import event_bytes, request_bytes, result_bytes
 from llmtaskpool_worker.scheduling.task import (
     IN_FLIGHT,
     TERMINAL,
     WAITING,
-    Call,
-    Embedded,
-    Generate,
-    Generated,
     Result,
     StateChanged,
     TaskError,
@@ -46,8 +44,22 @@ class _Held:
     error: TaskError | None = None
     events: list[TaskEvent] = field(default_factory=list)
     watched: bool = False
+    readers: int = 0
+    """Who waits for it or follows it now."""
     waiters: list[asyncio.Future[None]] = field(default_factory=list)
     size_bytes: int = 0
+    keep_seconds: float | None = None
+    """How long its result was promised to be kept; None: nothing was."""
+    expected_bytes: int = 0
+    attended: bool = False
+    """Its submitter has not let go of it yet."""
+
+    @property
+    def expires_at(self) -> float | None:
+        if self.keep_seconds is None:
+            return None
+        since = self.submitted_at if self.ended_at is None else self.ended_at
+        return since + self.keep_seconds
 
     def view(self) -> TaskView:
         task = self.task
@@ -66,6 +78,7 @@ class _Held:
             attempts=self.attempts,
             result=self.result,
             error=self.error,
+            result_expires_at=self.expires_at,
             labels=task.request.labels,
         )
 
@@ -83,17 +96,29 @@ class _Held:
 
 
 class MemoryBroker:
-    """Broker over dicts. Ended tasks are kept within ``limits`` for their owners to read."""
+    """Broker over dicts.
+
+    What is promised is kept until it expires, and longer while somebody waits for it or follows
+    it. What isn't (attended tasks, once their submitter let go of them) is kept beside it while
+    there is room, for the least time of the limits.
+    """
 
     def __init__(self, limits: ResultLimits) -> None:
         self._limits = limits
         self._held: dict[str, _Held] = {}
-        self._ended: OrderedDict[str, _Held] = OrderedDict()
-        self._ended_bytes = 0
+        self._retention = Retention(limits)
+        self._expiring: list[tuple[float, str]] = []
+        self._spare: OrderedDict[str, _Held] = OrderedDict()
+        self._spare_bytes = 0
         self._keys: dict[str, tuple[str, bytes]] = {}
 
     def __len__(self) -> int:
         return len(self._held)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of ended tasks, and of those whose results are promised."""
+        return self._retention.bytes + self._spare_bytes
 
     def find(self, request: TaskRequest) -> TaskView | None:
         """See Broker."""
@@ -107,11 +132,31 @@ class MemoryBroker:
 
     def accept(self, task: Accepted, now: float) -> TaskView:
         """See Broker."""
-        held = self._held[task.id] = _Held(task, now)
-        if key := task.request.idempotency_key:
-            self._keys[key] = task.id, _fingerprint(task.request)
-        held.say(StateChanged(TaskState.QUEUED))
+        request = task.request
+        held = _Held(task, now, size_bytes=request_bytes(request), attended=request.attended)
+        if not request.attended:
+            self._promise(held, now)
+        self._held[task.id] = held
+        if key := request.idempotency_key:
+            self._keys[key] = task.id, _fingerprint(request)
+        self._say(held, StateChanged(TaskState.QUEUED))
         return held.view()
+
+    def _promise(self, held: _Held, now: float) -> None:
+        """Reserve room for the result. Raises NoRoom."""
+        room = self._retention
+        expected = room.expected(_sort(held))
+        keep = room.keep_seconds(held.size_bytes + expected)
+        if keep is None:
+            self.forget(now)
+            keep = room.keep_seconds(held.size_bytes + expected)
+        if keep is None:
+            first = self._expiring[0][0] if self._expiring else now
+            raise NoRoom(min(60.0, max(1.0, first - now)))
+        held.keep_seconds, held.expected_bytes = keep, expected
+        room.tasks += 1
+        room.bytes += held.size_bytes
+        room.reserved += expected
 
     def claim(self, task_id: str, now: float, lease_seconds: float) -> Claim:
         """See Broker. A lease of this broker lasts as long as its process."""
@@ -122,20 +167,20 @@ class MemoryBroker:
         held.attempts += 1
         held.token += 1
         held.started_at = now if held.started_at is None else held.started_at
-        held.say(StateChanged(TaskState.RUNNING))
+        self._say(held, StateChanged(TaskState.RUNNING))
         return Claim(held.attempts, held.token, now + lease_seconds)
 
     def publish(self, task_id: str, token: int, event: TaskEvent) -> None:
         """See Broker."""
-        self._running(task_id, token).say(event)
+        self._say(self._running(task_id, token), event)
 
     def release(self, task_id: str, token: int, reason: str) -> None:
         """See Broker."""
         held = self._running(task_id, token)
         held.state = TaskState.QUEUED
         held.token += 1
-        held.events = [StateChanged(TaskState.QUEUED)]
-        held.say(StateChanged(TaskState.QUEUED, reason))
+        self._unsay(held)
+        self._say(held, StateChanged(TaskState.QUEUED, reason))
 
     def commit(self, task_id: str, token: int, result: Result | TaskError, now: float) -> TaskView:
         """See Broker."""
@@ -143,8 +188,22 @@ class MemoryBroker:
         if isinstance(result, TaskError):
             held.error = result
             return self._end(held, TaskState.FAILED, now)
+        size = result_bytes(result)
+        if held.keep_seconds is not None:
+            self._retention.observe(_sort(held), size)
+            if self._retention.full(size):
+                if not held.readers:
+                    return self._lose(held, now)
+                self._unpromise(held)  # it is read now, and given up then
         held.result = result
+        self._grow(held, size)
         return self._end(held, TaskState.SUCCEEDED, now)
+
+    def _lose(self, held: _Held, now: float) -> TaskView:
+        """Give up the result of a task that succeeded, and say so."""
+        self._unsay(held)
+        held.error = _NO_ROOM
+        return self._end(held, TaskState.FAILED, now)
 
     def end_waiting(
         self, task_id: str, state: TaskState, error: TaskError | None, now: float
@@ -173,36 +232,63 @@ class MemoryBroker:
         """See Broker."""
         held = self._held[task_id]
         held.watched = True
-        seen = 0
-        while True:
-            while seen < len(held.events):
-                event = held.events[seen]
-                seen += 1
-                yield event
-            if held.state in TERMINAL:
-                return
-            await held.changed()
+        held.readers += 1
+        try:
+            seen = 0
+            while True:
+                while seen < len(held.events):
+                    event = held.events[seen]
+                    seen += 1
+                    yield event
+                if held.state in TERMINAL:
+                    return
+                await held.changed()
+        finally:
+            held.readers -= 1
 
     async def wait(self, task_id: str) -> TaskView:
         """See Broker."""
         held = self._held[task_id]
-        while held.state not in TERMINAL:
-            await held.changed()
-        return held.view()
+        held.readers += 1
+        try:
+            while held.state not in TERMINAL:
+                await held.changed()
+            return held.view()
+        finally:
+            held.readers -= 1
+
+    def let_go(self, task_id: str) -> None:
+        """See Broker."""
+        held = self._held.get(task_id)
+        if held is None or not held.attended:
+            return
+        held.attended = False
+        if held.state in TERMINAL:
+            self._spared(held)
 
     def forget(self, now: float) -> None:
         """See Broker."""
+        while self._expiring and self._expiring[0][0] <= now:
+            held = self._held[heappop(self._expiring)[1]]
+            self._unpromise(held)
+            self._spared(held)
+            if not held.readers:
+                self._drop(held)
         limits = self._limits
-        while self._ended:
-            oldest = next(iter(self._ended.values()))
-            ended_at = oldest.ended_at if oldest.ended_at is not None else now
+        for _ in range(len(self._spare)):
+            held = next(iter(self._spare.values()))
+            ended_at = held.ended_at if held.ended_at is not None else now
+            tasks = self._retention.tasks + len(self._spare)
             if (
-                len(self._ended) <= limits.tasks
-                and self._ended_bytes <= limits.bytes
-                and now - ended_at < limits.ttl_seconds
+                tasks <= limits.tasks
+                and self.kept_bytes <= limits.bytes
+                and now - ended_at < min(limits.ttl_seconds, limits.ttl_least_seconds)
             ):
                 return
-            self._drop(oldest)
+            if held.readers:
+                self._spare.move_to_end(held.task.id)
+            else:
+                self._drop(held)
 
     def _running(self, task_id: str, token: int) -> _Held:
         held = self._held[task_id]
@@ -210,23 +296,64 @@ class MemoryBroker:
             raise LeaseLost(task_id)
         return held
 
+    def _say(self, held: _Held, event: TaskEvent) -> None:
+        held.say(event)
+        self._grow(held, event_bytes(event))
+
+    def _unsay(self, held: _Held) -> None:
+        """Forget what was said since the task was accepted."""
+        self._grow(held, -sum(event_bytes(event) for event in held.events))
+        held.events = []
+        self._say(held, StateChanged(TaskState.QUEUED))
+
+    def _grow(self, held: _Held, size: int) -> None:
+        held.size_bytes += size
+        if held.keep_seconds is not None:
+            self._retention.bytes += size
+
     def _end(self, held: _Held, state: TaskState, now: float) -> TaskView:
         held.state, held.ended_at = state, now
         held.token += 1
-        held.say(StateChanged(state, held.error.code if held.error else ""))
-        held.size_bytes = _size(held)
-        self._ended[held.task.id] = held
-        self._ended_bytes += held.size_bytes
+        self._say(held, StateChanged(state, held.error.code if held.error else ""))
+        if (expires_at := held.expires_at) is not None:
+            self._retention.reserved -= held.expected_bytes
+            held.expected_bytes = 0
+            heappush(self._expiring, (expires_at, held.task.id))
+        elif not held.attended:
+            self._spared(held)
         view = held.view()
         self.forget(now)
         return view
 
+    def _unpromise(self, held: _Held) -> None:
+        """The time of a promised result is over, or it is too large: its room is free again."""
+        self._retention.tasks -= 1
+        self._retention.bytes -= held.size_bytes
+        self._retention.reserved -= held.expected_bytes
+        held.keep_seconds, held.expected_bytes = None, 0
+
+    def _spared(self, held: _Held) -> None:
+        """Nobody is promised this result: it stays while there is room, and while it is read."""
+        self._spare[held.task.id] = held
+        self._spare_bytes += held.size_bytes
+
     def _drop(self, held: _Held) -> None:
-        del self._ended[held.task.id], self._held[held.task.id]
-        self._ended_bytes -= held.size_bytes
+        del self._spare[held.task.id], self._held[held.task.id]
+        self._spare_bytes -= held.size_bytes
         key = held.task.request.idempotency_key
         if key and self._keys.get(key, ("",))[0] == held.task.id:
             del self._keys[key]
+
+
+_NO_ROOM = TaskError(
+    "result_lost",
+    "the task succeeded and its result was given up: it found no room among the results that are "
+    "kept (LLMTASKPOOL_RESULT_BYTES); submit it again when those have expired",
+)
+
+
+def _sort(held: _Held) -> tuple[str, str | None]:
+    return held.task.request.kind, held.task.request.model
 
 
 def _fingerprint(request: TaskRequest) -> bytes:
@@ -240,18 +367,3 @@ def _fingerprint(request: TaskRequest) -> bytes:
         request.timeout_seconds,
     )
     return hashlib.sha256(msgspec.json.encode(asked, order="sorted")).digest()
-
-
-def _size(held: _Held) -> int:
-    """About how many bytes an ended task holds: its input, its result, its events."""
-    result, payload = held.result, held.task.request.payload
-    size = 512 + 160 * len(held.events)
-    if isinstance(payload, Call):
-        size += len(msgspec.json.encode(payload.arguments))
-    else:
-        size += sys.getsizeof(payload.prompt if isinstance(payload, Generate) else payload.tokens)
-    if isinstance(result, Generated):
-        return size + 3 * len(result.text) + 32 * len(result.tokens)
-    if isinstance(result, Embedded):
-        return size + len(result.vector)
-    return size + (len(msgspec.json.encode(result.value)) if result is not None else 0)

@@ -57,7 +57,11 @@ class Broker(Protocol):
         """The task that holds the request's idempotency key. Raises IdempotencyConflict."""
 
     def accept(self, task: Accepted, now: float) -> TaskView:
-        """Keep a task: when this returns, it is as safe as this broker can make it."""
+        """Keep a task: when this returns, it is as safe as this broker can make it.
+
+        How long its result is kept is told from here on (``result_expires_at``). Raises NoRoom
+        when it could not be kept; an attended task (TaskRequest) needs no room.
+        """
 
     def claim(self, task_id: str, now: float, lease_seconds: float) -> Claim:
         """Take a waiting task for one attempt. Raises KeyError, LeaseLost when it doesn't wait."""
@@ -69,7 +73,11 @@ class Broker(Protocol):
         """Give a running task back to wait; what it published is forgotten. Raises LeaseLost."""
 
     def commit(self, task_id: str, token: int, result: Result | TaskError, now: float) -> TaskView:
-        """End a running task, once. Raises LeaseLost."""
+        """End a running task, once. Raises LeaseLost.
+
+        A result that is much larger than was expected may find no room: then the task fails with
+        ``result_lost``, unless somebody waits for it or follows it.
+        """
 
     def end_waiting(
         self, task_id: str, state: TaskState, error: TaskError | None, now: float
@@ -90,6 +98,9 @@ class Broker(Protocol):
 
     async def wait(self, task_id: str) -> TaskView:
         """The task once it has ended. Raises KeyError."""
+
+    def let_go(self, task_id: str) -> None:
+        """The submitter of an attended task has read it, or won't. Idempotent."""
 
     def forget(self, now: float) -> None:
         """Give back what ended tasks hold beyond the broker's limits."""

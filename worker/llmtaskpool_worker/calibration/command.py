@@ -22,7 +22,7 @@ from llmtaskpool_worker.calibration.measure import (
     Plan,
     calibrate,
 )
-from llmtaskpool_worker.engines.model_text import parse_model
+from llmtaskpool_worker.engines.model_option import parse_model
 from llmtaskpool_worker.scheduling import profile
 from llmtaskpool_worker.scheduling.profile import CalibrationProfile
 

@@ -29,7 +29,7 @@ from llmtaskpool_worker.engines.protocol import (
     Trim,
 )
 from llmtaskpool_worker.engines.resident import give_back
-from llmtaskpool_worker.engines.sampling import Drawn, Sampler
+from llmtaskpool_worker.engines.sampling import NOT_FINITE, Drawn, Sampler
 from llmtaskpool_worker.engines.slot_cache import SlotCache, free_memory, memory_budget_tokens
 
 CACHE_GRANULE = 128
@@ -180,11 +180,10 @@ class GenerationLoop:
         failed: list[FromEngine] = []
         for sequence, draw in zip(sequences, drawn, strict=True):
             request = sequence.request
-            sequence.finite = draw.token is not None
+            # A row whose logits are numbers has numbers in the cache, whatever its draw came to.
+            sequence.finite = draw.fault is not NOT_FINITE
             if draw.token is None:
-                failed.append(
-                    RequestFailed(request.id, "not_finite", "the model's output is not a number")
-                )
+                failed.append(RequestFailed(request.id, *(draw.fault or NOT_FINITE)))
                 self._release(sequence)
                 continue
             if draw.token in self.eos and not request.ignore_eos:

@@ -4,27 +4,48 @@ The greedy path is one argmax. Rows that ask for more are treated by the definit
 transformers and OpenAI document: penalties on raw logits, then temperature, then top_k, top_p and
 min_p cut the distribution, then one draw with the request's own generator. So a seed gives the
 same tokens whatever else is in the batch.
+
+Every number that a client may send is sampled safely: the best logit is taken off before anything
+is divided, so that nothing grows beyond float32, and the likeliest token passes every cut. A row
+that can't be drawn all the same fails its own request.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from llmtaskpool_worker.disclosure import where_raised
 from llmtaskpool_worker.engines.batching import Sequence
 from llmtaskpool_worker.engines.protocol import Admit
+
+log = logging.getLogger("llmtaskpool.engine")
+
+COLDEST = 1e-30
+"""A temperature below counts as this one. It only keeps the division a number of float32: the gap
+between two logits that differ at all is divided to more than the range of the exponential."""
+LEAST_LOGPROB = -9999.0
+"""What stands for minus infinity, which JSON hasn't; OpenAI's documented number for it."""
+
+NOT_FINITE = ("not_finite", "the model's output is not a number")
+NOT_DRAWN = (
+    "sampling_failed",
+    "a token can't be drawn with these sampling fields; send the request without them",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One drawn token; ``token`` None means that the logits were not finite numbers."""
+    """One drawn token; or ``fault``: the code and the sentence why there is none."""
 
     token: int | None
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    fault: tuple[str, str] | None = None
 
 
 class Sampler:
@@ -44,13 +65,24 @@ class Sampler:
         # One transfer for the step. A NaN anywhere in a row is its maximum.
         pairs = torch.stack((best.double(), greedy.double())).tolist()
         drawn = [
-            Drawn(int(token)) if math.isfinite(value) else Drawn(None)
+            Drawn(int(token)) if math.isfinite(value) else Drawn(None, fault=NOT_FINITE)
             for value, token in zip(*pairs, strict=True)
         ]
         for row, sequence in enumerate(sequences):
             if drawn[row].token is not None and _special(sequence.request):
-                drawn[row] = self._draw_one(logits[row].float(), sequence)
+                drawn[row] = self._draw_or_fault(logits[row], sequence)
         return drawn
+
+    def _draw_or_fault(self, logits: Tensor, sequence: Sequence) -> Drawn:
+        """One row's fault is its own request's; a device that fails is everybody's."""
+        try:
+            return self._draw_one(logits.float(), sequence)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            # What it says may hold anything: its class and place must do.
+            log.error("a row can't be drawn: %s", where_raised(error))  # noqa: TRY400
+            return Drawn(None, fault=NOT_DRAWN)
 
     def _draw_one(self, logits: Tensor, sequence: Sequence) -> Drawn:
         request = sequence.request
@@ -64,7 +96,7 @@ class Sampler:
             token = int(logits.argmax().item())
         if request.logprobs is None:
             return Drawn(token)
-        logprobs = torch.log_softmax(logits, dim=-1)
+        logprobs = torch.log_softmax(logits, dim=-1).clamp_(min=LEAST_LOGPROB)
         values, ids = logprobs.topk(min(request.logprobs, logprobs.numel()))
         top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
         return Drawn(token, float(logprobs[token].item()), top)
@@ -103,20 +135,26 @@ def _penalized(logits: Tensor, sequence: Sequence) -> Tensor:
 
 
 def _distribution(logits: Tensor, request: Admit) -> Tensor:
-    """Probabilities over the vocabulary after temperature, top_k, top_p and min_p."""
-    logits = logits / request.temperature
+    """Probabilities over the vocabulary after temperature, top_k, top_p and min_p.
+
+    ``logits`` are float32, the best of them finite. The likeliest token is never cut.
+    """
+    logits = (logits - logits.max()) / max(request.temperature, COLDEST)
     if 0 < request.top_k < logits.numel():
         kept = logits.topk(request.top_k)
         logits = torch.full_like(logits, -math.inf).scatter_(0, kept.indices, kept.values)
     probabilities = torch.softmax(logits, dim=-1)
     if request.top_p < 1:
         ordered, ids = probabilities.sort(descending=True)
-        # A token stays when those before it hold less than top_p: the first always stays.
+        # A token stays when those before it hold less than top_p: the first always stays, even
+        # where top_p is so small that it is 0 in float32.
         before = ordered.cumsum(0) - ordered
-        ordered = ordered.where(before < request.top_p * ordered.sum(), ordered.new_zeros(()))
+        stays = before < request.top_p * ordered.sum()
+        stays[0] = True
+        ordered = ordered.where(stays, ordered.new_zeros(()))
         probabilities = torch.zeros_like(probabilities).scatter_(0, ids, ordered)
     if request.min_p > 0:
-        probabilities = probabilities.where(
-            probabilities >= request.min_p * probabilities.max(), probabilities.new_zeros(())
-        )
+        best = probabilities.max()
+        stays = probabilities >= torch.minimum(request.min_p * best, best)
+        probabilities = probabilities.where(stays, probabilities.new_zeros(()))
     return probabilities

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from llmtaskpool_worker.engines.batching import Clear, Move
+from llmtaskpool_worker.engines.memory import available_bytes
 
 
 class SlotCache:
@@ -106,12 +106,8 @@ def memory_budget_tokens(bytes_per_token: int, budget_bytes: int) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on the device now."""
+    """Bytes free on the device now; on a CPU, what the container's limit leaves of them."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
-    with Path("/proc/meminfo").open() as lines:
-        for line in lines:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 1 << 31
+    return available_bytes()

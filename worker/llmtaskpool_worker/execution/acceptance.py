@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llmtaskpool_worker.brokers.protocol import IdempotencyConflict
-from llmtaskpool_worker.execution.active_task import ActiveTask, size_bytes
+from llmtaskpool_worker.brokers.retention import NoRoom
+from llmtaskpool_worker.execution.active_task import ActiveTask
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.execution.ledger import TaskLedger
 from llmtaskpool_worker.execution.placement import Placement
 from llmtaskpool_worker.execution.pool import Rejected
 from llmtaskpool_worker.scheduling.cost import CostModel
 from llmtaskpool_worker.scheduling.priority import priority
+from llmtaskpool_worker.scheduling.sizes import request_bytes
 from llmtaskpool_worker.scheduling.task import TaskRequest, TaskView
 from llmtaskpool_worker.scheduling.task_queue import QueueFullError, Waiting
 
@@ -60,10 +62,22 @@ class Acceptance:
         task = ActiveTask(self._new_id(), request, lane, cost_class, work, now)
         try:
             self._queue(task)
+            return self._enter(task, load), lane
         except Rejected:
             self._ledger.reject()
             raise
-        return self._ledger.enter(task, load, priority(request.weight, load)), lane
+
+    def _enter(self, task: ActiveTask, load: float) -> TaskView:
+        try:
+            return self._ledger.enter(task, load, priority(task.request.weight, load))
+        except NoRoom as full:
+            task.lane.queue.cancel(task.id)
+            raise Rejected(
+                "results_full",
+                "there is no room to keep another result: come back when some have expired, or "
+                "raise LLMTASKPOOL_RESULT_BYTES",
+                retry_after_seconds=full.retry_after_seconds,
+            ) from None
 
     def _queue(self, task: ActiveTask) -> None:
         if self._closed():
@@ -79,7 +93,7 @@ class Acceptance:
                     weight=request.weight,
                     arrived_at=task.arrived_at,
                     expires_at=task.arrived_at + patience,
-                    size_bytes=size_bytes(request),
+                    size_bytes=request_bytes(request),
                 )
             )
         except QueueFullError as full:

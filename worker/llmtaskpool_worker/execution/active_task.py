@@ -6,15 +6,18 @@ import asyncio
 from dataclasses import dataclass
 from math import inf
 
-import msgspec
-
 from llmtaskpool_worker.brokers.protocol import Claim
 from llmtaskpool_worker.engines.protocol import Admit
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.kinds.registry import CallContext
 from llmtaskpool_worker.scheduling.cost import CostClass
-from llmtaskpool_worker.scheduling.task import Embed, Generate, TaskRequest
+from llmtaskpool_worker.scheduling.task import (
+    Generate,
+    Result,
+    TaskError,
+    TaskRequest,
+)
 from llmtaskpool_worker.text.generated import GenerationText
 
 
@@ -33,9 +36,12 @@ class ActiveTask:
     crashes: int = 0
     slots: EngineSlots | None = None
     request_id: int = 0
+    """Of its run: unique among all runs of a worker, and its engine's name for it."""
     text: GenerationText | None = None
     context: CallContext | None = None
-    calling: asyncio.Task[None] | None = None
+    calling: asyncio.Task[Result | TaskError] | None = None
+    on_loop: bool = False
+    """Whether its handler runs on the event loop, where it can be cancelled."""
     began_at: float = 0.0
     share_began: float = 0.0
     """EngineSlots.shared_until at its start."""
@@ -58,13 +64,3 @@ def admit_message(request_id: int, payload: Generate) -> Admit:
         logprobs=sampling.logprobs,
         ignore_eos=payload.ignore_eos,
     )
-
-
-def size_bytes(request: TaskRequest) -> int:
-    """About how many bytes a waiting task holds."""
-    payload = request.payload
-    if isinstance(payload, Generate):
-        return 512 + 36 * len(payload.prompt)
-    if isinstance(payload, Embed):
-        return 512 + 36 * len(payload.tokens)
-    return 512 + len(msgspec.json.encode(payload.arguments))

@@ -31,11 +31,19 @@ class Calls:
         # Its size is no limit: the lanes' threads are. Idle threads are reused before new ones.
         self._threads = ThreadPoolExecutor(max_workers=4096, thread_name_prefix="call")
 
+    @staticmethod
+    def on_loop(kind: Kind, lane: LaneName) -> bool:
+        """Whether the handler runs on the event loop; else in a thread, which can't be stopped."""
+        return kind.is_async and lane is LaneName.IO
+
     async def run(
         self, kind: Kind, lane: LaneName, arguments: dict[str, Any], context: CallContext
     ) -> Ran:
-        """Call the handler; its exceptions are raised as they are."""
-        if kind.is_async and lane is LaneName.IO:
+        """Call the handler; its exceptions are raised as they are.
+
+        A handler in a thread must not be cancelled here: its thread would run on unseen.
+        """
+        if self.on_loop(kind, lane):
             timed = _Timed(_coroutine(kind, arguments, context), self._cpu_clock)
             value = await timed
             return Ran(value, timed.compute_seconds)

@@ -83,14 +83,15 @@ class Dispatcher:
         self._ledger = TaskLedger(
             broker or MemoryBroker(self.limits.results), clock, self._slots.values()
         )
+        self._lanes = {name: Lane(name, self.limits, self._load_of) for name in LaneName}
         self._events = EngineEvents(
             self._ledger,
             self.cost,
             clock,
+            self._lanes[LaneName.COMPUTE],
             max_attempts=self.limits.max_attempts,
             became_ready=self._became_ready,
         )
-        self._lanes = {name: Lane(name, self.limits, self._load_of) for name in LaneName}
         self._capacity = Capacity(self._slots, self._lanes, self.cost, clock)
         self._acceptance = Acceptance(
             Placement(self._slots, kinds, self.nature, self._lanes),
@@ -181,6 +182,10 @@ class Dispatcher:
         task = self._ledger.active.get(task_id)
         return self._ledger.broker.get(task_id) if task is None else self._ledger.cancel(task)
 
+    def let_go(self, task_id: str) -> None:
+        """See TaskPool."""
+        self._ledger.broker.let_go(task_id)
+
     def set_threads(self, generation: int, threads: dict[LaneName, int]) -> ThreadsAnswer:
         """See TaskPool."""
         if generation < self._generation:
@@ -268,7 +273,7 @@ class Dispatcher:
             await asyncio.sleep(TICK_SECONDS)
             now = self._clock()
             for lane in self._lanes.values():
-                for task_id in [*lane.running]:
+                for task_id in [*lane.running.values()]:
                     task = self._ledger.active.get(task_id)
                     if task is not None and task.claim is not None and task.deadline <= now:
                         error = TaskError("timeout", "the task ran longer than it may")

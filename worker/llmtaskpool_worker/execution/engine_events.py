@@ -17,6 +17,7 @@ from llmtaskpool_worker.engines.protocol import (
 )
 from llmtaskpool_worker.execution.active_task import ActiveTask
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
+from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.execution.ledger import TaskLedger
 from llmtaskpool_worker.scheduling.cost import CostModel
 from llmtaskpool_worker.scheduling.task import (
@@ -29,13 +30,17 @@ from llmtaskpool_worker.scheduling.task import (
 
 
 class EngineEvents:
-    """Takes in one event after the other. ``became_ready`` is called with an engine that did."""
+    """Takes in one event after the other. ``lane`` is that of the engines.
+
+    ``became_ready`` is called with an engine that did.
+    """
 
     def __init__(
         self,
         ledger: TaskLedger,
         cost: CostModel,
         clock: Callable[[], float],
+        lane: Lane,
         *,
         max_attempts: int,
         became_ready: Callable[[EngineSlots], None],
@@ -43,6 +48,7 @@ class EngineEvents:
         self._ledger = ledger
         self._cost = cost
         self._clock = clock
+        self._lane = lane
         self._max_attempts = max_attempts
         self._became_ready = became_ready
 
@@ -132,6 +138,8 @@ class EngineEvents:
         slots.ready = None
         active = self._ledger.active
         lost = [active[i] for i in slots.in_flight.values() if i in active]
+        for request_id in slots.in_flight:
+            self._lane.left(request_id)
         slots.in_flight.clear()
         slots.alone = None
         for task in lost:
@@ -160,4 +168,5 @@ class EngineEvents:
     def _of(self, slots: EngineSlots, request_id: int) -> ActiveTask | None:
         """The task of a request that left the engine; None when it has ended meanwhile."""
         task_id = slots.ended(request_id, self._clock())
+        self._lane.left(request_id)
         return None if task_id is None else self._ledger.active.get(task_id)

@@ -53,19 +53,19 @@ class TaskLedger:
         self._count(rejected=1)
 
     def enter(self, task: ActiveTask, load: float, rank: float) -> TaskView:
-        """The task waits in its lane's queue from now on."""
+        """The task waits in its lane's queue from now on. Raises NoRoom for its result."""
+        accepted = Accepted(task.id, task.request, task.lane.name, load, rank)
+        view = self.broker.accept(accepted, task.arrived_at)
         self.active[task.id] = task
         self._waiting_work += task.work_seconds
         self._count(accepted=1)
-        accepted = Accepted(task.id, task.request, task.lane.name, load, rank)
-        return self.broker.accept(accepted, task.arrived_at)
+        return view
 
     def start(self, task: ActiveTask, timeout: float) -> None:
-        """The task runs from now on, at most ``timeout`` seconds."""
+        """The task runs from now on, at most ``timeout`` seconds; its lane has a place for it."""
         now = self._clock()
         task.claim = self.broker.claim(task.id, now, timeout)
         task.deadline, task.began_at = now + timeout, now
-        task.lane.running.add(task.id)
         self._waiting_work -= task.work_seconds
 
     def publish(self, task: ActiveTask, event: TaskEvent) -> None:
@@ -78,7 +78,6 @@ class TaskLedger:
         assert task.claim is not None  # noqa: S101 - only running tasks are given back
         self.broker.release(task.id, task.claim.token, why)
         task.claim, task.text, task.slots = None, None, None
-        task.lane.running.discard(task.id)
         self._waiting_work += task.work_seconds
 
     def commit(self, task: ActiveTask, outcome: Result | TaskError) -> None:
@@ -119,13 +118,16 @@ class TaskLedger:
         return view
 
     def stop_running(self, task: ActiveTask) -> None:
-        """The result of a running task is no longer wanted: free what it holds."""
+        """The result of a running task is no longer wanted: ask what runs for it to end.
+
+        Its place is free once that has ended: a thread can't be stopped from outside.
+        """
         if task.slots is not None:
             task.slots.engine.send(Cancel(task.request_id))
         if task.context is not None:
             task.context.cancelled = True
-        if task.calling is not None and task.lane.name is LaneName.IO:
-            task.calling.cancel()  # a thread can't be cancelled: it keeps its place until it ends
+        if task.calling is not None and task.on_loop:
+            task.calling.cancel()
 
     def stop(self, task: ActiveTask, error: TaskError) -> None:
         """End a task with this error, running or waiting."""
@@ -141,8 +143,6 @@ class TaskLedger:
 
     def _ended(self, task: ActiveTask, view: TaskView) -> None:
         del self.active[task.id]
-        if task.calling is None:
-            task.lane.running.discard(task.id)
         self._count(**{view.state.value: 1})
         self.on_ended(view)
         if not self.active:

@@ -12,9 +12,9 @@ from llmtaskpool_worker.scheduling.task import TaskEvent, TaskRequest, TaskView
 class Rejected(Exception):
     """A task was not accepted: nothing of it is kept.
 
-    ``code`` is one of queue_full, draining, starting, unknown_kind, unknown_model, invalid,
-    model_failed (the model can't be loaded), idempotency_conflict (the key belongs to a task
-    with another body);
+    ``code`` is one of queue_full, results_full (no room to keep its result), draining, starting,
+    unknown_kind, unknown_model, invalid, model_failed (the model can't be loaded),
+    idempotency_conflict (the key belongs to a task with another body);
     ``retry_after_seconds`` is set where trying again later can help; ``field`` names the part
     of the request at fault, where one is.
     """
@@ -71,6 +71,9 @@ class TaskPool(Protocol):
 
     def cancel(self, task_id: str) -> TaskView | None:
         """Cancel: at once when it waits, at the next step boundary when it runs."""
+
+    def let_go(self, task_id: str) -> None:
+        """The submitter of an attended task has read its result, or won't. Idempotent."""
 
     def set_threads(self, generation: int, threads: dict[LaneName, int]) -> ThreadsAnswer:
         """Set N per lane, live. Raises StaleGeneration."""

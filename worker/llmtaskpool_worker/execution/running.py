@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from llmtaskpool_worker.execution.calls import Calls
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.execution.ledger import TaskLedger
-from llmtaskpool_worker.kinds.registry import CallContext, HandlerError, Kinds
+from llmtaskpool_worker.kinds.registry import CallContext, HandlerError, Kind, Kinds
 from llmtaskpool_worker.scheduling.cost import CostModel
 from llmtaskpool_worker.scheduling.nature import Nature
 from llmtaskpool_worker.scheduling.scheduler import Expire, schedule
@@ -85,12 +86,13 @@ class Running:
     def _start(self, task: ActiveTask) -> None:
         timeout = task.request.timeout_seconds or self._timeout_seconds
         self._ledger.start(task, min(timeout, self._timeout_seconds))
+        task.request_id = next(self._request_ids)
+        task.lane.began(task.request_id, task.id)
         payload = task.request.payload
         if isinstance(payload, Call):
-            task.calling = asyncio.create_task(self._call(task, payload))
+            self._begin_call(task, payload)
             return
         slots = task.slots = self._slots[task.request.model or ""]
-        task.request_id = next(self._request_ids)
         slots.began(task.request_id, task.id, task.began_at)
         task.share_began = slots.shared_until(task.began_at)
         if isinstance(payload, Generate):
@@ -100,27 +102,42 @@ class Running:
         else:
             slots.engine.send(AdmitEmbedding(task.request_id, list(payload.tokens)))
 
-    async def _call(self, task: ActiveTask, payload: Call) -> None:
+    def _begin_call(self, task: ActiveTask, payload: Call) -> None:
         kind = self._kinds.get(task.request.kind)
         assert kind is not None  # noqa: S101 - checked at acceptance
         task.context = CallContext(task.id, task.deadline)
-        outcome: Result | TaskError
+        task.on_loop = self._calls.on_loop(kind, task.lane.name)
+        task.calling = asyncio.create_task(self._call(task, kind, payload, task.context))
+        # Not at the coroutine's end: one that is cancelled before its first step has none.
+        task.calling.add_done_callback(partial(self._call_ended, task))
+
+    async def _call(
+        self, task: ActiveTask, kind: Kind, payload: Call, context: CallContext
+    ) -> Result | TaskError:
+        if context.cancelled:
+            return TaskError("cancelled", "the task was cancelled before its handler began")
         try:
-            ran = await self._calls.run(kind, task.lane.name, payload.arguments, task.context)
+            ran = await self._calls.run(kind, task.lane.name, payload.arguments, context)
             wall = self._clock() - task.began_at
             self._nature.observe(kind.name, ran.compute_seconds, wall - ran.compute_seconds)
             self._cost.observe_seconds(task.cost_class, wall)
             msgspec.json.encode(ran.value)
-            outcome = Returned(ran.value)
+            return Returned(ran.value)
         except HandlerError as error:
-            outcome = TaskError(error.code, error.message)
-        except asyncio.CancelledError:
-            task.lane.running.discard(task.id)
-            raise
-        except Exception as error:
+            return TaskError(error.code, error.message)
+        except (Exception, SystemExit) as error:
             # What it says may hold anything: its type must do for the client.
-            outcome = TaskError("handler_failed", f"the handler raised {type(error).__name__}")
-        task.lane.running.discard(task.id)
+            return TaskError("handler_failed", f"the handler raised {type(error).__name__}")
+
+    def _call_ended(self, task: ActiveTask, calling: asyncio.Task[Result | TaskError]) -> None:
+        """A handler let go of its task, however: by its end, cancelled, or never begun."""
+        task.lane.left(task.request_id)
         if task.id in self._ledger.active:
+            if calling.cancelled():  # by itself: what we cancel has ended before
+                outcome: Result | TaskError = TaskError(
+                    "handler_failed", "the handler raised CancelledError"
+                )
+            else:
+                outcome = calling.result()
             self._ledger.commit(task, outcome)
         self.schedule(task.lane)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 from llmtaskpool_worker.execution.pool import Rejected, TaskPool, Unsuccessful
 from llmtaskpool_worker.scheduling.task import (
@@ -21,7 +22,10 @@ WINDOW = 64
 
 
 class Batch:
-    """The tasks of one request. ``cancel`` in a ``finally`` gives back what is still held."""
+    """The tasks of one request. ``cancel`` in a ``finally`` gives back what is still held.
+
+    Until then, or until it was handed out, no result of them is given up.
+    """
 
     def __init__(self, pool: TaskPool) -> None:
         self._pool = pool
@@ -43,7 +47,7 @@ class Batch:
         return views[0]
 
     def _submit(self, request: TaskRequest) -> TaskView:
-        view = self._pool.submit(request)
+        view = self._pool.submit(replace(request, attended=True))
         self._ids.append(view.id)
         return view
 
@@ -72,16 +76,18 @@ class Batch:
     async def _succeeded(self, task_id: str) -> TaskView:
         view = await self._pool.wait(task_id)
         self._ended.add(task_id)
+        self._pool.let_go(task_id)
         if view.state is not TaskState.SUCCEEDED:
             raise Unsuccessful(view)
         return view
 
     def cancel(self) -> None:
-        """Cancel what has not ended; idempotent."""
+        """Cancel what has not ended, let go of what has; idempotent."""
         for task_id in self._ids:
             if task_id not in self._ended:
                 self._ended.add(task_id)
                 self._pool.cancel(task_id)
+            self._pool.let_go(task_id)
 
     def events(self, index: int) -> AsyncIterator[TaskEvent]:
         """All events of the index-th task."""

@@ -10,12 +10,12 @@ from typing import Literal, Protocol
 from llmtaskpool_worker.disclosure import shown
 from llmtaskpool_worker.http_api.errors import ApiError, invalid
 
-BIG_TEXT = 4096
+BIG_TEXT = 1024
 """Texts of more letters are tokenized in a thread, so that the event loop goes on."""
 
 
 class Codec(Protocol):
-    """What the routes need of a tokenizer (text.Tokenizer has it)."""
+    """What the routes need of a tokenizer (text.tokens.Tokenizer has it)."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that the model wants around it."""
@@ -58,7 +58,8 @@ class Model:
         """Token ids of a text, or the given ids once checked. Raises ApiError naming ``field``."""
         codec = self._ready_codec()
         if not isinstance(value, str):
-            return self._checked(tuple(value), field)
+            await asyncio.sleep(0)  # as for texts
+            return self._checked(value, field)
         self._may_fit(len(value), field)
         return self._fitting(await _off_loop(len(value), lambda: codec.encode(value)), field)
 
@@ -78,7 +79,8 @@ class Model:
         """The bytes of one token."""
         return self._ready_codec().token_bytes(token)
 
-    def _checked(self, tokens: tuple[int, ...], field: str) -> tuple[int, ...]:
+    def _checked(self, value: Sequence[int], field: str) -> tuple[int, ...]:
+        tokens = self._fitting(value, field)
         largest = max(tokens)
         if self.vocab_size is not None and largest >= self.vocab_size:
             raise invalid(
@@ -86,7 +88,7 @@ class Model:
                 f"{field} holds the token id {largest}: {self.name} knows 0 to "
                 f"{self.vocab_size - 1}.",
             )
-        return self._fitting(tokens, field)
+        return tokens
 
     def _may_fit(self, letters: int, field: str) -> None:
         if self.context_length and letters > self.context_length * self.longest_token:
@@ -127,7 +129,10 @@ class Model:
 
 
 async def _off_loop(letters: int, encode: Callable[[], list[int]]) -> list[int]:
-    return encode() if letters <= BIG_TEXT else await asyncio.to_thread(encode)
+    if letters > BIG_TEXT:
+        return await asyncio.to_thread(encode)
+    await asyncio.sleep(0)  # between the many texts of one request others have their turn
+    return encode()
 
 
 class Catalog:

@@ -32,6 +32,8 @@ _TYPES = {
 }
 _REJECTED_STATUS = {
     "queue_full": 429,
+    "results_full": 429,
+    "lost": 500,
     "draining": 503,
     "starting": 503,
     "unknown_model": 404,
@@ -46,6 +48,7 @@ _FAILED_STATUS = {
     "engine_crashed": 503,
     "engine_died": 503,
     "engine_failed": 503,
+    "result_lost": 507,
     "draining": 503,
 }
 
@@ -158,7 +161,7 @@ def from_rejected(rejected: Rejected) -> ApiError:
     status = _REJECTED_STATUS.get(rejected.code, 400)
     code = "model_not_found" if rejected.code == "unknown_model" else rejected.code
     retry = rejected.retry_after_seconds
-    if rejected.code in ("queue_full", "draining", "starting") and retry is None:
+    if rejected.code in ("queue_full", "results_full", "draining", "starting") and retry is None:
         retry = 1.0
     return ApiError(
         status,

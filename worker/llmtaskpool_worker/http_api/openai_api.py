@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -13,9 +14,9 @@ from starlette.routing import Route
 
 from llmtaskpool_worker.execution.pool import TaskPool
 from llmtaskpool_worker.execution.submitting import Batch, merged_events
+from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.catalog import Catalog, Model
 from llmtaskpool_worker.http_api.errors import ANSWERED, as_answer, invalid
-from llmtaskpool_worker.http_api.limits import HttpLimits, read_json
 from llmtaskpool_worker.http_api.openai_answers import ChatShape, CompletionShape, Shape
 from llmtaskpool_worker.http_api.openai_schema import (
     WEIGHT_HEADER,
@@ -47,14 +48,14 @@ class OpenAIRoutes:
         self,
         pool: TaskPool,
         catalog: Catalog,
-        limits: HttpLimits,
+        bodies: Bodies,
         *,
         heartbeat_seconds: float,
         wall_clock: Callable[[], float],
     ) -> None:
         self._pool = pool
         self._catalog = catalog
-        self._limits = limits
+        self._bodies = bodies
         self._heartbeat_seconds = heartbeat_seconds
         self._wall_clock = wall_clock
 
@@ -78,7 +79,7 @@ class OpenAIRoutes:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        body = parse(ChatRequest, await read_json(request, self._limits))
+        body = await self._bodies.read(request, partial(parse, ChatRequest))
         model = self._catalog.get(body.model, "generate")
         prompt = await model.encode_chat([message.as_template() for message in body.messages])
         tasks = generations("chat", body, model, [prompt], _header(request))
@@ -86,7 +87,7 @@ class OpenAIRoutes:
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        body = parse(CompletionRequest, await read_json(request, self._limits))
+        body = await self._bodies.read(request, partial(parse, CompletionRequest))
         model = self._catalog.get(body.model, "generate")
         prompts = [await model.encode(one, "prompt") for one in as_list(body.prompt)]
         tasks = generations("generate", body, model, prompts, _header(request))
@@ -103,6 +104,7 @@ class OpenAIRoutes:
         batch = Batch(self._pool)
         try:
             first = batch.submit_all(tasks)
+            self._bodies.give_back(request)
             shape = shape_of(
                 task_id=first.id,
                 created=int(self._wall_clock()),
@@ -149,7 +151,7 @@ class OpenAIRoutes:
 
     async def embeddings(self, request: Request) -> Response:
         """POST /v1/embeddings."""
-        body = parse(EmbeddingRequest, await read_json(request, self._limits))
+        body = await self._bodies.read(request, partial(parse, EmbeddingRequest))
         model = self._catalog.get(body.model, "embed")
         if body.dimensions is not None and body.dimensions != model.dimensions:
             raise invalid(

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmtaskpool_worker.disclosure import shown
+from llmtaskpool_worker.http_api.counting import MESSAGES_MAX, count_chat, count_keys
 from llmtaskpool_worker.http_api.errors import ApiError, from_validation, invalid
 from llmtaskpool_worker.scheduling.task import Sampling
 
@@ -36,6 +37,7 @@ _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _Whole = Annotated[int, Field(strict=True)]
 _Flag = Annotated[bool, Field(strict=True)]
 _TokenId = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+_TokenIds = Annotated[list[_TokenId], Field(min_length=1, fail_fast=True)]
 _Text = Annotated[str, Field(strict=True)]
 _Stop = Annotated[str, Field(strict=True, min_length=1, max_length=1024)]
 
@@ -85,8 +87,10 @@ class _Generation(_Common):
     n: _Whole = Field(
         1, ge=1, le=CHOICES_MAX, description=f"a whole number from 1 to {CHOICES_MAX}"
     )
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=STOPS_MAX)] | None = Field(
-        None, description=f"a text or a list of at most {STOPS_MAX} texts, none of them empty"
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=STOPS_MAX, fail_fast=True)] | None = (
+        Field(
+            None, description=f"a text or a list of at most {STOPS_MAX} texts, none of them empty"
+        )
     )
     temperature: _Number = Field(1.0, ge=0, le=2, description="a number from 0 to 2")
     top_p: _Number = Field(1.0, gt=0, le=1, description="a number above 0, at most 1")
@@ -145,7 +149,7 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: _Text | Annotated[list[TextPart], Field(min_length=1)]
+    content: _Text | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
 
     def as_template(self) -> dict[str, str]:
         """As chat templates want it; developer is today's name of system."""
@@ -160,7 +164,9 @@ class Message(BaseModel):
 class ChatRequest(_Generation):
     """The body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=10_000)] = Field(
+    messages: Annotated[
+        list[Message], Field(min_length=1, max_length=MESSAGES_MAX, fail_fast=True)
+    ] = Field(
         description='a list of objects such as {"role": "user", "content": "text"}, with role '
         "system, developer, user or assistant and content a text or text parts"
     )
@@ -188,11 +194,11 @@ class CompletionRequest(_Generation):
 
     prompt: (
         _Text
-        | Annotated[list[_TokenId], Field(min_length=1)]
-        | Annotated[list[_Text], Field(min_length=1, max_length=PROMPTS_MAX)]
+        | _TokenIds
+        | Annotated[list[_Text], Field(min_length=1, max_length=PROMPTS_MAX, fail_fast=True)]
         | Annotated[
-            list[Annotated[list[_TokenId], Field(min_length=1)]],
-            Field(min_length=1, max_length=PROMPTS_MAX),
+            list[_TokenIds],
+            Field(min_length=1, max_length=PROMPTS_MAX, fail_fast=True),
         ]
     ) = Field(
         description=f"a text, a list of token ids, or a list of at most {PROMPTS_MAX} of either"
@@ -210,11 +216,11 @@ class EmbeddingRequest(_Common):
 
     input: (
         _Text
-        | Annotated[list[_TokenId], Field(min_length=1)]
-        | Annotated[list[_Text], Field(min_length=1, max_length=INPUTS_MAX)]
+        | _TokenIds
+        | Annotated[list[_Text], Field(min_length=1, max_length=INPUTS_MAX, fail_fast=True)]
         | Annotated[
-            list[Annotated[list[_TokenId], Field(min_length=1)]],
-            Field(min_length=1, max_length=INPUTS_MAX),
+            list[_TokenIds],
+            Field(min_length=1, max_length=INPUTS_MAX, fail_fast=True),
         ]
     ) = Field(
         description=f"a text, a list of token ids, or a list of at most {INPUTS_MAX} of either"
@@ -278,6 +284,9 @@ def parse(schema: type[Parsed], body: Mapping[str, Any]) -> Parsed:
     Raises ApiError 400 naming the field.
     """
     known = schema.model_fields
+    count_keys(body, "body")
+    count_keys(body.get("stream_options"), "stream_options")
+    count_chat(body)
     kept = {}
     for name, value in body.items():
         if value is None or name in _ACCEPTED_UNUSED:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,9 +14,10 @@ from starlette.routing import Route
 
 from llmtaskpool_worker.disclosure import shown
 from llmtaskpool_worker.execution.pool import TaskPool
+from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.catalog import Catalog
+from llmtaskpool_worker.http_api.counting import count_keys
 from llmtaskpool_worker.http_api.errors import ApiError, blaming, from_validation, invalid
-from llmtaskpool_worker.http_api.limits import HttpLimits, read_json
 from llmtaskpool_worker.http_api.openai_api import generations
 from llmtaskpool_worker.http_api.openai_schema import (
     WEIGHT_HEADER,
@@ -98,7 +99,7 @@ class TaskRoutes:
         self,
         pool: TaskPool,
         catalog: Catalog,
-        limits: HttpLimits,
+        bodies: Bodies,
         *,
         heartbeat_seconds: float,
         clock: Callable[[], float],
@@ -106,7 +107,7 @@ class TaskRoutes:
     ) -> None:
         self._pool = pool
         self._catalog = catalog
-        self._limits = limits
+        self._bodies = bodies
         self._heartbeat_seconds = heartbeat_seconds
         self._clock = clock
         self._wall_clock = wall_clock
@@ -122,13 +123,10 @@ class TaskRoutes:
 
     async def submit(self, request: Request) -> Response:
         """POST /v1/tasks: 202 and where to look for it."""
-        body = await read_json(request, self._limits)
-        try:
-            task = TaskBody.model_validate({k: v for k, v in body.items() if v is not None})
-        except ValidationError as error:
-            raise from_validation(error, TaskBody) from None
+        task = await self._bodies.read(request, _task_of)
         wanted = await self._request_of(task, request)
         view = self._pool.submit(wanted)
+        self._bodies.give_back(request)
         shown_task = self.task_json(view) | {"durable": False, "note": DURABILITY}
         return answer(shown_task, 202, {"location": f"/v1/tasks/{view.id}"})
 
@@ -229,7 +227,7 @@ class TaskRoutes:
     def task_json(self, view: TaskView) -> dict[str, Any]:
         """A task as JSON; times are seconds since the epoch."""
         offset = self._wall_clock() - self._clock()
-        started, ended = view.started_at, view.ended_at
+        started, ended, expires = view.started_at, view.ended_at, view.result_expires_at
         error = view.error
         return {
             "id": view.id,
@@ -245,10 +243,20 @@ class TaskRoutes:
             "submitted_at": round(view.submitted_at + offset, 3),
             "started_at": None if started is None else round(started + offset, 3),
             "ended_at": None if ended is None else round(ended + offset, 3),
+            "result_expires_at": None if expires is None else round(expires + offset, 3),
             "result": None if view.result is None else _result_json(view.result),
             "error": None if error is None else {"code": error.code, "message": error.message},
             "labels": view.labels,
         }
+
+
+def _task_of(body: Mapping[str, Any]) -> TaskBody:
+    count_keys(body, "body")
+    count_keys(body.get("labels"), "labels")
+    try:
+        return TaskBody.model_validate({k: v for k, v in body.items() if v is not None})
+    except ValidationError as error:
+        raise from_validation(error, TaskBody) from None
 
 
 def _event_json(happened: TaskEvent) -> tuple[str, dict[str, Any]]:

@@ -23,11 +23,17 @@ class LaneLimits:
 
 @dataclass(frozen=True, slots=True)
 class ResultLimits:
-    """How long and how many ended tasks are kept for their owners to read."""
+    """How long and how many tasks' results are kept for their owners to fetch.
 
-    tasks: int = 10_000
+    ``ttl_seconds`` after its end while at most half of the room is taken, down to
+    ``ttl_least_seconds`` (brokers/retention.py); answers that were read at once can be looked at
+    for ``ttl_least_seconds`` more.
+    """
+
+    tasks: int = 50_000
     bytes: int = 64 * 1024 * 1024
     ttl_seconds: float = 600.0
+    ttl_least_seconds: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)

