@@ -33,6 +33,7 @@ from llmtaskpool_worker.assembly.settings import PREFIX, Settings
 from llmtaskpool_worker.calibration.command import calibrate_command
 from llmtaskpool_worker.contract import LaneName, LaneState, Phase, Totals, Work, WorkerState
 from llmtaskpool_worker.http_api.access import REQUEST_ID
+from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.control import ControlRoutes
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.http_api.metrics import Metrics
@@ -43,6 +44,7 @@ from llmtaskpool_worker.http_api.openai_schema import (
     CompletionRequest,
     EmbeddingRequest,
 )
+from llmtaskpool_worker.http_api.openapi import description_route
 from llmtaskpool_worker.http_api.server import Health
 from llmtaskpool_worker.http_api.tasks_api import IDEMPOTENCY_HEADER, TaskBody, TaskRoutes
 from prometheus_client.metrics import MetricWrapperBase
@@ -50,7 +52,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
 ROOT = Path(__file__).parents[1]
-_CODE = re.compile(r'(?:code=|Rejected\(|TaskError\(|HandlerError\(|_refuse\(\d+, )\s*"([a-z_]+)"')
+_CODE = re.compile(
+    r"(?:code=|Rejected\(|TaskError\(|HandlerError\(|(?:_refuse|refusal)\(\s*\d+,)"
+    r'\s*"([a-z_]+)"'
+)
 _EVENT = re.compile(r'"event": "([a-z_]+)"')
 _PAGE = re.compile(r'router\.add_get\("([^"]+)"')
 _VARIABLE = re.compile(r"LLMTASKPOOL_[A-Z][A-Z0-9_]*[A-Z0-9]")
@@ -121,15 +126,16 @@ def _fields(schema: dict[str, Any], path: str) -> Iterator[str]:
 
 def routes() -> list[str]:
     """``POST /v1/tasks data``: method, path and port."""
-    pool, catalog, nothing, limits = (cast("Any", None),) * 3 + (HttpLimits(),)
+    pool, catalog, nothing, bodies = (cast("Any", None),) * 3 + (Bodies(HttpLimits()),)
     data = [
         *Health(pool, nothing).routes(),
-        *OpenAIRoutes(pool, catalog, limits, heartbeat_seconds=1, wall_clock=float).routes(),
+        *OpenAIRoutes(pool, catalog, bodies, heartbeat_seconds=1, wall_clock=float).routes(),
         *TaskRoutes(
-            pool, catalog, limits, heartbeat_seconds=1, clock=float, wall_clock=float
+            pool, catalog, bodies, heartbeat_seconds=1, clock=float, wall_clock=float
         ).routes(),
     ]
-    ports = {"data": data, "control": ControlRoutes(pool, limits).routes()}
+    data.append(description_route(data))
+    ports = {"data": data, "control": ControlRoutes(pool, bodies).routes()}
     return [
         f"{method} {route.path} {port}"
         for port, found in ports.items()

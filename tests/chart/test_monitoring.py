@@ -132,6 +132,7 @@ def series(name: str, values: str, **labels: str) -> dict[str, str]:
 
 
 POOL = {"namespace": "a", "pool": "p"}
+POD = {**POOL, "pod": "w"}
 FLAT = "x40"
 CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]] = {
     # alert: (series under which it fires, series under which it doesn't)
@@ -204,6 +205,16 @@ CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]] = {
     "LLMTaskPoolWaitsLong": (
         [series("llmtaskpool_oldest_wait_seconds", f"700+0{FLAT}", lane="io", pod="w", **POOL)],
         [series("llmtaskpool_oldest_wait_seconds", f"300+0{FLAT}", lane="io", pod="w", **POOL)],
+    ),
+    "LLMTaskPoolLoopStalls": (
+        [
+            series("llmtaskpool_loop_lag_seconds_bucket", f"0+5900{FLAT}", le="0.05", **POD),
+            series("llmtaskpool_loop_lag_seconds_bucket", f"0+5920{FLAT}", le="+Inf", **POD),
+        ],
+        [
+            series("llmtaskpool_loop_lag_seconds_bucket", f"0+5999{FLAT}", le="0.05", **POD),
+            series("llmtaskpool_loop_lag_seconds_bucket", f"0+6000{FLAT}", le="+Inf", **POD),
+        ],
     ),
 }
 

@@ -163,6 +163,7 @@ def test_a_bad_pool_file_is_one_line_per_fault(tmp_path: Path):
         (["--model", "nonsense"], "--model 'nonsense'"),
         (["--min-replicas", "3", "--max-replicas", "2"], "--min-replicas 3"),
         (["--api-key-file", "/nowhere/keys"], "--api-key-file /nowhere/keys"),
+        (["--api-key-file", "/dev/null"], "--api-key-file /dev/null: it holds no key"),
         (["--pool", "/nowhere/pool.yaml"], "--pool /nowhere/pool.yaml"),
         (["--pool", "x.yaml", "--max-replicas", "2"], "--pool"),
     ],

@@ -186,3 +186,24 @@ class DrainAnswer(_Message):
     phase: Phase
     active: Count
     queued: Count
+
+
+def keys_in(text: str) -> list[str]:
+    """The keys of a file: one a line. Blank lines and lines that begin with ``#`` are none.
+
+    Raises ValueError when a line holds more than one word, or none is a key.
+    """
+    keys = []
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) > 1:
+            raise ValueError(
+                f"line {number} holds more than one word: put one key a line into it, and comments "
+                "on lines of their own that begin with #"
+            )
+        keys += words
+    if not keys:
+        raise ValueError("it holds no key: put one key a line into it, or unset it")
+    return keys

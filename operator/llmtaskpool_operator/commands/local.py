@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from llmtaskpool_worker.contract import keys_in
 
 from llmtaskpool_operator.api.manifest_file import BadPool, pool_from_file
 from llmtaskpool_operator.local.settings import (
@@ -116,15 +117,17 @@ def _replicas(low: int | None, high: int | None) -> tuple[int, int]:
 
 
 def _check_keys(path: Path) -> None:
+    problem = None
     try:
-        if path.read_text("utf-8").split():
-            return
-        problem = "there is no key in it: write one key a line"
+        keys_in(path.read_text("utf-8-sig"))
     except OSError as error:
         problem = f"{error.strerror}: name a file that can be read"
     except UnicodeDecodeError:
         problem = "it is not UTF-8 text: write one key a line"
-    _refuse([f"--api-key-file {path}: {problem}"])
+    except ValueError as error:
+        problem = str(error)
+    if problem is not None:
+        _refuse([f"--api-key-file {path}: {problem}"])
 
 
 def _refuse(faults: list[str] | tuple[str, ...]) -> NoReturn:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
+from llmtaskpool_worker.contract import keys_in
 from rich.console import Console
 from rich.text import Text
 
@@ -158,7 +159,7 @@ async def _demo(local: LocalPool, view: View) -> DemoReport:
 
 
 def _first_key(path: Path | None) -> str | None:
-    return path.read_text("utf-8").split()[0] if path is not None else None
+    return keys_in(path.read_text("utf-8-sig"))[0] if path is not None else None
 
 
 def how_to_call(local: LocalPool) -> Text:

@@ -98,7 +98,10 @@ def test_a_key_file_is_read_again_when_it_changes(tmp_path, monkeypatch):
         assert status("new") == 200
 
 
-@pytest.mark.parametrize("content", [None, "", " \n"])
+@pytest.mark.parametrize(
+    "content",
+    [None, "", " \n", "# none yet\n\n", "#commented-out-key\n", "key # of Ann\n", "a b\n"],
+)
 def test_a_key_file_without_a_key_is_an_error_at_the_start_and_not_an_open_server(
     tmp_path, content
 ):
@@ -113,3 +116,36 @@ def test_without_keys_every_request_passes():
     keys = Keys((), None, setting="X", clock=lambda: 0.0)
     assert keys.allow(None)
     assert not Keys((SecretStr("k"),), None, setting="X", clock=lambda: 0.0).allow(None)
+
+
+def test_a_key_is_a_line_and_words_of_comments_are_no_keys(tmp_path):
+    file = tmp_path / "keys"
+    file.write_bytes(
+        b"\xef\xbb\xbf# keys of team a, Ann's first\r\n\r\n  first  \r\n #second\nthird"
+    )
+    keys = Keys((), file, setting="X", clock=lambda: 0.0)
+    assert keys.allow("first")
+    assert keys.allow("third")
+    for word in ("#", "keys", "of", "team", "a,", "Ann's", "#second", "second", ""):
+        assert not keys.allow(word), word
+
+
+@pytest.mark.parametrize("content", ["# all gone\n", "new # of Ann\n", ""])
+def test_a_change_that_leaves_no_key_leaves_the_old_ones_and_is_told_once_in_the_log(
+    tmp_path, monkeypatch, caplog, content
+):
+    monkeypatch.setattr(auth, "REREAD_SECONDS", 0.0)
+    file = tmp_path / "keys"
+    file.write_text("old\n")
+    keys = Keys((), file, setting="LLMTASKPOOL_API_KEYS_FILE", clock=lambda: 0.0)
+    file.write_text(content)
+    for _ in range(3):
+        assert keys.allow("old")
+        assert not keys.allow("new")
+        assert not keys.allow("gone")
+    (told,) = [one for one in caplog.records if one.name == "llmtaskpool.keys"]
+    assert told.setting == "LLMTASKPOOL_API_KEYS_FILE"
+    assert "Ann" not in told.why
+    file.write_text("# mended\nnewest\n")
+    assert keys.allow("newest")
+    assert not keys.allow("old")

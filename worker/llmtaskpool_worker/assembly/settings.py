@@ -28,6 +28,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Size = Annotated[int, Field(ge=1)]
 
 
+_ORIGIN = re.compile(r"\*|https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
+
+
 class SettingsError(Exception):
     """A setting can't be used: the message names it, its value and the remedy."""
 
@@ -49,13 +52,22 @@ class Settings(BaseSettings):
         (), description="Keys that clients of the data port may use, separated by commas."
     )
     api_keys_file: Path | None = Field(
-        None, description="File with one such key per line; read again when it changes."
+        None,
+        description="File with one such key a line (lines that begin with # are none); read again "
+        "when it changes.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Origins of web pages whose scripts may call the data port, as "
+        "https://host[:port] or *, separated by commas; unset: none.",
     )
     control_tokens: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="Tokens for the control port, separated by commas."
     )
     control_tokens_file: Path | None = Field(
-        None, description="File with one such token per line; read again when it changes."
+        None,
+        description="File with one such token a line (lines that begin with # are none); read "
+        "again when it changes.",
     )
 
     models: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -142,7 +154,11 @@ class Settings(BaseSettings):
     max_json_depth: Annotated[int, Field(ge=1, le=150)] = Field(
         64, description="Deepest nesting of a JSON body."
     )
-    max_json_values: Size = Field(1_000_000, description="Most values in a JSON body.")
+    max_json_values: Size = Field(250_000, description="Most values in a JSON body.")
+    bodies_bytes: Size = Field(
+        256 * 1024 * 1024,
+        description="Memory that the bodies of all requests may take at one time; beyond, 503.",
+    )
     header_timeout_seconds: Positive = Field(
         10.0, description="A connection must send its request's head within this time."
     )
@@ -163,7 +179,27 @@ class Settings(BaseSettings):
     @field_validator("api_keys", "control_tokens", mode="before")
     @classmethod
     def _split_keys(cls, value: object) -> object:
-        return [k for k in re.split(r"[,\s]+", value) if k] if isinstance(value, str) else value
+        if not isinstance(value, str) or not value:
+            return value or ()
+        keys = [key for part in re.split(r"[,\n]", value) if (key := part.strip())]
+        if not keys:
+            raise ValueError("it holds no key: give one, or unset it")
+        if any(key.startswith("#") or len(key.split()) > 1 for key in keys):
+            raise ValueError("it holds a comment or two keys without a comma between them")
+        return keys
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        return [o for o in re.split(r"[,\s]+", value) if o] if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin[:80]!r} is no origin: a browser sends no path with it")
+        return value
 
     @field_validator("profiles", mode="before")
     @classmethod
@@ -226,6 +262,7 @@ class Settings(BaseSettings):
             header_seconds=self.header_timeout_seconds,
             body_bytes=self.max_body_bytes,
             body_seconds=self.body_timeout_seconds,
+            bodies_bytes=self.bodies_bytes,
             json_depth=self.max_json_depth,
             json_values=self.max_json_values,
             connections=self.max_connections,

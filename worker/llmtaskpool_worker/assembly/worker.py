@@ -32,6 +32,7 @@ from llmtaskpool_worker.execution.dispatcher import Dispatcher
 from llmtaskpool_worker.gpu import gpu_reader
 from llmtaskpool_worker.http_api.auth import Keys
 from llmtaskpool_worker.http_api.catalog import Catalog, Codec, Model
+from llmtaskpool_worker.http_api.loop_lag import watch_loop
 from llmtaskpool_worker.http_api.metrics import Metrics
 from llmtaskpool_worker.http_api.server import Clocks, HttpServer, control_app, data_app
 from llmtaskpool_worker.kinds.io import register_io_kinds
@@ -167,6 +168,7 @@ def build(
     engines: list[Engine] = []
     for spec in settings.model_specs():
         model = Model(spec.name, "embed" if spec.task == "embed" else "generate", created)
+        model.token_ids = spec.options.get("token_ids") is True
         models.append(model)
         engines.append(CataloguedEngine(make_engine(spec), model, codecs, load_codec, announce))
     catalog = Catalog(models)
@@ -186,6 +188,7 @@ def build(
         clocks,
         heartbeat_seconds=settings.heartbeat_seconds,
         leaving=leaving.is_set,
+        cors_origins=settings.cors_origins,
     )
     control = control_app(pool, tokens, limits)
     return Worker(
@@ -295,6 +298,7 @@ async def run_worker(worker: Worker, settings: Settings, announce: Announce) -> 
     announce({"event": "listening", "data_port": ports[0], "control_port": ports[1]})
     await worker.pool.start()
     telling = asyncio.create_task(_tell_phase(worker, announce))
+    watching = asyncio.create_task(watch_loop(worker.metrics.loop_was_late))
     try:
         await stopping.wait()
         announce({"event": "draining"})
@@ -303,6 +307,7 @@ async def run_worker(worker: Worker, settings: Settings, announce: Announce) -> 
         await worker.pool.stop(settings.grace_seconds)
     finally:
         telling.cancel()
+        watching.cancel()
         await asyncio.gather(worker.data.stop(), worker.control.stop())
     announce({"event": "stopped"})
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,10 +12,15 @@ from pydantic import SecretStr
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from llmtaskpool_worker.contract import keys_in
+from llmtaskpool_worker.http_api.crowd import KNOWN
 from llmtaskpool_worker.http_api.errors import ApiError
 
 REREAD_SECONDS = 5.0
 """A key file is looked at again after this long: a rotated Kubernetes secret needs no restart."""
+
+
+log = logging.getLogger("llmtaskpool.keys")
 
 
 class KeysUnreadable(Exception):
@@ -24,9 +30,10 @@ class KeysUnreadable(Exception):
 class Keys:
     """The keys that are valid now. Without any configured, every request passes.
 
-    ``fixed`` are keys from settings; ``file`` holds one key per line and is read again when it
-    changes. Raises KeysUnreadable at construction when ``file`` gives no key: failing then is
-    safer than serving openly.
+    ``fixed`` are keys from settings; ``file`` holds one key a line, as ``keys_in`` reads it, and is
+    read again when it changes. Raises KeysUnreadable at construction when ``file`` gives no key:
+    failing then is safer than serving openly. A change that can't be used leaves the keys as they
+    were, and is logged.
     """
 
     def __init__(
@@ -39,17 +46,16 @@ class Keys:
     ) -> None:
         self._fixed = frozenset(_digest(key.get_secret_value()) for key in fixed)
         self._file = file
+        self._setting = setting
         self._clock = clock
         self._from_file: frozenset[bytes] = frozenset()
         self._stamp: tuple[int, int] | None = None
+        self._told = ""
         self._next_look = 0.0
         if file is not None:
             self._look(clock())
             if not self._from_file:
-                raise KeysUnreadable(
-                    f"{setting} names a file that can't be read or holds no key: "
-                    "put one key per line into it, or unset it"
-                )
+                raise KeysUnreadable(f"{setting} {self._told}")
 
     def required(self) -> bool:
         """Whether a request needs a key at all."""
@@ -79,12 +85,19 @@ class Keys:
             stamp = (stat.st_mtime_ns, stat.st_size)
             if stamp == self._stamp:
                 return
-            lines = self._file.read_text(encoding="utf-8").split()
+            keys = keys_in(self._file.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError):
-            return
-        if lines:
-            self._from_file = frozenset(map(_digest, lines))
-            self._stamp = stamp
+            self._refuse("names a file that can't be read: put one key a line into it, or unset it")
+        except ValueError as error:
+            self._refuse(f"names a file that can't be used: {error}")
+        else:
+            self._from_file = frozenset(map(_digest, keys))
+            self._stamp, self._told = stamp, ""
+
+    def _refuse(self, reason: str) -> None:
+        if self._from_file and reason != self._told:
+            log.warning("keys left as they were", extra={"setting": self._setting, "why": reason})
+        self._told = reason
 
 
 def _digest(key: str) -> bytes:
@@ -101,8 +114,13 @@ class RequireKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
-        passes = scope["path"] in self._open or self._keys.allow(_bearer(Headers(scope=scope)))
+        is_open = scope["path"] in self._open
+        passes = is_open or self._keys.allow(_bearer(Headers(scope=scope)))
         if passes:
+            if not is_open:
+                is_known = scope.get("extensions", {}).get(KNOWN)
+                if is_known is not None:
+                    is_known()
             await self._app(scope, receive, send)
             return
         await _REFUSED.response()(scope, receive, send)

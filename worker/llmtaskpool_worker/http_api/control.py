@@ -18,8 +18,8 @@ from llmtaskpool_worker.contract import (
     ThreadsRequest,
 )
 from llmtaskpool_worker.execution.pool import StaleGeneration, TaskPool
+from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.errors import ApiError, from_validation
-from llmtaskpool_worker.http_api.limits import HttpLimits, read_json
 
 Message = TypeVar("Message", bound=BaseModel)
 
@@ -27,9 +27,9 @@ Message = TypeVar("Message", bound=BaseModel)
 class ControlRoutes:
     """Handlers over a pool; ``routes`` lists them."""
 
-    def __init__(self, pool: TaskPool, limits: HttpLimits) -> None:
+    def __init__(self, pool: TaskPool, bodies: Bodies) -> None:
         self._pool = pool
-        self._limits = limits
+        self._bodies = bodies
 
     def routes(self) -> list[Route]:
         """For starlette."""
@@ -45,7 +45,7 @@ class ControlRoutes:
 
     async def threads(self, request: Request) -> Response:
         """PUT /control/v1/threads: 409 for a generation below the one in force."""
-        wanted = _parse(ThreadsRequest, await read_json(request, self._limits))
+        wanted = await self._bodies.read(request, lambda body: _parse(ThreadsRequest, body))
         try:
             return _compact(self._pool.set_threads(wanted.generation, wanted.threads))
         except StaleGeneration as stale:
@@ -62,8 +62,12 @@ class ControlRoutes:
         empty = request.headers.get("content-length", "0") == "0" and (
             "transfer-encoding" not in request.headers
         )
-        body = {} if empty else await read_json(request, self._limits)
-        return _compact(self._pool.drain(_parse(DrainRequest, body).budget_seconds))
+        wanted = (
+            DrainRequest()
+            if empty
+            else await self._bodies.read(request, lambda body: _parse(DrainRequest, body))
+        )
+        return _compact(self._pool.drain(wanted.budget_seconds))
 
 
 def _parse(schema: type[Message], body: Mapping[str, Any]) -> Message:

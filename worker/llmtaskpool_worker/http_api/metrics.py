@@ -24,6 +24,8 @@ OTHER_KIND = "other"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
+_LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
 
 class _StateCollector:
     """Turns one WorkerState into samples, at each scrape."""
@@ -191,7 +193,17 @@ class Metrics:
             ("direction",),
             registry=self.registry,
         )
+        self._loop_lag = Histogram(
+            "llmtaskpool_loop_lag_seconds",
+            "How late the event loop was for a turn that was due, asked for every 10 ms",
+            buckets=_LAG_BUCKETS,
+            registry=self.registry,
+        )
         self._kinds: set[str] = set()
+
+    def loop_was_late(self, seconds: float) -> None:
+        """Count one tick of ``watch_loop``."""
+        self._loop_lag.observe(seconds)
 
     def task_ended(self, view: TaskView) -> None:
         """Count one task in the histograms and its tokens."""

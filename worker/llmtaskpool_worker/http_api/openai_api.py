@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,16 +14,16 @@ from starlette.routing import Route
 
 from llmtaskpool_worker.execution.pool import TaskPool
 from llmtaskpool_worker.execution.submitting import Batch, merged_events
+from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.catalog import Catalog, Model
 from llmtaskpool_worker.http_api.errors import ANSWERED, as_answer, invalid
-from llmtaskpool_worker.http_api.limits import HttpLimits, read_json
 from llmtaskpool_worker.http_api.openai_answers import ChatShape, CompletionShape, Shape
 from llmtaskpool_worker.http_api.openai_schema import (
     WEIGHT_HEADER,
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
-    as_list,
+    named,
     parse,
     weight_of,
 )
@@ -47,14 +48,14 @@ class OpenAIRoutes:
         self,
         pool: TaskPool,
         catalog: Catalog,
-        limits: HttpLimits,
+        bodies: Bodies,
         *,
         heartbeat_seconds: float,
         wall_clock: Callable[[], float],
     ) -> None:
         self._pool = pool
         self._catalog = catalog
-        self._limits = limits
+        self._bodies = bodies
         self._heartbeat_seconds = heartbeat_seconds
         self._wall_clock = wall_clock
 
@@ -78,7 +79,7 @@ class OpenAIRoutes:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        body = parse(ChatRequest, await read_json(request, self._limits))
+        body = await self._bodies.read(request, partial(parse, ChatRequest))
         model = self._catalog.get(body.model, "generate")
         prompt = await model.encode_chat([message.as_template() for message in body.messages])
         tasks = generations("chat", body, model, [prompt], _header(request))
@@ -86,9 +87,9 @@ class OpenAIRoutes:
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        body = parse(CompletionRequest, await read_json(request, self._limits))
+        body = await self._bodies.read(request, partial(parse, CompletionRequest))
         model = self._catalog.get(body.model, "generate")
-        prompts = [await model.encode(one, "prompt") for one in as_list(body.prompt)]
+        prompts = [await model.encode(one, field) for field, one in named("prompt", body.prompt)]
         tasks = generations("generate", body, model, prompts, _header(request))
         return await self._generate(request, body, model, tasks, CompletionShape)
 
@@ -103,12 +104,15 @@ class OpenAIRoutes:
         batch = Batch(self._pool)
         try:
             first = batch.submit_all(tasks)
+            self._bodies.give_back(request)
             shape = shape_of(
                 task_id=first.id,
                 created=int(self._wall_clock()),
                 model=model,
                 service_tier=body.service_tier,
                 with_logprobs=body.alternatives() is not None,
+                prompt_tokens=[_prompt_tokens(task) for task in tasks],
+                chunk_usage=_chunk_usage(body),
             )
             if not body.stream:
                 views = await while_connected(request.receive, batch.results())
@@ -149,7 +153,7 @@ class OpenAIRoutes:
 
     async def embeddings(self, request: Request) -> Response:
         """POST /v1/embeddings."""
-        body = parse(EmbeddingRequest, await read_json(request, self._limits))
+        body = await self._bodies.read(request, partial(parse, EmbeddingRequest))
         model = self._catalog.get(body.model, "embed")
         if body.dimensions is not None and body.dimensions != model.dimensions:
             raise invalid(
@@ -158,7 +162,7 @@ class OpenAIRoutes:
                 "Leave it out.",
                 code="unsupported_value",
             )
-        inputs = [await model.encode(one, "input") for one in as_list(body.input)]
+        inputs = [await model.encode(one, field) for field, one in named("input", body.input)]
         weight = weight_of(body, _header(request))
         tasks = [
             TaskRequest(
@@ -202,11 +206,12 @@ def generations(
     """One task per prompt and choice, in OpenAI's order: all choices of a prompt together."""
     weight = weight_of(body, weight_header)
     field, wanted = body.wanted_tokens()
+    of = "messages" if kind == "chat" else "prompt"
     if wanted is None and kind == "generate":
         wanted = _COMPLETION_TOKENS
-        bounds = [min(wanted, model.max_tokens(field, None, len(p))) for p in prompts]
+        bounds = [min(wanted, model.max_tokens(field, None, len(p), of)) for p in prompts]
     else:
-        bounds = [model.max_tokens(field, wanted, len(p)) for p in prompts]
+        bounds = [model.max_tokens(field, wanted, len(p), of) for p in prompts]
     return [
         TaskRequest(
             kind=kind,
@@ -247,6 +252,17 @@ async def _chunks(batch: Batch, shape: Shape) -> AsyncIterator[list[dict[str, An
             opened = True
             chunks = shape.opening(batch.size) + chunks
         yield chunks
+
+
+def _prompt_tokens(task: TaskRequest) -> int:
+    return len(task.payload.prompt) if isinstance(task.payload, Generate) else 0
+
+
+def _chunk_usage(body: ChatRequest | CompletionRequest) -> Literal["none", "null", "so far"]:
+    options = body.stream_options
+    if options is None or not options.include_usage:
+        return "none"
+    return "so far" if options.continuous_usage_stats else "null"
 
 
 async def _first(frames: AsyncIterator[bytes]) -> bytes:

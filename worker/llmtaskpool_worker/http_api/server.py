@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import uvicorn
 from starlette.applications import Starlette
@@ -21,14 +21,22 @@ from llmtaskpool_worker.execution.pool import TaskPool
 from llmtaskpool_worker.http_api import metrics as metrics_page
 from llmtaskpool_worker.http_api.access import Access
 from llmtaskpool_worker.http_api.auth import Keys, RequireKey
+from llmtaskpool_worker.http_api.bodies import Bodies, GiveBack
+from llmtaskpool_worker.http_api.browsers import Cors
 from llmtaskpool_worker.http_api.catalog import Catalog
+from llmtaskpool_worker.http_api.connections import guarded_protocol
 from llmtaskpool_worker.http_api.control import ControlRoutes
 from llmtaskpool_worker.http_api.errors import ANSWERED, ApiError, answer_error
-from llmtaskpool_worker.http_api.limits import HttpLimits, guarded_protocol
+from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.http_api.metrics import Metrics
 from llmtaskpool_worker.http_api.openai_api import OpenAIRoutes
+from llmtaskpool_worker.http_api.openapi import description_route
+from llmtaskpool_worker.http_api.route_hints import hint
 from llmtaskpool_worker.http_api.sse import answer
 from llmtaskpool_worker.http_api.tasks_api import TaskRoutes
+
+CONTROL_BODY_BYTES = 64 * 1024
+"""Bodies of the control routes are a few numbers, and have room of their own."""
 
 CLOSE_SECONDS = 5
 """After the drain, answers that are being written get so long to leave."""
@@ -90,7 +98,8 @@ async def _answer_http(request: Request, error: Exception) -> Response:
         message = f"{request.method} is not allowed on this route: use {allowed}."
         wrong = ApiError(405, message, code="method_not_allowed")
     else:
-        wrong = ApiError(error.status_code, "There is no such route here.", code="unknown_route")
+        message = "There is no such route here." + hint(request.url.path)
+        wrong = ApiError(error.status_code, message, code="unknown_route")
     response = wrong.response()
     response.headers.update(error.headers or {})
     return response
@@ -107,7 +116,7 @@ def _assemble(
         exception_handlers=dict.fromkeys(ANSWERED, answer_error) | {HTTPException: _answer_http},
     )
     app.router.redirect_slashes = False
-    return Access(RequireKey(app, keys, open_routes), leaving)
+    return Access(RequireKey(GiveBack(app), keys, open_routes), leaving)
 
 
 def data_app(
@@ -120,30 +129,36 @@ def data_app(
     *,
     heartbeat_seconds: float,
     leaving: Callable[[], bool] = lambda: False,
+    cors_origins: tuple[str, ...] = (),
 ) -> ASGIApp:
     """What the data port serves: OpenAI, tasks and the open routes.
 
     Once it is ``leaving`` it is unready and closes connections after their answers. A silent
-    stream sends a comment every ``heartbeat_seconds``.
+    stream sends a comment every ``heartbeat_seconds``. Scripts of pages from ``cors_origins`` may
+    call it.
     """
+    bodies = Bodies(limits)
     openai = OpenAIRoutes(
-        pool, catalog, limits, heartbeat_seconds=heartbeat_seconds, wall_clock=clocks.wall
+        pool, catalog, bodies, heartbeat_seconds=heartbeat_seconds, wall_clock=clocks.wall
     )
     tasks = TaskRoutes(
         pool,
         catalog,
-        limits,
+        bodies,
         heartbeat_seconds=heartbeat_seconds,
         clock=clocks.monotonic,
         wall_clock=clocks.wall,
     )
     routes = Health(pool, metrics, leaving).routes() + openai.routes() + tasks.routes()
-    return _assemble(routes, keys, OPEN_ROUTES, leaving)
+    routes.append(description_route(routes))
+    app = _assemble(routes, keys, OPEN_ROUTES, leaving)
+    return Cors(app, cors_origins) if cors_origins else app
 
 
 def control_app(pool: TaskPool, tokens: Keys, limits: HttpLimits) -> ASGIApp:
     """What the control port serves; no route of it is open."""
-    return _assemble(ControlRoutes(pool, limits).routes(), tokens, frozenset())
+    few = replace(limits, body_bytes=min(limits.body_bytes, CONTROL_BODY_BYTES))
+    return _assemble(ControlRoutes(pool, Bodies(few)).routes(), tokens, frozenset())
 
 
 class _Server(uvicorn.Server):
@@ -173,14 +188,13 @@ class HttpServer:
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http=guarded_protocol(limits),
+                http=guarded_protocol(limits, keep_alive_seconds),
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                timeout_keep_alive=max(1, round(keep_alive_seconds)),
                 timeout_graceful_shutdown=CLOSE_SECONDS,
             )
         )

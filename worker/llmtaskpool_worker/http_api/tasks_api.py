@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,9 +14,11 @@ from starlette.routing import Route
 
 from llmtaskpool_worker.disclosure import shown
 from llmtaskpool_worker.execution.pool import TaskPool
+from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.catalog import Catalog
+from llmtaskpool_worker.http_api.counting import count_keys
 from llmtaskpool_worker.http_api.errors import ApiError, blaming, from_validation, invalid
-from llmtaskpool_worker.http_api.limits import HttpLimits, read_json
+from llmtaskpool_worker.http_api.long_text import with_texts_encoded
 from llmtaskpool_worker.http_api.openai_api import generations
 from llmtaskpool_worker.http_api.openai_schema import (
     WEIGHT_HEADER,
@@ -98,7 +100,7 @@ class TaskRoutes:
         self,
         pool: TaskPool,
         catalog: Catalog,
-        limits: HttpLimits,
+        bodies: Bodies,
         *,
         heartbeat_seconds: float,
         clock: Callable[[], float],
@@ -106,7 +108,7 @@ class TaskRoutes:
     ) -> None:
         self._pool = pool
         self._catalog = catalog
-        self._limits = limits
+        self._bodies = bodies
         self._heartbeat_seconds = heartbeat_seconds
         self._clock = clock
         self._wall_clock = wall_clock
@@ -122,13 +124,10 @@ class TaskRoutes:
 
     async def submit(self, request: Request) -> Response:
         """POST /v1/tasks: 202 and where to look for it."""
-        body = await read_json(request, self._limits)
-        try:
-            task = TaskBody.model_validate({k: v for k, v in body.items() if v is not None})
-        except ValidationError as error:
-            raise from_validation(error, TaskBody) from None
+        task = await self._bodies.read(request, _task_of)
         wanted = await self._request_of(task, request)
         view = self._pool.submit(wanted)
+        self._bodies.give_back(request)
         shown_task = self.task_json(view) | {"durable": False, "note": DURABILITY}
         return answer(shown_task, 202, {"location": f"/v1/tasks/{view.id}"})
 
@@ -193,7 +192,7 @@ class TaskRoutes:
                     view = await while_connected(request.receive, self._pool.wait(view.id))
             except TimeoutError:
                 view = self._pool.get(view.id) or view
-        return answer(self.task_json(view))
+        return answer(await with_texts_encoded(self.task_json(view)))
 
     async def cancel(self, request: Request) -> Response:
         """DELETE /v1/tasks/{id}: cancels what has not ended."""
@@ -218,7 +217,8 @@ class TaskRoutes:
             number += 1
         view = self._pool.get(task_id)
         if view is not None:
-            yield event(encode(self.task_json(view)), name="end", number=number)
+            task = await with_texts_encoded(self.task_json(view))
+            yield event(encode(task), name="end", number=number)
 
     def _view(self, request: Request) -> TaskView:
         view = self._pool.get(request.path_params["id"])
@@ -250,6 +250,15 @@ class TaskRoutes:
             "error": None if error is None else {"code": error.code, "message": error.message},
             "labels": view.labels,
         }
+
+
+def _task_of(body: Mapping[str, Any]) -> TaskBody:
+    count_keys(body, "body")
+    count_keys(body.get("labels"), "labels")
+    try:
+        return TaskBody.model_validate({k: v for k, v in body.items() if v is not None})
+    except ValidationError as error:
+        raise from_validation(error, TaskBody) from None
 
 
 def _event_json(happened: TaskEvent) -> tuple[str, dict[str, Any]]:
