@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -27,7 +28,14 @@ from llmtaskpool_worker.http_api.openai_schema import (
     parse,
     weight_of,
 )
-from llmtaskpool_worker.http_api.sse import EventStream, answer, encode, event, while_connected
+from llmtaskpool_worker.http_api.sse import (
+    EventStream,
+    Pieces,
+    answer,
+    encode,
+    event,
+    while_connected,
+)
 from llmtaskpool_worker.scheduling.task import (
     Embed,
     Embedded,
@@ -83,6 +91,7 @@ class OpenAIRoutes:
         model = self._catalog.get(body.model, "generate")
         prompt = await model.encode_chat([message.as_template() for message in body.messages])
         tasks = generations("chat", body, model, [prompt], _header(request))
+        body = body.model_copy(update={"messages": []})  # not kept for as long as it is answered
         return await self._generate(request, body, model, tasks, ChatShape)
 
     async def completions(self, request: Request) -> Response:
@@ -91,6 +100,7 @@ class OpenAIRoutes:
         model = self._catalog.get(body.model, "generate")
         prompts = [await model.encode(one, "prompt") for one in as_list(body.prompt)]
         tasks = generations("generate", body, model, prompts, _header(request))
+        body = body.model_copy(update={"prompt": ""})  # as in a chat
         return await self._generate(request, body, model, tasks, CompletionShape)
 
     async def _generate(
@@ -180,18 +190,17 @@ class OpenAIRoutes:
             batch.cancel()
         results = [view.result for view in views if isinstance(view.result, Embedded)]
         prompt_tokens = sum(result.prompt_tokens for result in results)
-        data = [
-            {"object": "embedding", "index": index, "embedding": _vector(result, body)}
-            for index, result in enumerate(results)
-        ]
-        return answer(
-            {
-                "object": "list",
-                "model": model.name,
-                "data": data,
-                "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens},
-            }
-        )
+        data = []
+        for index, result in enumerate(results):
+            one = {"object": "embedding", "index": index, "embedding": _vector(result, body)}
+            data.append(encode(one))
+            await asyncio.sleep(0)
+        around = {
+            "object": "list",
+            "model": model.name,
+            "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens},
+        }
+        return Pieces(around, "data", data)
 
 
 def generations(
