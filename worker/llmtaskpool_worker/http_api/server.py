@@ -31,6 +31,7 @@ from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.http_api.metrics import Metrics
 from llmtaskpool_worker.http_api.openai_api import OpenAIRoutes
 from llmtaskpool_worker.http_api.openapi import description_route
+from llmtaskpool_worker.http_api.route_hints import hint
 from llmtaskpool_worker.http_api.sse import answer
 from llmtaskpool_worker.http_api.tasks_api import TaskRoutes
 
@@ -91,7 +92,8 @@ async def _answer_http(request: Request, error: Exception) -> Response:
         message = f"{request.method} is not allowed on this route: use {allowed}."
         wrong = ApiError(405, message, code="method_not_allowed")
     else:
-        wrong = ApiError(error.status_code, "There is no such route here.", code="unknown_route")
+        message = "There is no such route here." + hint(request.url.path)
+        wrong = ApiError(error.status_code, message, code="unknown_route")
     response = wrong.response()
     response.headers.update(error.headers or {})
     return response
