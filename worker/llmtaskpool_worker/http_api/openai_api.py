@@ -87,9 +87,10 @@ class OpenAIRoutes:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        body = await self._bodies.read(request, partial(parse, ChatRequest))
+        body, messages = await self._bodies.read(request, chat_of)
         model = self._catalog.get(body.model, "generate")
-        prompt = await model.encode_chat([message.as_template() for message in body.messages])
+        prompt = await model.encode_chat(messages)
+        del messages
         tasks = generations("chat", body, model, [prompt], _header(request))
         body = body.model_copy(update={"messages": []})  # not kept for as long as it is answered
         return await self._generate(request, body, model, tasks, ChatShape)
@@ -127,7 +128,10 @@ class OpenAIRoutes:
             if not body.stream:
                 views = await while_connected(request.receive, batch.results())
                 results = [view.result for view in views]
-                return answer(shape.whole([r for r in results if isinstance(r, Generated)], body.n))
+                generated = [r for r in results if isinstance(r, Generated)]
+                if body.alternatives() is None:
+                    return answer(shape.whole(generated, body.n))
+                return await asyncio.to_thread(_in_pieces, shape, generated, body.n)
             frames = self._frames(batch, shape, body)
             # Until a task runs, its failure can still be told by a status code.
             head = await while_connected(request.receive, _first(frames))
@@ -243,6 +247,19 @@ def generations(
 
 _COMPLETION_TOKENS = 16
 """OpenAI's default of max_tokens for /v1/completions."""
+
+
+def chat_of(given: dict[str, Any]) -> tuple[ChatRequest, list[dict[str, Any]]]:
+    """A checked chat, and its messages as a template wants them. Raises ApiError 400."""
+    body = parse(ChatRequest, given)
+    return body, [message.as_template() for message in body.messages]
+
+
+def _in_pieces(shape: Shape, results: Sequence[Generated], choices: int) -> Response:
+    """An answer with log-probabilities, which is some hundred times its text, made in a thread."""
+    whole = shape.whole(results, choices)
+    each = [encode(choice) for choice in whole.pop("choices")]
+    return Pieces(whole, "choices", each)
 
 
 async def _chunks(batch: Batch, shape: Shape) -> AsyncIterator[list[dict[str, Any]]]:
