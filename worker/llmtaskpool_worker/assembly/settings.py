@@ -152,7 +152,7 @@ class Settings(BaseSettings):
     max_json_depth: Annotated[int, Field(ge=1, le=150)] = Field(
         64, description="Deepest nesting of a JSON body."
     )
-    max_json_values: Size = Field(250_000, description="Most values in a JSON body.")
+    max_json_values: Size = Field(100_000, description="Most values in a JSON body.")
     bodies_bytes: Size = Field(
         256 * 1024 * 1024,
         description="Memory that the bodies of all requests may take at one time; beyond, 503.",
