@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llmtaskpool_worker.contract import LaneName
+from llmtaskpool_worker.scheduling.preemption import Preemption
 from llmtaskpool_worker.scheduling.priority import QueuePolicy
 
 
@@ -57,6 +58,7 @@ class Limits:
     stall_kill_seconds: float = 120.0
     trim_idle_seconds: float = 30.0
     tpot_slo_seconds: float | None = None
+    preemption: Preemption = field(default_factory=Preemption)
     results: ResultLimits = field(default_factory=ResultLimits)
 
     def lane(self, name: LaneName) -> LaneLimits:
