@@ -80,6 +80,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     max_threads: int
     """Slots that memory holds."""
     embedding_dimensions: int | None = None
+    cpu_threads: int = 1
+    """Threads that it computes with on the CPU; 1 with an accelerator."""
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True):
@@ -109,6 +111,8 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     finished: list[Finished]
     kv_tokens_used: int = 0
     kv_tokens_total: int = 0
+    cpu_seconds: float = 0.0
+    """Of all threads of the engine's process during the step; 0: not measured."""
 
 
 class Vector(msgspec.Struct, frozen=True, tag="vector"):

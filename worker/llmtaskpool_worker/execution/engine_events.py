@@ -73,6 +73,7 @@ class EngineEvents:
             case Ready():
                 slots.ready, slots.was_ready, slots.trouble = happened, True, None
                 slots.idle_since = self._clock()
+                slots.unhindered.threads = happened.cpu_threads
                 self._cost.model(slots.name).resize(happened.max_threads)
                 self._became_ready(slots)
             case LoadFailed(message=message, retrying_in_seconds=None):
@@ -89,9 +90,12 @@ class EngineEvents:
         slots.steps += 1
         slots.progress_at = self._clock()
         slots.kv_used, slots.kv_total = step.kv_tokens_used, step.kv_tokens_total
+        own = slots.unhindered.own_seconds(step.decode_batch, step.seconds, step.cpu_seconds)
         if slots.guard is not None and step.decode_batch:
-            slots.guard.observe(step.seconds)
-        self._cost.observe_step(slots.name, step.decode_batch, step.prefill_tokens, step.seconds)
+            slots.guard.observe(own)
+        self._cost.observe_step(
+            slots.name, step.decode_batch, step.prefill_tokens, step.seconds, own
+        )
         for token in step.tokens:
             task = self._ledger.active.get(slots.in_flight.get(token.id, ""))
             if task is not None:
