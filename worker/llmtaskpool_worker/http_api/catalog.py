@@ -83,7 +83,8 @@ class Model:
         if not isinstance(value, str):
             if not self.token_ids:
                 raise self._foreign_ids(field)
-            self._checked(tuple(value), field)
+            await asyncio.sleep(0)  # as for texts
+            self._checked(value, field)
             return self._fitting(codec.complete(value), field)
         self._may_fit(len(value), field)
         tokens = await _off_loop(len(value), lambda: codec.encode_document(value))
