@@ -44,6 +44,7 @@ from llmtaskpool_worker.http_api.openai_schema import (
     CompletionRequest,
     EmbeddingRequest,
 )
+from llmtaskpool_worker.http_api.openapi import description_route
 from llmtaskpool_worker.http_api.server import Health
 from llmtaskpool_worker.http_api.tasks_api import IDEMPOTENCY_HEADER, TaskBody, TaskRoutes
 from prometheus_client.metrics import MetricWrapperBase
@@ -130,6 +131,7 @@ def routes() -> list[str]:
             pool, catalog, bodies, heartbeat_seconds=1, clock=float, wall_clock=float
         ).routes(),
     ]
+    data.append(description_route(data))
     ports = {"data": data, "control": ControlRoutes(pool, bodies).routes()}
     return [
         f"{method} {route.path} {port}"

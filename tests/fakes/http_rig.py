@@ -149,7 +149,16 @@ def serving(make_pool=FakePool, **chosen):
         keys, tokens = keys_of(settings, clocks.monotonic)
         limits, keep_alive = settings.http_limits(), settings.keep_alive_seconds
         beat = settings.heartbeat_seconds
-        app = data_app(pool, catalog, metrics, keys, limits, clocks, heartbeat_seconds=beat)
+        app = data_app(
+            pool,
+            catalog,
+            metrics,
+            keys,
+            limits,
+            clocks,
+            heartbeat_seconds=beat,
+            cors_origins=settings.cors_origins,
+        )
         data = HttpServer(app, settings.host, 0, limits, keep_alive)
         app = control_app(pool, tokens, limits)
         control = HttpServer(app, settings.control_host, 0, limits, keep_alive)

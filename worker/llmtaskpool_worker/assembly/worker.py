@@ -176,6 +176,7 @@ def build(
         clocks,
         heartbeat_seconds=settings.heartbeat_seconds,
         leaving=leaving.is_set,
+        cors_origins=settings.cors_origins,
     )
     control = control_app(pool, tokens, limits)
     return Worker(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -170,6 +171,10 @@ class Model:
         return wanted or room
 
 
+_TOKENIZING = ThreadPoolExecutor(max_workers=4, thread_name_prefix="tokenize")
+"""Of its own: asyncio's default executor is full when handlers or files fill it."""
+
+
 def _requested(field: str, prompt: int, completion: int) -> str:
     return (
         f"you requested {prompt + completion} tokens ({prompt} in the {field}, {completion} in "
@@ -188,7 +193,7 @@ def _letters(value: Any) -> int:
 
 async def _off_loop(letters: int, encode: Callable[[], list[int]]) -> list[int]:
     if letters > BIG_TEXT:
-        return await asyncio.to_thread(encode)
+        return await asyncio.get_running_loop().run_in_executor(_TOKENIZING, encode)
     await asyncio.sleep(0)  # between the many texts of one request others have their turn
     return encode()
 

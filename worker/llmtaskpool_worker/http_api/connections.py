@@ -28,18 +28,14 @@ the event loop parses at most ``TURN_BYTES``, so that others have their turns.
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Callable
 from enum import Enum, auto
-from http import HTTPStatus
-from typing import Any, cast
+from typing import cast
 
-import msgspec
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from llmtaskpool_worker.http_api.crowd import KNOWN, Crowd
 from llmtaskpool_worker.http_api.errors import ApiError
+from llmtaskpool_worker.http_api.flow import Flow, LingeringTransport, body_length, watch_peer
 from llmtaskpool_worker.http_api.limits import HttpLimits
 
 FRAMING_PER_BYTE = 8
@@ -92,60 +88,6 @@ def guarded_protocol(limits: HttpLimits, keep_alive_seconds: float = 30.0) -> ty
     return type("GuardedProtocol", (GuardedProtocol,), own)
 
 
-class _Flow(FlowControl):
-    """Reading stops while a body is not taken (uvicorn's wish) or too much waits (ours)."""
-
-    def __init__(self, transport: asyncio.Transport, go_on: Callable[[], None]) -> None:
-        super().__init__(transport)
-        self._go_on = go_on
-        self._too_much = False
-        self._stopped = False
-
-    def pause_reading(self) -> None:
-        self.read_paused = True
-        self._apply()
-
-    def resume_reading(self) -> None:
-        if self.read_paused:
-            self.read_paused = False
-            self._apply()
-            self._go_on()
-
-    def hold(self, too_much: bool) -> None:
-        self._too_much = too_much
-        self._apply()
-
-    def _apply(self) -> None:
-        stop = self.read_paused or self._too_much
-        if stop != self._stopped:
-            self._stopped = stop
-            if stop:
-                self._transport.pause_reading()
-            else:
-                self._transport.resume_reading()
-
-
-class _LingeringTransport:
-    """A transport whose ``close`` is the protocol's: what uvicorn closes, lingers."""
-
-    def __init__(self, transport: asyncio.Transport, protocol: GuardedProtocol) -> None:
-        self._transport = transport
-        self._protocol = protocol
-
-    def close(self) -> None:
-        self._protocol.finish()
-
-    def is_closing(self) -> bool:
-        return self._protocol.is_over() or self._transport.is_closing()
-
-    def write(self, data: bytes) -> None:
-        if not self.is_closing():
-            self._transport.write(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-
 class GuardedProtocol(HttpToolsProtocol):
     """uvicorn's httptools protocol with the states and bounds of this module.
 
@@ -177,9 +119,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._socket = transport
         if hasattr(transport, "max_size"):
             transport.max_size = READ_BYTES  # asyncio's own reads 256 KiB at once
-        super().connection_made(cast("asyncio.Transport", _LingeringTransport(transport, self)))
-        self.flow: _Flow = _Flow(transport, self._go_on_soon)
-        _watch_peer(transport, self.limits.unread_seconds)
+        super().connection_made(cast("asyncio.Transport", LingeringTransport(transport, self)))
+        self.flow: Flow = Flow(transport, self._go_on_soon)
+        watch_peer(transport, self.limits.unread_seconds)
         self._state = State.WAITING
         if len(self.connections) > self.limits.connections:
             victim = self.crowd.victim(self.loop.time())
@@ -270,7 +212,8 @@ class GuardedProtocol(HttpToolsProtocol):
                 return
         if self._at >= len(self._data):
             self._data, self._at = b"", 0
-        self.flow.hold(self._later is not None or len(self._data) - self._at > AHEAD_BYTES)
+        waiting = len(self._data) - self._at
+        self.flow.hold(too_much=self._later is not None or waiting > AHEAD_BYTES)
 
     def _must_wait(self) -> bool:
         return self._state is State.ANSWERING or self.flow.read_paused
@@ -330,7 +273,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is in: the request begins to be answered."""
-        self._body_left = _body_length(self.headers)
+        self._body_left = body_length(self.headers)
         self.scope["extensions"] = {KNOWN: self._is_known}  # type: ignore[dict-item]
         self._enter(State.BODY, self.limits.body_seconds + 1.0)
         super().on_headers_complete()
@@ -402,13 +345,6 @@ class GuardedProtocol(HttpToolsProtocol):
         error = ApiError(
             status, message, code=code, retry_after_seconds=retry_after_seconds, close=True
         )
-        body = msgspec.json.encode(error.body())
-        lines = [
-            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
-            "content-type: application/json",
-            f"content-length: {len(body)}",
-            *(f"{name}: {value}" for name, value in error.headers().items()),
-        ]
         if self._state is State.BODY:
             if self.cycle.response_started:
                 self.cut_off()  # half an answer is out: a second one must not follow
@@ -416,7 +352,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self._state is not State.DISCARDING:  # that request has its answer
-            self.transport.write("\r\n".join(lines).encode("ascii") + _HEAD_END + body)
+            self.transport.write(error.as_http())
         self._linger()
 
     # Clocks and ends
@@ -441,7 +377,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._socket.can_write_eof():
             self._socket.write_eof()
         self.flow.read_paused = False
-        self.flow.hold(False)
+        self.flow.hold(too_much=False)
 
     def _close(self) -> None:
         self._enter(State.CLOSING)
@@ -453,35 +389,6 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._unread_clock is not None:
             self._unread_clock.cancel()
             self._unread_clock = None
-
-
-def _body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
-    """Bytes of body that a head announces, None for chunks; the parser has checked both."""
-    length = 0
-    for name, value in headers:
-        if name == b"transfer-encoding":
-            return None
-        if name == b"content-length" and value.strip().isdigit():
-            length = int(value)
-    return length
-
-
-def _watch_peer(transport: asyncio.Transport, unread_seconds: float) -> None:
-    """Let the kernel end a connection whose peer is gone or reads nothing.
-
-    TCP_USER_TIMEOUT (RFC 5482) also bounds a zero window, which would otherwise hold the buffer
-    and the task for as long as the peer likes; keep-alive probes find a peer that vanished while
-    its request was waiting.
-    """
-    connected = transport.get_extra_info("socket")
-    if connected is None or connected.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
-        milliseconds = max(1, round(unread_seconds * 1000))
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
 __all__ = ["GuardedProtocol", "State", "guarded_protocol"]
