@@ -52,7 +52,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
 ROOT = Path(__file__).parents[1]
-_CODE = re.compile(r'(?:code=|Rejected\(|TaskError\(|HandlerError\(|_refuse\(\d+, )\s*"([a-z_]+)"')
+_CODE = re.compile(
+    r"(?:code=|Rejected\(|TaskError\(|HandlerError\(|(?:_refuse|refusal)\(\s*\d+,)"
+    r'\s*"([a-z_]+)"'
+)
 _EVENT = re.compile(r'"event": "([a-z_]+)"')
 _PAGE = re.compile(r'router\.add_get\("([^"]+)"')
 _VARIABLE = re.compile(r"LLMTASKPOOL_[A-Z][A-Z0-9_]*[A-Z0-9]")
