@@ -9,7 +9,9 @@ HEAD         the rest of a request's head                ``header_seconds`` from
                                                          however it trickles: closed
 BODY         the rest of a request's body                ``body_seconds``: answered 408 by who
                                                          reads it; one second later: closed
-ANSWERING    its answer                                  the clocks of the task
+ANSWERING    its answer                                  the clocks of the task; after the
+                                                         client's end ``HALF_CLOSED_SECONDS``
+                                                         without a byte for it: closed
 IDLE         another request                             ``keep_alive_seconds``: closed
 DISCARDING   the rest of a body whose answer is out      ``LINGER_SECONDS``: closed
 LINGERING    the client's end, after a last answer       ``LINGER_SECONDS``: closed; what still
@@ -41,6 +43,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from llmtaskpool_worker.http_api.crowd import KNOWN, Crowd
 from llmtaskpool_worker.http_api.errors import ApiError
 from llmtaskpool_worker.http_api.limits import HttpLimits
+from llmtaskpool_worker.http_api.strict_http import (
+    EndsWithConnection,
+    is_understood,
+    not_upgrading,
+)
 
 FRAMING_PER_BYTE = 8
 """Bytes of framing that chunked encoding may spend on a byte of body: ``1\\r\\nx\\r\\n`` has 5."""
@@ -62,6 +69,9 @@ BODY_PIECE_BYTES = 64 * 1024
 
 LINGER_SECONDS = 2.0
 """Closing at once while a client still sends would reset it, and take its answer from it."""
+
+HALF_CLOSED_SECONDS = 2.0
+"""A client that has closed its sending side, and to whom nothing was sent for so long, is gone."""
 
 _HEAD_END = b"\r\n\r\n"
 
@@ -141,6 +151,7 @@ class _LingeringTransport:
     def write(self, data: bytes) -> None:
         if not self.is_closing():
             self._transport.write(data)
+            self._protocol.moved()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -171,6 +182,7 @@ class GuardedProtocol(HttpToolsProtocol):
     _framing = 0
     _headers_seen = 0
     _discarded = 0
+    _half_closed = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a head; when there are too many, an older one that is idle has to go."""
@@ -225,8 +237,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Close it once what was written is out, and so that the client can still read it."""
         if self._state in _OVER:
             return
-        if self._state in (State.WAITING, State.HEAD, State.IDLE):
-            self._close()  # nothing was just written
+        if self._half_closed or self._state in (State.WAITING, State.HEAD, State.IDLE):
+            self._close()  # nothing was just written, or nothing more is coming
             return
         self._linger()
 
@@ -249,6 +261,19 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._later is None:
             self._go_on()
 
+    def eof_received(self) -> None:
+        """The client sends no more: what it has asked for in whole is still answered."""
+        if self._state is not State.ANSWERING and self._at >= len(self._data):
+            return None
+        self._half_closed = True
+        self.moved()
+        return True  # type: ignore[return-value]  # asyncio's way to say so; uvicorn never does
+
+    def moved(self) -> None:
+        """Bytes went to the client: had it gone, the kernel would soon have heard of it."""
+        if self._half_closed and self._state is State.ANSWERING:
+            self._enter(State.ANSWERING, HALF_CLOSED_SECONDS)
+
     def _go_on_soon(self) -> None:
         if self._later is None and self._at < len(self._data):
             self._later = self.loop.call_soon(self._go_on)
@@ -270,6 +295,9 @@ class GuardedProtocol(HttpToolsProtocol):
                 return
         if self._at >= len(self._data):
             self._data, self._at = b"", 0
+            if self._half_closed and self._state in (State.HEAD, State.BODY, State.IDLE):
+                self._close()  # the rest of it will not come
+                return
         self.flow.hold(self._later is not None or len(self._data) - self._at > AHEAD_BYTES)
 
     def _must_wait(self) -> bool:
@@ -293,6 +321,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _parse(self, piece: bytes) -> None:
         self._framing += len(piece)
+        if self._state in (State.WAITING, State.HEAD, State.IDLE):
+            piece = not_upgrading(piece)
         super().data_received(piece)
         if self._state not in _OVER and self._framing > self.limits.header_bytes:
             self._refuse_headers()
@@ -329,14 +359,27 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The head is in: the request begins to be answered."""
+        """The head is in: the request begins to be answered, if there is one way to read it."""
+        version = self.parser.get_http_version()
+        if not is_understood(self.parser.get_method(), version, self.headers):
+            self.send_400_response("")
+            raise ValueError("no HTTP that can be understood")  # stops the parser
+        if version == "1.0":
+            self.expect_100_continue = False
         self._body_left = _body_length(self.headers)
         self.scope["extensions"] = {KNOWN: self._is_known}  # type: ignore[dict-item]
         self._enter(State.BODY, self.limits.body_seconds + 1.0)
-        super().on_headers_complete()
+        try:
+            super().on_headers_complete()
+        except Exception:
+            self._state = State.HEAD  # nobody answers: its target can't be read
+            raise
+        if version == "1.0":
+            self.cycle.__class__ = EndsWithConnection  # uvicorn makes it, and doesn't ask
 
     def on_body(self, body: bytes) -> None:
         """Body bytes pay for the framing around them."""
+        self.cycle.waiting_for_100_continue = False
         self._framing = max(0, self._framing - FRAMING_PER_BYTE * len(body))
         if self._body_left is not None:
             self._body_left -= len(body)
@@ -347,7 +390,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._framing = 0
         super().on_message_complete()
         if self._state is State.BODY:
-            self._enter(State.ANSWERING)
+            self._enter(State.ANSWERING, HALF_CLOSED_SECONDS if self._half_closed else None)
         elif self._state is State.DISCARDING:
             self._enter(State.IDLE, self.keep_alive_seconds)
 
@@ -361,6 +404,9 @@ class GuardedProtocol(HttpToolsProtocol):
                 self._linger()  # whether its body follows or its next request, nobody knows
                 return
             self._enter(State.DISCARDING, LINGER_SECONDS)
+        elif self._half_closed and self._at >= len(self._data):
+            self._close()
+            return
         else:
             self._enter(State.IDLE, self.keep_alive_seconds)
         self.flow.resume_reading()
