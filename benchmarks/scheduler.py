@@ -217,12 +217,15 @@ async def pool_seconds_per_step(threads: int, queued: int, steps: int) -> tuple[
 
     def submit() -> str:
         prompt = tuple(range(draw.choice((16, 64, 256))))
-        return pool.submit(TaskRequest("chat", Generate(prompt, TOKENS_EACH))).id
+        generate = Generate(prompt, TOKENS_EACH)
+        return pool.submit(TaskRequest("chat", generate, attended=True)).id  # as the HTTP routes do
 
     async def read() -> None:
         while True:
-            async for _ in pool.events(submit()):
+            task_id = submit()
+            async for _ in pool.events(task_id):
                 pass
+            pool.let_go(task_id)
 
     for _ in range(queued):
         submit()

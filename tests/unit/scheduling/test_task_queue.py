@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llmtaskpool_worker.scheduling.priority import QueuePolicy
-from llmtaskpool_worker.scheduling.task_queue import QueueFullError, TaskQueue, Waiting
+from llmtaskpool_worker.scheduling.task_queue import QueueFullError, TaskQueue, Waiting, again
 
 AGEING = 20.0
 OPERATIONS = st.lists(
@@ -98,3 +98,23 @@ def test_newest_first_turns_round_only_once_the_oldest_has_aged() -> None:
         taken = queue.take(now, lambda _: True)
         assert taken is not None
         assert taken.id == first
+
+
+def test_what_is_put_back_has_the_place_of_its_arrival_beyond_the_bounds() -> None:
+    queue = TaskQueue(load=lambda _: 1.0, max_tasks=3, max_bytes=1 << 30, ageing_seconds=60.0)
+    for number in range(3):
+        queue.push(
+            Waiting(
+                str(number), "m", "class", weight=1.0, arrived_at=float(number), expires_at=99.0
+            )
+        )
+    taken = [queue.take(0.0, lambda _: True) for _ in range(2)]
+    queue.push(Waiting("new", "m", "class", weight=1.0, arrived_at=3.0))
+    queue.push(Waiting("newer", "m", "class", weight=1.0, arrived_at=3.0))
+    queue.restore([again(item, "m", 99.0) for item in reversed(taken) if item is not None])
+    assert len(queue) == 5
+    assert queue.oldest_arrival() == 0.0
+    order = [queue.take(0.0, lambda _: True) for _ in range(5)]
+    assert [item.id for item in order if item is not None] == ["0", "1", "2", "new", "newer"]
+    assert len(queue) == 0
+    assert queue.expired(1000.0) == []

@@ -46,8 +46,8 @@ def run(story, engine: LettersEngine, **more) -> None:
     asyncio.run(asyncio.wait_for(whole(), 60))
 
 
-def chat(text: str) -> TaskRequest:
-    return TaskRequest("chat", Generate(letters(text), 100))
+def chat(text: str, **more) -> TaskRequest:
+    return TaskRequest("chat", Generate(letters(text), 100), **more)
 
 
 def test_embeddings_that_run_together_are_offered_as_their_share_of_the_engine() -> None:
@@ -210,19 +210,35 @@ class Dazed(LettersEngine):
         self.hangs = self.deaths == 1
 
 
-def test_new_tasks_wait_until_all_suspects_have_run_alone() -> None:
+def test_new_tasks_run_beside_suspects_as_soon_as_the_engine_is_back() -> None:
     engine = Dazed()
 
     async def story(pool: Dispatcher, _: Clock) -> None:
         suspects = [pool.submit(chat(text)) for text in ("aaa", chr(POISON), "bbb")]
         await until(lambda: engine.deaths == 1)
-        later = pool.submit(chat("ccc"))
-        await until(lambda: pool.state().lanes[LaneName.COMPUTE].active == 1)
-        assert pool.get(later.id).state is TaskState.QUEUED
-        engine.largest_batch, engine.hangs = 0, False
+        later = pool.submit(chat("ccc", weight=100.0))
+        await until(lambda: pool.get(later.id).state is TaskState.RUNNING)
+        engine.hangs = False
         states = [(await pool.wait(task.id)).state.value for task in [*suspects, later]]
         assert states == ["succeeded", "failed", "succeeded", "succeeded"]
-        assert (engine.deaths, engine.largest_batch) == (3, 1)
-        assert engine.started[-1] == ord("c")
+        assert engine.deaths <= 4, "log2 of 3 and two more"
+
+    run(story, engine)
+
+
+def test_one_poisonous_prompt_among_32_costs_six_crashes_and_harms_nobody() -> None:
+    engine = LettersEngine()
+
+    async def story(pool: Dispatcher, _: Clock) -> None:
+        pool.set_threads(1, {LaneName.COMPUTE: 32})
+        engine.hangs = True
+        innocents = [pool.submit(chat("innocent")) for _ in range(16)]
+        poison = pool.submit(chat("bad" + chr(POISON)))
+        innocents += [pool.submit(chat("innocent")) for _ in range(15)]
+        engine.hangs = False
+        assert (await pool.wait(poison.id)).error.code == "crashed_engine_repeatedly"
+        states = {(await pool.wait(task.id)).state.value for task in innocents}
+        assert states == {"succeeded"}
+        assert engine.deaths <= 6
 
     run(story, engine)

@@ -28,6 +28,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Size = Annotated[int, Field(ge=1)]
 
 
+_ORIGIN = re.compile(r"\*|https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
+
+
 class SettingsError(Exception):
     """A setting can't be used: the message names it, its value and the remedy."""
 
@@ -52,6 +55,11 @@ class Settings(BaseSettings):
         None,
         description="File with one such key a line (lines that begin with # are none); read again "
         "when it changes.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Origins of web pages whose scripts may call the data port, as "
+        "https://host[:port] or *, separated by commas; unset: none.",
     )
     control_tokens: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="Tokens for the control port, separated by commas."
@@ -177,6 +185,19 @@ class Settings(BaseSettings):
         if any(key.startswith("#") or len(key.split()) > 1 for key in keys):
             raise ValueError("it holds a comment or two keys without a comma between them")
         return keys
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        return [o for o in re.split(r"[,\s]+", value) if o] if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin[:80]!r} is no origin: a browser sends no path with it")
+        return value
 
     @field_validator("profiles", mode="before")
     @classmethod

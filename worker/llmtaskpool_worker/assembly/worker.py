@@ -156,6 +156,7 @@ def build(
     engines: list[Engine] = []
     for spec in settings.model_specs():
         model = Model(spec.name, "embed" if spec.task == "embed" else "generate", created)
+        model.token_ids = spec.options.get("token_ids") is True
         models.append(model)
         engines.append(CataloguedEngine(make_engine(spec), model, codecs, load_codec, announce))
     catalog = Catalog(models)
@@ -175,6 +176,7 @@ def build(
         clocks,
         heartbeat_seconds=settings.heartbeat_seconds,
         leaving=leaving.is_set,
+        cors_origins=settings.cors_origins,
     )
     control = control_app(pool, tokens, limits)
     return Worker(

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
 import msgspec
@@ -14,11 +14,12 @@ import msgspec
 from llmtaskpool_worker.brokers.protocol import Accepted, Claim, IdempotencyConflict, LeaseLost
 from llmtaskpool_worker.brokers.retention import NoRoom, Retention
 from llmtaskpool_worker.scheduling.limits import ResultLimits
-from llmtaskpool_worker.scheduling.sizes import event_bytes, request_bytes, result_bytes
+from llmtaskpool_worker.scheduling.sizes import event_bytes, record_bytes, result_bytes
 from llmtaskpool_worker.scheduling.task import (
     IN_FLIGHT,
     TERMINAL,
     WAITING,
+    Call,
     Result,
     StateChanged,
     TaskError,
@@ -133,7 +134,7 @@ class MemoryBroker:
     def accept(self, task: Accepted, now: float) -> TaskView:
         """See Broker."""
         request = task.request
-        held = _Held(task, now, size_bytes=request_bytes(request), attended=request.attended)
+        held = _Held(task, now, size_bytes=record_bytes(request), attended=request.attended)
         if not request.attended:
             self._promise(held, now)
         self._held[task.id] = held
@@ -313,6 +314,7 @@ class MemoryBroker:
 
     def _end(self, held: _Held, state: TaskState, now: float) -> TaskView:
         held.state, held.ended_at = state, now
+        held.task = _without_input(held.task)
         held.token += 1
         self._say(held, StateChanged(state, held.error.code if held.error else ""))
         if (expires_at := held.expires_at) is not None:
@@ -350,6 +352,11 @@ _NO_ROOM = TaskError(
     "the task succeeded and its result was given up: it found no room among the results that are "
     "kept (LLMTASKPOOL_RESULT_BYTES); submit it again when those have expired",
 )
+
+
+def _without_input(task: Accepted) -> Accepted:
+    """What is kept of a task that has ended: nobody asks for its input any more."""
+    return replace(task, request=replace(task.request, payload=Call()))
 
 
 def _sort(held: _Held) -> tuple[str, str | None]:

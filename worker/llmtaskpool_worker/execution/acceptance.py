@@ -84,18 +84,17 @@ class Acceptance:
             raise Rejected("draining", "this worker is stopping", retry_after_seconds=1.0)
         request, lane = task.request, task.lane
         patience = request.queue_timeout_seconds or self._patience_seconds
+        task.waiting = Waiting(
+            id=task.id,
+            group=request.model or request.kind,
+            cost_class=task.cost_class,
+            weight=request.weight,
+            arrived_at=task.arrived_at,
+            expires_at=task.arrived_at + patience,
+            size_bytes=request_bytes(request),
+        )
         try:
-            lane.queue.push(
-                Waiting(
-                    id=task.id,
-                    group=request.model or request.kind,
-                    cost_class=task.cost_class,
-                    weight=request.weight,
-                    arrived_at=task.arrived_at,
-                    expires_at=task.arrived_at + patience,
-                    size_bytes=request_bytes(request),
-                )
-            )
+            lane.queue.push(task.waiting)
         except QueueFullError as full:
             raise Rejected(
                 "queue_full",

@@ -18,6 +18,7 @@ from llmtaskpool_worker.scheduling.task import (
     TaskError,
     TaskRequest,
 )
+from llmtaskpool_worker.scheduling.task_queue import Waiting
 from llmtaskpool_worker.text.generated import GenerationText
 
 
@@ -34,6 +35,8 @@ class ActiveTask:
     claim: Claim | None = None
     deadline: float = inf
     crashes: int = 0
+    waiting: Waiting | None = None
+    """Its place in the queue when it waited last."""
     slots: EngineSlots | None = None
     request_id: int = 0
     """Of its run: unique among all runs of a worker, and its engine's name for it."""

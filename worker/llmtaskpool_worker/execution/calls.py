@@ -9,10 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, cast
 
+import msgspec
+
 from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.kinds.registry import CallContext, Kind, SyncHandler
+from llmtaskpool_worker.scheduling.sizes import json_bytes
 
 CpuClock = Callable[[], float]
+
+SMALL_BYTES = 64 * 1024
+"""Results up to this are checked on the loop: it takes less than handing them to a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +45,19 @@ class Calls:
     async def run(
         self, kind: Kind, lane: LaneName, arguments: dict[str, Any], context: CallContext
     ) -> Ran:
-        """Call the handler; its exceptions are raised as they are.
+        """Call the handler; its exceptions are raised as they are, and what can't be JSON raises.
 
         A handler in a thread must not be cancelled here: its thread would run on unseen.
         """
+        loop = asyncio.get_running_loop()
         if self.on_loop(kind, lane):
             timed = _Timed(_coroutine(kind, arguments, context), self._cpu_clock)
             value = await timed
+            if json_bytes(value) <= SMALL_BYTES:
+                msgspec.json.encode(value)
+            else:
+                await loop.run_in_executor(self._threads, _check_json, value)
             return Ran(value, timed.compute_seconds)
-        loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._in_thread, kind, arguments, context)
 
     def close(self) -> None:
@@ -60,7 +70,20 @@ class Calls:
             value = asyncio.run(_coroutine(kind, arguments, context))
         else:
             value = cast(SyncHandler, kind.handler)(arguments, context)
-        return Ran(value, self._cpu_clock() - began)
+        ran = Ran(value, self._cpu_clock() - began)
+        _check_json(value)
+        return ran
+
+
+def _check_json(value: Any) -> None:
+    """Raise when the value can't be JSON; its long texts are looked at in pieces."""
+    if isinstance(value, dict):
+        for text in value.values():
+            if isinstance(text, str) and len(text) > SMALL_BYTES and not text.isascii():
+                for i in range(0, len(text), SMALL_BYTES):
+                    text[i : i + SMALL_BYTES].encode()
+        value = {k: v for k, v in value.items() if not isinstance(v, str) or len(v) <= SMALL_BYTES}
+    msgspec.json.encode(value)
 
 
 def _coroutine(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from llmtaskpool_worker.contract import (
     ThreadsAnswer,
     WorkerState,
 )
+from llmtaskpool_worker.disclosure import where_raised
 from llmtaskpool_worker.engines.protocol import Engine, SetThreads, Trim
 from llmtaskpool_worker.execution.acceptance import Acceptance
 from llmtaskpool_worker.execution.capacity import Capacity
@@ -35,7 +37,10 @@ from llmtaskpool_worker.scheduling.latency_guard import LatencyGuard
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.nature import Nature, kind_states
 from llmtaskpool_worker.scheduling.profile import CalibrationProfile
+from llmtaskpool_worker.scheduling.suspicion import Suspicion
 from llmtaskpool_worker.scheduling.task import TaskError, TaskEvent, TaskRequest, TaskView
+
+log = logging.getLogger("llmtaskpool.worker")
 
 TICK_SECONDS = 0.25
 """How late a timeout may be noticed."""
@@ -73,7 +78,12 @@ class Dispatcher:
         for profile in profiles:
             self.cost.load_profile(profile)
         self.nature = Nature()
-        self._slots = {engine.spec.name: EngineSlots(engine) for engine in engines}
+        self._slots = {
+            engine.spec.name: EngineSlots(
+                engine, suspicion=Suspicion(max_attempts=self.limits.max_attempts)
+            )
+            for engine in engines
+        }
         slo = self.limits.tpot_slo_seconds
         for slots in self._slots.values():
             if slo is not None and slots.task == "generate":
@@ -89,7 +99,6 @@ class Dispatcher:
             self.cost,
             clock,
             self._lanes[LaneName.COMPUTE],
-            max_attempts=self.limits.max_attempts,
             became_ready=self._became_ready,
         )
         self._capacity = Capacity(self._slots, self._lanes, self.cost, clock)
@@ -247,7 +256,13 @@ class Dispatcher:
 
     async def _follow(self, slots: EngineSlots) -> None:
         async for happened in slots.engine.events():
-            self._events.take_in(slots, happened)
+            try:
+                self._events.take_in(slots, happened)
+            except Exception as error:  # one event that can't be taken in must not stop the others
+                log.error(  # noqa: TRY400  a traceback has paths
+                    "engine event not taken in",
+                    extra={"model": slots.name, "error": where_raised(error)},
+                )
             self._running.schedule(self._lanes[LaneName.COMPUTE])
 
     def _became_ready(self, slots: EngineSlots) -> None:
@@ -288,10 +303,6 @@ class Dispatcher:
         for slots in self._slots.values():
             if slots.stalled_for(now) >= self.limits.stall_kill_seconds:
                 slots.engine.kill()
-            for task_id in [*slots.suspects]:
-                if self._ledger.active[task_id].deadline <= now:
-                    error = TaskError("timeout", "the engine crashed and was not back in time")
-                    self._ledger.stop(self._ledger.active[task_id], error)
             idle = slots.idle_since
             if slots.ready and idle is not None and now - idle >= self.limits.trim_idle_seconds:
                 slots.engine.send(Trim())

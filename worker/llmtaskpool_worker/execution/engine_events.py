@@ -42,14 +42,12 @@ class EngineEvents:
         clock: Callable[[], float],
         lane: Lane,
         *,
-        max_attempts: int,
         became_ready: Callable[[EngineSlots], None],
     ) -> None:
         self._ledger = ledger
         self._cost = cost
         self._clock = clock
         self._lane = lane
-        self._max_attempts = max_attempts
         self._became_ready = became_ready
 
     def take_in(self, slots: EngineSlots, happened: EngineEvent) -> None:
@@ -138,13 +136,16 @@ class EngineEvents:
         slots.ready = None
         active = self._ledger.active
         lost = [active[i] for i in slots.in_flight.values() if i in active]
+        lost.sort(key=lambda task: task.waiting.sequence if task.waiting else 0)
+        alone = len(slots.in_flight) == 1
         for request_id in slots.in_flight:
             self._lane.left(request_id)
         slots.in_flight.clear()
-        slots.alone = None
+        convicted = slots.suspicion.crashed([task.id for task in lost], alone=alone)
+        again: list[ActiveTask] = []
         for task in lost:
             task.crashes += 1
-            if task.crashes >= self._max_attempts:
+            if task.id in convicted:
                 error = TaskError(
                     "crashed_engine_repeatedly",
                     f"the engine crashed in each of {task.crashes} attempts at this task",
@@ -155,8 +156,8 @@ class EngineEvents:
                     task, TaskError("engine_crashed", "the engine crashed; try again")
                 )
             else:
-                self._ledger.give_back(task, "the engine crashed; trying again")
-                slots.suspects.append(task.id)
+                again.append(task)
+        self._ledger.give_back(again, "the engine crashed; trying again", slots.group_of)
 
     def _fail_waiting_for(self, slots: EngineSlots) -> None:
         """The model will not be there again: tell those who wait for it."""

@@ -1,17 +1,24 @@
 """One engine as the dispatcher sees it: its slots, its health, and who is under suspicion.
 
-After a crash with several requests in flight nobody knows whose fault it was. All of them become
-suspects and run again one at a time, before anything else of their model: an innocent one ends
-well, and one that crashes the engine alone takes nobody with it.
+After a crash with several requests in flight nobody knows whose fault it was: suspicion.py says
+who of them may run again when. They wait in the lane's queue as all others do, in groups of it.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 
 from llmtaskpool_worker.engines.protocol import Engine, Ready
 from llmtaskpool_worker.scheduling.latency_guard import LatencyGuard
+from llmtaskpool_worker.scheduling.suspicion import Suspicion
+
+_SUSPECTS = "\0suspects "
+"""Between a model's name and a number; no name has it."""
+
+
+def model_of(group: str | None) -> str:
+    """The model whose tasks wait in a group of the queue."""
+    return (group or "").partition(_SUSPECTS)[0]
 
 
 @dataclass(slots=True, eq=False)
@@ -23,9 +30,7 @@ class EngineSlots:
     failure: str | None = None
     was_ready: bool = False
     in_flight: dict[int, str] = field(default_factory=dict)
-    suspects: deque[str] = field(default_factory=deque)
-    alone: str | None = None
-    """The suspect that runs now; nothing else of this model may."""
+    suspicion: Suspicion = field(default_factory=lambda: Suspicion(max_attempts=3))
     steps: int = 0
     progress_at: float = 0.0
     idle_since: float | None = None
@@ -45,18 +50,19 @@ class EngineSlots:
         """What the model does: generate or embed."""
         return self.engine.spec.task
 
-    def free(self) -> int:
-        """Slots for tasks of the queue."""
-        if self.ready is None or self.suspects or self.alone is not None:
+    def free(self, group: str | None) -> int:
+        """Slots for waiting tasks of a group of the queue: the model's own, or one of suspects."""
+        if self.ready is None:
+            return 0
+        _, _, number = (group or "").partition(_SUSPECTS)
+        if not self.suspicion.allows(int(number) if number else None, len(self.in_flight)):
             return 0
         return max(0, self.ready.max_threads - len(self.in_flight))
 
-    def next_suspect(self) -> str | None:
-        """The suspect to start now, if the engine is ready and empty."""
-        if self.ready is None or self.in_flight or self.alone is not None or not self.suspects:
-            return None
-        self.alone = self.suspects.popleft()
-        return self.alone
+    def group_of(self, task_id: str) -> str:
+        """The group of the queue that a task of this model waits in."""
+        group = self.suspicion.group_of(task_id)
+        return self.name if group is None else f"{self.name}{_SUSPECTS}{group.number}"
 
     def began(self, request_id: int, task_id: str, now: float) -> None:
         """A request is on its way to the engine."""
@@ -80,8 +86,6 @@ class EngineSlots:
         """A request left the engine; its task's id."""
         self.shared_until(now)
         task_id = self.in_flight.pop(request_id, None)
-        if task_id is not None and task_id == self.alone:
-            self.alone = None
         if not self.in_flight:
             self.idle_since = now
         return task_id

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable
 
 from llmtaskpool_worker.brokers.protocol import Accepted, Broker, LeaseLost
@@ -19,6 +18,7 @@ from llmtaskpool_worker.scheduling.task import (
     TaskState,
     TaskView,
 )
+from llmtaskpool_worker.scheduling.task_queue import Waiting, again
 
 
 class TaskLedger:
@@ -73,12 +73,24 @@ class TaskLedger:
         if task.claim is not None:
             self.broker.publish(task.id, task.claim.token, event)
 
-    def give_back(self, task: ActiveTask, why: str) -> None:
-        """A running task waits again."""
-        assert task.claim is not None  # noqa: S101 - only running tasks are given back
-        self.broker.release(task.id, task.claim.token, why)
-        task.claim, task.text, task.slots = None, None, None
-        self._waiting_work += task.work_seconds
+    def give_back(
+        self, tasks: Iterable[ActiveTask], why: str, group_of: Callable[[str], str]
+    ) -> None:
+        """Running tasks wait again, at most until their deadlines.
+
+        ``group_of`` tells the group of the queue by a task's id.
+        """
+        waiting: dict[Lane, list[Waiting]] = {}
+        for task in tasks:
+            assert task.claim is not None  # noqa: S101 - only running tasks are given back
+            assert task.waiting is not None  # noqa: S101 - and those have waited
+            self.broker.release(task.id, task.claim.token, why)
+            task.claim, task.text, task.slots = None, None, None
+            self._waiting_work += task.work_seconds
+            task.waiting = again(task.waiting, group_of(task.id), task.deadline)
+            waiting.setdefault(task.lane, []).append(task.waiting)
+        for lane, items in waiting.items():
+            lane.queue.restore(items)
 
     def commit(self, task: ActiveTask, outcome: Result | TaskError) -> None:
         """A running task ends."""
@@ -101,11 +113,8 @@ class TaskLedger:
         return view
 
     def end_waiting(self, task: ActiveTask, state: TaskState, error: TaskError | None) -> TaskView:
-        """A waiting task ends, in the queue or under suspicion."""
+        """A waiting task ends."""
         task.lane.queue.cancel(task.id)
-        for slots in self._slots:
-            with contextlib.suppress(ValueError):
-                slots.suspects.remove(task.id)
         return self.finish_waiting(task, state, error)
 
     def finish_waiting(
@@ -143,6 +152,8 @@ class TaskLedger:
 
     def _ended(self, task: ActiveTask, view: TaskView) -> None:
         del self.active[task.id]
+        for slots in self._slots:
+            slots.suspicion.left(task.id)
         self._count(**{view.state.value: 1})
         self.on_ended(view)
         if not self.active:

@@ -8,13 +8,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import msgspec
-
 from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.engines.protocol import AdmitEmbedding
 from llmtaskpool_worker.execution.active_task import ActiveTask, admit_message
 from llmtaskpool_worker.execution.calls import Calls
-from llmtaskpool_worker.execution.engine_slots import EngineSlots
+from llmtaskpool_worker.execution.engine_slots import EngineSlots, model_of
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.execution.ledger import TaskLedger
 from llmtaskpool_worker.kinds.registry import CallContext, HandlerError, Kind, Kinds
@@ -60,18 +58,13 @@ class Running:
         self._calls = Calls()
 
     def schedule(self, *lanes: Lane) -> None:
-        """Start and expire what the scheduler decides; suspects first."""
-        for slots in self._slots.values():
-            lane = self._lanes[LaneName.COMPUTE]
-            if lane.free_threads and (suspect := slots.next_suspect()) is not None:
-                self._start(self._ledger.active[suspect])
+        """Start and expire what the scheduler decides."""
         for lane in lanes:
             decided = schedule(lane.queue, lane.free_threads, self._free_of_group, self._clock())
             for decision in decided:
                 task = self._ledger.active[decision.task.id]
                 if isinstance(decision, Expire):
-                    error = TaskError("queue_timeout", "the task waited longer than it may")
-                    self._ledger.finish_waiting(task, TaskState.EXPIRED, error)
+                    self._expire(task)
                 else:
                     self._start(task)
 
@@ -80,8 +73,16 @@ class Running:
         self._calls.close()
 
     def _free_of_group(self, group: str | None) -> int:
-        slots = self._slots.get(group or "")
-        return 1 << 30 if slots is None else slots.free()
+        slots = self._slots.get(model_of(group))
+        return 1 << 30 if slots is None else slots.free(group)
+
+    def _expire(self, task: ActiveTask) -> None:
+        if task.crashes:
+            error = TaskError("timeout", "the engine crashed and was not back in time")
+            self._ledger.finish_waiting(task, TaskState.FAILED, error)
+        else:
+            error = TaskError("queue_timeout", "the task waited longer than it may")
+            self._ledger.finish_waiting(task, TaskState.EXPIRED, error)
 
     def _start(self, task: ActiveTask) -> None:
         timeout = task.request.timeout_seconds or self._timeout_seconds
@@ -121,7 +122,6 @@ class Running:
             wall = self._clock() - task.began_at
             self._nature.observe(kind.name, ran.compute_seconds, wall - ran.compute_seconds)
             self._cost.observe_seconds(task.cost_class, wall)
-            msgspec.json.encode(ran.value)
             return Returned(ran.value)
         except HandlerError as error:
             return TaskError(error.code, error.message)

@@ -6,7 +6,7 @@ import base64
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,7 +23,7 @@ from llmtaskpool_worker.http_api.openai_schema import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
-    as_list,
+    named,
     parse,
     weight_of,
 )
@@ -89,7 +89,7 @@ class OpenAIRoutes:
         """POST /v1/completions."""
         body = await self._bodies.read(request, partial(parse, CompletionRequest))
         model = self._catalog.get(body.model, "generate")
-        prompts = [await model.encode(one, "prompt") for one in as_list(body.prompt)]
+        prompts = [await model.encode(one, field) for field, one in named("prompt", body.prompt)]
         tasks = generations("generate", body, model, prompts, _header(request))
         return await self._generate(request, body, model, tasks, CompletionShape)
 
@@ -111,6 +111,8 @@ class OpenAIRoutes:
                 model=model,
                 service_tier=body.service_tier,
                 with_logprobs=body.alternatives() is not None,
+                prompt_tokens=[_prompt_tokens(task) for task in tasks],
+                chunk_usage=_chunk_usage(body),
             )
             if not body.stream:
                 views = await while_connected(request.receive, batch.results())
@@ -160,7 +162,7 @@ class OpenAIRoutes:
                 "Leave it out.",
                 code="unsupported_value",
             )
-        inputs = [await model.encode(one, "input") for one in as_list(body.input)]
+        inputs = [await model.encode(one, field) for field, one in named("input", body.input)]
         weight = weight_of(body, _header(request))
         tasks = [
             TaskRequest(
@@ -204,11 +206,12 @@ def generations(
     """One task per prompt and choice, in OpenAI's order: all choices of a prompt together."""
     weight = weight_of(body, weight_header)
     field, wanted = body.wanted_tokens()
+    of = "messages" if kind == "chat" else "prompt"
     if wanted is None and kind == "generate":
         wanted = _COMPLETION_TOKENS
-        bounds = [min(wanted, model.max_tokens(field, None, len(p))) for p in prompts]
+        bounds = [min(wanted, model.max_tokens(field, None, len(p), of)) for p in prompts]
     else:
-        bounds = [model.max_tokens(field, wanted, len(p)) for p in prompts]
+        bounds = [model.max_tokens(field, wanted, len(p), of) for p in prompts]
     return [
         TaskRequest(
             kind=kind,
@@ -249,6 +252,17 @@ async def _chunks(batch: Batch, shape: Shape) -> AsyncIterator[list[dict[str, An
             opened = True
             chunks = shape.opening(batch.size) + chunks
         yield chunks
+
+
+def _prompt_tokens(task: TaskRequest) -> int:
+    return len(task.payload.prompt) if isinstance(task.payload, Generate) else 0
+
+
+def _chunk_usage(body: ChatRequest | CompletionRequest) -> Literal["none", "null", "so far"]:
+    options = body.stream_options
+    if options is None or not options.include_usage:
+        return "none"
+    return "so far" if options.continuous_usage_stats else "null"
 
 
 async def _first(frames: AsyncIterator[bytes]) -> bytes:

@@ -53,8 +53,18 @@ def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None)
     return Response(encode(value), status, headers, media_type="application/json")
 
 
+_LINE_ENDS = (
+    ("\u0085".encode(), rb"\u0085"),
+    ("\u2028".encode(), rb"\u2028"),
+    ("\u2029".encode(), rb"\u2029"),
+)
+"""Letters that many clients' readers (httpx, str.splitlines) take for the end of a line."""
+
+
 def event(data: bytes, *, name: str | None = None, number: int | None = None) -> bytes:
-    """One server-sent event; ``data`` is one line."""
+    """One server-sent event; ``data`` is JSON in one line, and one by all who count lines."""
+    for letter, escape in _LINE_ENDS:
+        data = data.replace(letter, escape)
     head = b""
     if number is not None:
         head += b"id: %d\n" % number

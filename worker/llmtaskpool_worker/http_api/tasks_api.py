@@ -18,6 +18,7 @@ from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.catalog import Catalog
 from llmtaskpool_worker.http_api.counting import count_keys
 from llmtaskpool_worker.http_api.errors import ApiError, blaming, from_validation, invalid
+from llmtaskpool_worker.http_api.long_text import with_texts_encoded
 from llmtaskpool_worker.http_api.openai_api import generations
 from llmtaskpool_worker.http_api.openai_schema import (
     WEIGHT_HEADER,
@@ -191,7 +192,7 @@ class TaskRoutes:
                     view = await while_connected(request.receive, self._pool.wait(view.id))
             except TimeoutError:
                 view = self._pool.get(view.id) or view
-        return answer(self.task_json(view))
+        return answer(await with_texts_encoded(self.task_json(view)))
 
     async def cancel(self, request: Request) -> Response:
         """DELETE /v1/tasks/{id}: cancels what has not ended."""
@@ -216,7 +217,8 @@ class TaskRoutes:
             number += 1
         view = self._pool.get(task_id)
         if view is not None:
-            yield event(encode(self.task_json(view)), name="end", number=number)
+            task = await with_texts_encoded(self.task_json(view))
+            yield event(encode(task), name="end", number=number)
 
     def _view(self, request: Request) -> TaskView:
         view = self._pool.get(request.path_params["id"])

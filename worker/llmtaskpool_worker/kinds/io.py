@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import codecs
 import ipaddress
 import os
 import re
 import socket
+import ssl
 import stat
 import tempfile
-from collections.abc import Awaitable, Callable, Collection
+import threading
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,10 +22,13 @@ from urllib.parse import urlsplit
 import httpx
 
 from llmtaskpool_worker.kinds.registry import ArgumentsError, CallContext, HandlerError, Kind, Kinds
+from llmtaskpool_worker.kinds.threads import PIECE_BYTES, Threads
 
 OBJECT_BYTES = 16 * 1024 * 1024
 """The largest object that is read, written or fetched."""
 FETCH_SECONDS = 30.0
+FILE_THREADS, FETCH_THREADS = 4, 4
+"""So many objects are read, written or decoded at once: each takes a few times its bytes."""
 Resolve = Callable[[str], Awaitable[list[str]]]
 """The addresses that a host's name stands for. Raises OSError."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}){0,7}")
@@ -53,6 +59,7 @@ class _Objects:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
+        self._threads = Threads(FILE_THREADS, "files")
 
     def check_read(self, arguments: dict[str, Any]) -> None:
         _only(arguments, {"name", "encoding"})
@@ -62,17 +69,29 @@ class _Objects:
     def check_write(self, arguments: dict[str, Any]) -> None:
         _only(arguments, {"name", "encoding", "content"})
         self._checked_name(arguments)
-        _content(arguments)
+        content = arguments.get("content")
+        if isinstance(content, str) and PIECE_BYTES < len(content) <= 2 * OBJECT_BYTES:
+            _encoding(arguments)  # so long a text is decoded off the loop, when it is written
+        else:
+            _content(arguments)
 
     async def read(self, arguments: dict[str, Any], _: CallContext) -> dict[str, Any]:
         path = self._path(self._checked_name(arguments))
-        content = await asyncio.to_thread(_read_file, path)
-        return {"name": arguments["name"], **_told(content, _encoding(arguments))}
+        encoding = _encoding(arguments)
+        told = await self._threads.run(lambda: _told(_read_file(path), encoding))
+        return {"name": arguments["name"], **told}
 
     async def write(self, arguments: dict[str, Any], _: CallContext) -> dict[str, Any]:
         path = self._path(self._checked_name(arguments))
-        content = _content(arguments)
-        await asyncio.to_thread(_write_file, path, content)
+        return await self._threads.run(self._written, path, arguments)
+
+    @staticmethod
+    def _written(path: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+        try:
+            content = _content(arguments)
+        except ArgumentsError as error:
+            raise HandlerError("invalid", error.message) from None
+        _write_file(path, content)
         return {"name": arguments["name"], "bytes": len(content)}
 
     def _checked_name(self, arguments: dict[str, Any]) -> str:
@@ -98,7 +117,7 @@ class _Objects:
         return path
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path) -> list[bytes]:
     try:
         # O_NONBLOCK: a named pipe must not hold the thread until somebody writes to it.
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -108,8 +127,11 @@ def _read_file(path: Path) -> bytes:
         os.close(handle)
         raise HandlerError("not_found", "there is no such object")
     with os.fdopen(handle, "rb") as stream:
-        content = stream.read(OBJECT_BYTES + 1)
-    if len(content) > OBJECT_BYTES:
+        size, content = 0, []
+        while size <= OBJECT_BYTES and (piece := stream.read(PIECE_BYTES)):
+            content.append(piece)
+            size += len(piece)
+    if size > OBJECT_BYTES:
         raise HandlerError("too_large", f"the object is larger than {OBJECT_BYTES} bytes")
     return content
 
@@ -140,6 +162,8 @@ class _Fetcher:
         resolve: Resolve | None,
     ) -> None:
         self._hosts, self._transport, self._resolve = hosts, transport, resolve
+        self._threads = Threads(FETCH_THREADS, "fetch")
+        self._trust: asyncio.Task[ssl.SSLContext] | None = None
 
     def check(self, arguments: dict[str, Any]) -> None:
         _only(arguments, {"url", "method", "body", "encoding"})
@@ -170,7 +194,10 @@ class _Fetcher:
             async with (
                 asyncio.timeout(FETCH_SECONDS),
                 httpx.AsyncClient(
-                    transport=self._transport, timeout=FETCH_SECONDS, trust_env=False
+                    transport=self._transport,
+                    verify=True if self._transport is not None else await self._context(),
+                    timeout=FETCH_SECONDS,
+                    trust_env=False,
                 ) as client,
             ):
                 return await self._send(client, arguments)
@@ -196,14 +223,26 @@ class _Fetcher:
             request.extensions["sni_hostname"] = url.host
         answer = await client.send(request, stream=True)
         try:
-            content = bytearray()
+            size, content = 0, []
             async for part in answer.aiter_raw():
-                content += part
-                if len(content) > OBJECT_BYTES:
+                content.append(part)
+                size += len(part)
+                if size > OBJECT_BYTES:
                     raise HandlerError("too_large", f"more than {OBJECT_BYTES} bytes came")
         finally:
             await answer.aclose()
-        return {"status": answer.status_code, **_told(bytes(content), _encoding(arguments))}
+        told = await self._threads.run(_told, content, _encoding(arguments))
+        return {"status": answer.status_code, **told}
+
+    async def _context(self) -> ssl.SSLContext:
+        """Whom TLS trusts: read from disk once, in a thread, as it takes tens of milliseconds.
+
+        The client is each task's own: a shared one would keep the cookies of one task for the next.
+        """
+        if self._trust is None or _failed(self._trust):
+            making = self._threads.run(httpx.create_ssl_context, trust_env=False)
+            self._trust = asyncio.ensure_future(making)
+        return await asyncio.shield(self._trust)
 
     async def _address(self, host: str) -> str | None:
         """The address to call for a listed name; None where the address itself is listed.
@@ -223,9 +262,15 @@ class _Fetcher:
         return found[0]
 
 
+def _failed(made: asyncio.Task[ssl.SSLContext]) -> bool:
+    return made.done() and (made.cancelled() or made.exception() is not None)
+
+
+_NAMES = Threads(16, "names")
+
+
 async def _resolve(host: str) -> list[str]:
-    loop = asyncio.get_running_loop()
-    entries = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    entries = await _NAMES.run(socket.getaddrinfo, host, None, type=socket.SOCK_STREAM)
     return [str(entry[4][0]) for entry in entries]
 
 
@@ -256,11 +301,15 @@ def _content(arguments: dict[str, Any]) -> bytes:
     content = arguments.get("content")
     if not isinstance(content, str):
         raise ArgumentsError("arguments.content", "arguments.content must be a string")
+    if len(content) > 2 * OBJECT_BYTES:
+        raise ArgumentsError("arguments.content", f"at most {OBJECT_BYTES} bytes")
     decode: Callable[[str], bytes] = str.encode
     if _encoding(arguments) == "base64":
         decode = _from_base64
+    pieces = [content[i : i + PIECE_BYTES] for i in range(0, len(content), PIECE_BYTES)]
+    padded = decode is _from_base64 and any(piece.endswith("=") for piece in pieces[:-1])
     try:
-        decoded = decode(content)
+        decoded = decode("=") if padded else b"".join(map(decode, pieces))
     except (binascii.Error, UnicodeEncodeError, ValueError):
         raise ArgumentsError("arguments.content", "arguments.content can't be decoded") from None
     if len(decoded) > OBJECT_BYTES:
@@ -272,7 +321,28 @@ def _from_base64(content: str) -> bytes:
     return base64.b64decode(content, validate=True)
 
 
-def _told(content: bytes, encoding: str) -> dict[str, Any]:
-    if encoding == "base64":
-        return {"content": base64.b64encode(content).decode(), "encoding": "base64"}
-    return {"content": content.decode(errors="replace"), "encoding": "text"}
+_MAKING_TEXT = threading.Lock()
+"""Held while a long text is made: two at once would hold Python's lock for twice as long."""
+
+
+def _told(content: list[bytes], encoding: str) -> dict[str, Any]:
+    with _MAKING_TEXT:
+        pieces = _in_base64(content) if encoding == "base64" else _in_text(content)
+        return {"content": "".join(pieces), "encoding": encoding}
+
+
+def _in_base64(content: list[bytes]) -> Iterator[str]:
+    left = b""
+    for piece in content:
+        whole = left + piece
+        end = len(whole) // 3 * 3  # what needs no padding
+        left = whole[end:]
+        yield binascii.b2a_base64(whole[:end], newline=False).decode()
+    yield binascii.b2a_base64(left, newline=False).decode()
+
+
+def _in_text(content: list[bytes]) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for piece in content:
+        yield decoder.decode(piece)
+    yield decoder.decode(b"", final=True)

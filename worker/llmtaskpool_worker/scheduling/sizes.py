@@ -40,10 +40,14 @@ HELD = 900
 """What a task takes beside its input and output: its record, its request, its place in indexes."""
 
 
+def record_bytes(request: TaskRequest) -> int:
+    """Of what is kept of any task: without its input, and before it has said anything."""
+    return HELD + sum(len(key) + len(text) + 200 for key, text in request.labels.items())
+
+
 def request_bytes(request: TaskRequest) -> int:
-    """Of a task that was accepted and has said nothing yet."""
-    payload, labels = request.payload, request.labels
-    size = HELD + sum(len(key) + len(text) + 200 for key, text in labels.items())
+    """Of a task that waits: with its input."""
+    payload, size = request.payload, record_bytes(request)
     if isinstance(payload, Call):
         return size + json_bytes(payload.arguments)
     tokens = payload.prompt if isinstance(payload, Generate) else payload.tokens

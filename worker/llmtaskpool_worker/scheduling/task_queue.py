@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush
 from math import inf
 
@@ -42,6 +42,15 @@ class Waiting:
     size_bytes: int = 0
     sequence: int = 0
     gone: bool = True
+
+    def __lt__(self, other: Waiting) -> bool:
+        """Only for heaps that still hold a task that waits again: which of the two is no matter."""
+        return self.gone > other.gone
+
+
+def again(item: Waiting, group: str | None, expires_at: float) -> Waiting:
+    """A task that was taken and waits again, for ``restore``: heaps may still hold the old one."""
+    return replace(item, group=group, expires_at=expires_at)
 
 
 @dataclass(slots=True)
@@ -133,6 +142,26 @@ class TaskQueue:
         heap.push(-item.weight, item)
         if item.expires_at < inf:
             self._expiry.push(item.expires_at, item)
+
+    def restore(self, items: Collection[Waiting]) -> None:
+        """Put tasks back that had been taken, in the places of their arrival, beyond all bounds.
+
+        One costs O(n) in its group: what is put back has crashed an engine or was preempted.
+        """
+        touched = set()
+        for item in items:
+            item.gone = False
+            self._items[item.id] = item
+            self.bytes += item.size_bytes
+            group = self._groups.setdefault(item.group, _Group())
+            group.by_arrival[item.id] = item
+            group.classes.setdefault(item.cost_class, _Heap()).push(-item.weight, item)
+            if item.expires_at < inf:
+                self._expiry.push(item.expires_at, item)
+            touched.add(item.group)
+        for name in touched:
+            arrived = sorted(self._groups[name].by_arrival.values(), key=lambda i: i.sequence)
+            self._groups[name].by_arrival = OrderedDict((item.id, item) for item in arrived)
 
     def take(self, now: float, eligible: Callable[[str | None], bool]) -> Waiting | None:
         """Take the task that goes next among groups that are eligible; None if there is none."""
