@@ -67,7 +67,7 @@ rig: ## Build the test cluster's control plane and helm: 12 minutes once, then s
 	$(RUN) python hack/cluster build --only helm
 
 unit: ## All tests but those of tests/e2e
-	$(RUN) pytest --ignore=tests/e2e
+	$(RUN) pytest --ignore=tests/e2e -n 4
 
 e2e: install ## Our images on a real node, as root: 20 minutes once, then a few
 	$(call packages,$(IMAGE_TOOLS))

@@ -44,6 +44,7 @@ from llmtaskpool_worker.http_api.openai_schema import (
     CompletionRequest,
     EmbeddingRequest,
 )
+from llmtaskpool_worker.http_api.openapi import description_route
 from llmtaskpool_worker.http_api.server import Health
 from llmtaskpool_worker.http_api.tasks_api import IDEMPOTENCY_HEADER, TaskBody, TaskRoutes
 from prometheus_client.metrics import MetricWrapperBase
@@ -51,7 +52,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
 ROOT = Path(__file__).parents[1]
-_CODE = re.compile(r'(?:code=|Rejected\(|TaskError\(|HandlerError\(|_refuse\(\d+, )\s*"([a-z_]+)"')
+_CODE = re.compile(
+    r"(?:code=|Rejected\(|TaskError\(|HandlerError\(|(?:_refuse|refusal)\(\s*\d+,)"
+    r'\s*"([a-z_]+)"'
+)
 _EVENT = re.compile(r'"event": "([a-z_]+)"')
 _PAGE = re.compile(r'router\.add_get\("([^"]+)"')
 _VARIABLE = re.compile(r"LLMTASKPOOL_[A-Z][A-Z0-9_]*[A-Z0-9]")
@@ -130,6 +134,7 @@ def routes() -> list[str]:
             pool, catalog, bodies, heartbeat_seconds=1, clock=float, wall_clock=float
         ).routes(),
     ]
+    data.append(description_route(data))
     ports = {"data": data, "control": ControlRoutes(pool, bodies).routes()}
     return [
         f"{method} {route.path} {port}"

@@ -14,7 +14,7 @@ from typing import Any
 import hypothesis
 import pytest
 from kindrig import choice
-from side_by_side import Groups, turn_of
+from side_by_side import Groups, group_of, turn_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,6 +29,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for folder, fixtures in CLUSTERS.items():
+        here = [item for item in items if item.nodeid.startswith(f"tests/{folder}/")]
+        shared = [item for item in here if fixtures.keys() & set(getattr(item, "fixturenames", ()))]
+        if len(groups := {group_of(item.nodeid) for item in shared}) > 1:
+            told = f"{sorted(groups)} share a cluster: let side_by_side.py keep them together"
+            raise pytest.UsageError(told)
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: turn_of(item.nodeid))
 

@@ -33,6 +33,12 @@ class LetterCodec(LetterTokenizer):
     def encode(self, text):
         return [ord(letter) for letter in text]
 
+    def encode_document(self, text):
+        return self.encode(text)
+
+    def complete(self, tokens):
+        return list(tokens)
+
     def encode_chat(self, messages):
         return self.encode("".join(f"{m['role'][0]}:{m['content']}\n" for m in messages))
 
@@ -143,7 +149,16 @@ def serving(make_pool=FakePool, **chosen):
         keys, tokens = keys_of(settings, clocks.monotonic)
         limits, keep_alive = settings.http_limits(), settings.keep_alive_seconds
         beat = settings.heartbeat_seconds
-        app = data_app(pool, catalog, metrics, keys, limits, clocks, heartbeat_seconds=beat)
+        app = data_app(
+            pool,
+            catalog,
+            metrics,
+            keys,
+            limits,
+            clocks,
+            heartbeat_seconds=beat,
+            cors_origins=settings.cors_origins,
+        )
         data = HttpServer(app, settings.host, 0, limits, keep_alive)
         app = control_app(pool, tokens, limits)
         control = HttpServer(app, settings.control_host, 0, limits, keep_alive)
@@ -156,10 +171,14 @@ def serving(make_pool=FakePool, **chosen):
 
 
 @contextmanager
-def serving_engines(*engines: Engine, **chosen):
+def serving_engines(*engines: Engine, codec: LetterCodec | None = None, **chosen):
     """A Rig over the real Dispatcher with these engines, wired as the worker wires its own."""
     by_name = {engine.spec.name: engine for engine in engines}
-    texts = tuple(f"{e.spec.name}=nowhere,task={e.spec.task}" for e in engines)
+    texts = tuple(
+        f"{e.spec.name}=nowhere,task={e.spec.task}"
+        + "".join(f",{name}={value}" for name, value in e.spec.options.items())
+        for e in engines
+    )
     settings = Settings(port=0, control_port=0, models=texts, **chosen)
 
     @asynccontextmanager
@@ -167,7 +186,7 @@ def serving_engines(*engines: Engine, **chosen):
         worker = build(
             settings,
             make_engine=lambda spec: by_name[spec.name],
-            load_codec=lambda _: LetterCodec(),
+            load_codec=lambda _: codec or LetterCodec(),
             clocks=Clocks(time.monotonic, time.time),
             kinds=Kinds(),
             announce=lambda _: None,

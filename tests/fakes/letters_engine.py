@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from llmtaskpool_worker.engines.protocol import (
     Admit,
     AdmitEmbedding,
+    Beat,
     Cancel,
     EngineDied,
     EngineEvent,
@@ -87,6 +88,9 @@ class LettersEngine:
     async def events(self) -> AsyncIterator[EngineEvent]:
         while (event := await self._events.get()) is not None:
             yield event
+
+    def beat(self) -> None:
+        self._events.put_nowait(Beat())
 
     def kill(self) -> None:
         self.deaths += 1

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import httpx
 from llmtaskpool_operator.local.fleet import Fleet, FleetLimits
-from llmtaskpool_operator.local.front import Front, FrontLimits
+from llmtaskpool_operator.local.front import Front
+from llmtaskpool_operator.local.front_connection import FrontLimits
+from llmtaskpool_operator.local.health import HealthLimits
 from llmtaskpool_operator.local.worker_process import WorkerCommand
 from llmtaskpool_operator.workers.client import ClientLimits, open_http
 
@@ -68,6 +70,7 @@ async def local_rig(
     *,
     front_limits: FrontLimits | None = None,
     limits: FleetLimits | None = None,
+    health: HealthLimits | None = None,
     program: tuple[str, ...] = STAND_IN,
     options: tuple[str, ...] = (),
     **stand_in,
@@ -85,6 +88,7 @@ async def local_rig(
             TOKEN,
             clock=time.monotonic,
             limits=limits or FleetLimits(drain_seconds=10.0, grace_seconds=2.0),
+            health=health,
             notice=notices.append,
         )
         fleets.append(fleet)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from fakes.operator_process import DIES_WITH_ITS_PARENT
 from rig.ports import is_free
 
 NODE = "mini"
@@ -283,7 +284,7 @@ class MiniKubelet:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("LLMTASKPOOL_")}
         with (folder / "log").open("ab") as log:
             return subprocess.Popen(
-                [*self._program, *arguments],
+                [*DIES_WITH_ITS_PARENT, *self._program, *arguments],
                 env=clean | environment | self._environment,
                 stdout=log,
                 stderr=log,

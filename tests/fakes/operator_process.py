@@ -14,6 +14,9 @@ from pathlib import Path
 import httpx
 from rig import ports
 
+DIES_WITH_ITS_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
+"""Before a command: a test process that is killed (pytest-timeout does) leaves none behind."""
+
 
 class OperatorProcess:
     """``log`` is a file that all its lives write to."""
@@ -31,7 +34,7 @@ class OperatorProcess:
         settings = {f"LLMTASKPOOL_OPERATOR_{k.upper()}": v for k, v in given.items()}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "llmtaskpool_operator", "operate"],
+                [*DIES_WITH_ITS_PARENT, sys.executable, "-m", "llmtaskpool_operator", "operate"],
                 env=clean | settings | {"KUBECONFIG": str(self._kubeconfig)},
                 stdout=log,
                 stderr=log,

@@ -33,6 +33,10 @@ def control_token() -> str:
     return os.environ["LLMTASKPOOL_CONTROL_TOKENS"]
 
 
+def is_stuck() -> bool:
+    return Path(os.environ.get("STAND_IN_STUCK_FILE", "/nowhere")).exists()
+
+
 def spoilt(state: dict) -> dict:
     """The state with what odd.json says in the places that it names."""
     file = Path("odd.json")
@@ -155,6 +159,8 @@ class StandIn:
         if path == "/who":
             about = {"worker_id": self.id, "pid": os.getpid()}
             return 200, about | {"threads": self.lanes["compute"].threads}
+        if path == "/livez":
+            return (503 if is_stuck() else 200), {}
         if path == "/readyz":  # never behind the tasks that wait
             return (200 if self.phase == "ready" else 503), {}
         if path.startswith("/v1/tasks/"):

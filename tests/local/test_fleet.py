@@ -14,6 +14,7 @@ import psutil
 import pytest
 from fakes.local_rig import DEADLINE_SECONDS, TOKEN, eventually, local_rig, until
 from llmtaskpool_operator.local.fleet import FleetLimits, Unstartable
+from llmtaskpool_operator.local.health import HealthLimits
 
 TESTS = Path(__file__).parents[1]
 
@@ -186,5 +187,76 @@ def test_state_is_read_from_workers_and_missing_answers_have_a_reason():
             finally:
                 os.kill(worker.pid, signal.SIGCONT)
             assert await worker.observe(time.monotonic()) is not None
+
+    asyncio.run(go())
+
+
+def test_a_hung_worker_gets_no_more_requests_and_is_replaced_and_nobody_waits_for_ever():
+    async def go():
+        health = HealthLimits(silent_seconds=0.5, lost_seconds=2.5, lost_asks=1)
+        async with local_rig(2, health=health) as rig, rig.client() as client:
+
+            async def watched():
+                while True:
+                    await rig.fleet.observe(time.monotonic())
+                    await rig.fleet.tend()
+                    await asyncio.sleep(0.05)
+
+            watching = asyncio.create_task(watched())
+            hung, other = rig.fleet.members()
+            os.kill(hung.pid, signal.SIGSTOP)
+            caught = [asyncio.create_task(rig.work(client, 0.01)) for _ in range(24)]
+            await until(lambda: rig.front.routed() == [other.id], "it is taken out")
+            later = await asyncio.gather(*(rig.work(client, 0.01) for _ in range(24)))
+            assert {answer.status_code for answer in later} == {200}
+            answers = await asyncio.gather(*caught)
+            assert {answer.status_code for answer in answers} == {200, 502}
+            lost = [answer.json() for answer in answers if answer.status_code == 502]
+            assert {one["error"]["code"] for one in lost} == {"worker_lost"}
+            await until(lambda: len(rig.front.routed()) == 2, "it is replaced")
+            assert hung.id not in rig.fleet.workers
+            watching.cancel()
+
+    asyncio.run(go())
+
+
+def test_a_worker_that_pauses_is_routed_again_and_keeps_its_requests():
+    async def go():
+        health = HealthLimits(silent_seconds=0.5, lost_seconds=600.0)
+        async with local_rig(1, health=health) as rig, rig.client() as client:
+            worker = rig.fleet.members()[0]
+            os.kill(worker.pid, signal.SIGSTOP)
+            caught = asyncio.create_task(rig.work(client, 0.01))
+
+            async def silent():
+                await rig.fleet.observe(time.monotonic())
+                return not rig.front.routed()
+
+            await eventually(silent, "it is taken out")
+            held = asyncio.create_task(rig.work(client, 0.01))
+            os.kill(worker.pid, signal.SIGCONT)
+            await rig.fleet.observe(time.monotonic())
+            assert rig.front.routed() == [worker.id]
+            assert [(await one).status_code for one in (caught, held)] == [200, 200]
+            assert rig.fleet.restarts == 0
+
+    asyncio.run(go())
+
+
+def test_a_worker_that_says_it_is_stuck_gets_no_requests_and_is_replaced(tmp_path: Path):
+    async def go():
+        mark = tmp_path / "stuck"
+        health = HealthLimits(stuck_seconds=0.3)
+        async with local_rig(1, health=health, stuck_file=mark) as rig:
+            mark.touch()
+            await rig.fleet.observe(time.monotonic())
+            assert rig.front.routed() == []
+            assert rig.fleet.any_starting()
+            await asyncio.sleep(0.3)
+            await rig.fleet.observe(time.monotonic())
+            mark.unlink()
+            await until(lambda: "worker-1" not in rig.fleet.workers, "it is ended")
+            await rig.settled(1)
+            assert rig.front.routed() == ["worker-2"]
 
     asyncio.run(go())

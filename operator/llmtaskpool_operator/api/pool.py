@@ -36,6 +36,10 @@ class Model(Wire):
     `max_threads`; docs/models.md lists them."""
 
 
+ORIGIN = r"^(\*|https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?)$"
+"""Of a web page, as a browser tells it."""
+
+
 class SecretKey(Wire):
     """One key of a Secret in the pool's namespace."""
 
@@ -51,6 +55,13 @@ class Auth(Wire):
     api_key_secret_ref: SecretKey | None = None
     """The API keys clients must show, one a line of one word; blank lines and lines that begin
     with # are none. Without it the pool's data port is open to whoever reaches it."""
+    cors_origins: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=262, pattern=ORIGIN)]],
+        Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = Field(default_factory=list)
+    """Origins of web pages whose scripts may call the pool, such as `https://chat.example.org`
+    (scheme, host and port, no path), or `*` for all; none: browsers keep pages from it. A key is
+    asked for all the same."""
 
 
 class LLMTaskPoolSpec(Wire):

@@ -17,6 +17,7 @@ from typing import Any
 import aiohttp
 
 from llmtaskpool_operator.local.front import Front
+from llmtaskpool_operator.local.health import Health, HealthLimits, Verdict
 from llmtaskpool_operator.local.worker_process import (
     BAD_SETTINGS,
     LOOPBACK,
@@ -55,10 +56,13 @@ class Fleet:
         *,
         clock: Callable[[], float],
         limits: FleetLimits | None = None,
+        health: HealthLimits | None = None,
         notice: Callable[[str], None] = lambda _line: None,
     ) -> None:
         self.limits = limits or FleetLimits()
         self.workers: dict[str, LocalWorker] = {}
+        self._health_limits = health or HealthLimits()
+        self._health: dict[str, Health] = {}
         self.wanted = 0
         self.restarts = 0
         self.failures = 0
@@ -85,21 +89,43 @@ class Fleet:
         return [w for w in self.workers.values() if w.retiring]
 
     async def observe(self, now: float) -> None:
-        """Ask every worker that listens for its state, all at once; tell who stops answering."""
+        """Ask every worker that listens for its state, all at once; tell who stops answering.
+
+        One that is ready and doesn't answer gets no new requests, and is replaced in the end.
+        """
         asked = [w for w in self.workers.values() if w.alive and w.data_port is not None]
         before = [w.unreachable for w in asked]
-        await asyncio.gather(*(w.observe(now) for w in asked))
+        await asyncio.gather(*(w.observe(now) for w in asked), *map(self._judge, asked))
         for worker, was in zip(asked, before, strict=True):
             self._front.note_load(worker.id, float(worker.in_flight))
             if worker.unreachable is not None and was is None and worker.alive:
                 self._notice(f"{worker.id} is left as it is: {worker.unreachable}")
+
+    async def _judge(self, worker: LocalWorker) -> None:
+        if not worker.ready:
+            return
+        alive = await worker.is_alive()
+        health = self._health.get(worker.id)
+        if health is None or not worker.ready:
+            return
+        answers = self._front.answers(worker.id)
+        verdict = health.asked(self._clock(), alive=alive, answers=answers)
+        silent = verdict is not Verdict.WELL
+        if silent is not worker.silent:
+            worker.silent = silent
+            said = "does not answer, and gets no new requests" if silent else "answers again"
+            self._notice(f"{worker.id} {said}")
+            self._front.silence(worker.id, silent=silent)
+        if verdict is Verdict.LOST:
+            self._notice(f"{worker.id} is given up: it is ended, and replaced")
+            worker.signal(SIGKILL)
 
     def any_starting(self) -> bool:
         """Whether a worker is on its way, or will be as soon as the back-off allows."""
         if self._stopping:
             return False
         members = self.members()
-        return len(members) < self.wanted or any(not w.ready for w in members)
+        return len(members) < self.wanted or any(not w.ready or w.silent for w in members)
 
     async def scale(self, replicas: int, victims: Sequence[str] = ()) -> None:
         """Have ``replicas`` workers; ``victims`` go first when there are too many."""
@@ -179,6 +205,7 @@ class Fleet:
         self._front.forget(worker.id)
         await worker.end(0.0)
         del self.workers[worker.id]
+        self._health.pop(worker.id, None)
         if worker.retiring or self._stopping:
             self._notice(f"{worker.id} is gone")
             return
@@ -209,6 +236,7 @@ class Fleet:
             case "ready" if worker.data_port is not None:
                 worker.ready_at = self._clock()
                 self._ever_ready = True
+                self._health[worker.id] = Health(self._health_limits, worker.ready_at)
                 if not worker.retiring:
                     self._front.route(worker.id, LOOPBACK, worker.data_port)
                     took = worker.ready_at - worker.started_at

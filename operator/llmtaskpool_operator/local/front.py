@@ -1,36 +1,41 @@
-"""The public port of a local pool: spreads connections over the ready workers.
+"""The public port of a local pool: spreads requests over the ready workers.
 
-Which worker a request goes to is in routing.py. Bytes stream both ways; the slower side sets the
-pace. Of HTTP the front knows only where messages end (http_framing.py): a client's connection
-that rests between two exchanges is tied to no worker, so the next request goes wherever there is
-room, a new worker gets its share from clients that keep their connections, and a worker that
-leaves takes no request with it.
+aiohttp's server reads the requests and its client passes them on, over connections to each worker
+that are kept; between them is which worker a request goes to (routing.py) and what is passed on.
+Bytes stream both ways and are never held: the slower side sets the pace. A request is sent once:
+only when no connection could be had does it go to another worker.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+import resource
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
 
-from llmtaskpool_operator.local.http_framing import Exchanges
+import aiohttp
+from aiohttp import StreamReader, web
+from yarl import URL
+
+from llmtaskpool_operator.local.front_answers import (
+    PassedAnswer,
+    invalid_http,
+    passed_on,
+    refusal,
+    understood,
+)
+from llmtaskpool_operator.local.front_connection import Connection, Connections, FrontLimits
+from llmtaskpool_operator.local.front_places import Places
 from llmtaskpool_operator.local.routing import Route, RoutingTable, owner_of
 
+log = logging.getLogger("llmtaskpool.front")
 
-@dataclass(frozen=True, slots=True)
-class FrontLimits:
-    """``hold_seconds``: how long a request waits for a worker when none is routed.
-
-    ``idle_seconds``: how long a client's connection may rest between two exchanges.
-    """
-
-    connections: int = 4096
-    connect_seconds: float = 2.0
-    hold_seconds: float = 10.0
-    idle_seconds: float = 75.0
-    linger_seconds: float = 2.0
-    retry_after_seconds: int = 5
+_KEEP_SECONDS = 15.0
+"""Shorter than workers keep a connection: one that is used again is not just being closed."""
+_SPARE_FILES = 256
+"""Descriptors that are for other things than the front's connections."""
 
 
 class Front(RoutingTable):
@@ -43,266 +48,249 @@ class Front(RoutingTable):
         super().__init__(self.limits.hold_seconds, starting)
         self.refused = 0
         self._server: asyncio.Server | None = None
-        self._clients: set[_Downstream] = set()
+        self._clients: Connections | None = None
+        self._workers: aiohttp.ClientSession | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Listen; the port. Raises OSError when the address can't be had."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: _Downstream(self), host, port, backlog=1024, reuse_address=True
+        limits = self.limits
+        most = _connections_possible(limits.connections)
+        places = Places(most, min(limits.connections_kept, most // 8))
+        clients = Connections(self._serve, limits, places)
+        self._server = await asyncio.get_running_loop().create_server(
+            clients, host, port, backlog=1024, reuse_address=True
+        )
+        self._clients = clients
+        self._workers = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=_KEEP_SECONDS, use_dns_cache=False
+            ),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=limits.connect_seconds),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+            max_line_size=limits.head_bytes,
+            max_field_size=limits.head_bytes,
         )
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
 
     async def stop(self) -> None:
         """Stop listening and cut what is still open; idempotent."""
-        if self._server is not None:
-            self._server.close()
-            for client in list(self._clients):
-                client.abort()
-            await self._server.wait_closed()
-
-
-class _Downstream(asyncio.Protocol):
-    """One client's connection: finds a worker for each exchange and passes its bytes."""
-
-    def __init__(self, front: Front) -> None:
-        self._front = front
-        self._exchanges = Exchanges()
-        self._transport: asyncio.Transport | None = None
-        self._upstream: _Upstream | None = None
-        self._route: Route | None = None
-        self._first = b""
-        self._eof = False
-        self._refused = False
-        self._connecting: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    # -- the client's side
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101  a TCP server's transport is
-        self._transport = transport
-        self._front._clients.add(self)
-        self._close_in(self._front.limits.idle_seconds)
-
-    def data_received(self, data: bytes) -> None:
-        if self._refused:
-            return  # read to its end, so that the refusal is not lost to a reset
-        if self._upstream is not None:
-            self._exchanges.request(data)
-            self._upstream.write(data)
+        if self._server is None or self._clients is None or self._workers is None:
             return
-        self._first += data
-        if self._connecting is None:
-            self._cancel_timer()
-            self._pause(True)
-            self._connecting = asyncio.get_running_loop().create_task(self._connect())
+        self._server.close()
+        for client in list(self._clients.open):
+            client.abort()
+        await self._clients.shutdown(self.limits.linger_seconds)
+        await self._workers.close()
+        await self._server.wait_closed()
 
-    def eof_received(self) -> bool:
-        self._eof = True
-        if self._upstream is not None:
-            self._upstream.write_eof()
-            return True  # half-closed: an answer may still be on its way
-        return self._connecting is not None
+    def clients(self) -> int:
+        """Connections of clients that are open."""
+        return len(self._clients.open) if self._clients is not None else 0
 
-    def pause_writing(self) -> None:
-        if self._upstream is not None:
-            self._upstream.pause(True)
+    # -- one request
 
-    def resume_writing(self) -> None:
-        if self._upstream is not None:
-            self._upstream.pause(False)
+    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection = request.protocol
+        assert isinstance(connection, Connection)  # noqa: S101  Connections makes no others
+        answer = await self._answered(request, connection)
+        if request.version < aiohttp.HttpVersion11:
+            answer.force_close()
+        return answer
 
-    def connection_lost(self, _exc: Exception | None) -> None:
-        self._cancel_timer()
-        self._front._clients.discard(self)
-        if self._connecting is not None:
-            self._connecting.cancel()
-        self._detach()
-
-    # -- finding a worker
-
-    async def _connect(self) -> None:
-        front, tried = self._front, set[str]()
-        if len(front._clients) > front.limits.connections:
-            self._refuse(503, "too_many_connections", "Too many connections: try again later.")
-            return
-        loop = asyncio.get_running_loop()
-        owner = owner_of(self._first)
-        while (route := await front.pick(tried, owner)) is not None:
-            route.links.add(self)  # counted at once: a burst must not see it as free
-            self._route = route
+    async def _answered(
+        self, request: web.BaseRequest, connection: Connection
+    ) -> web.StreamResponse:
+        if connection.place is None:
+            answer = self._refuse(503, "too_many_connections", "Too many connections: try later.")
+            answer.force_close()
+            return answer
+        if not understood(request._message.version, request.headers):
+            request._version = aiohttp.HttpVersion11  # the answer's
+            answer = invalid_http()
+            answer.force_close()
+            return answer
+        target = request.rel_url.raw_path_qs
+        tried, owner = set[str](), owner_of(target)
+        body = _Body(request, self.limits.body_bytes)
+        while (route := await self.pick(tried, owner)) is not None:
+            route.links.add(link := object())  # counted at once: a burst must not see it as free
             try:
-                async with asyncio.timeout(front.limits.connect_seconds):
-                    await loop.create_connection(lambda: _Upstream(self), route.host, route.port)
-            except OSError:  # TimeoutError is one
+                return await self._passed_to(route, request, body, connection, target)
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
                 tried.add(route.worker_id)
-                self._detach()
-                continue
-            return
-        self._refuse(
+            finally:
+                route.links.discard(link)
+                if not route.links:
+                    route.empty.set()
+        return self._refuse(
             503, "no_worker_ready", "No worker is ready to take this request: try again later."
         )
 
-    def linked(self, upstream: _Upstream) -> None:
-        """The worker's side is connected: send what the client has said so far."""
-        self._connecting = None
-        if self._transport is None or self._transport.is_closing():
-            upstream.end(abruptly=True)
-            return
-        self._upstream = upstream
-        first, self._first = self._first, b""
-        self._exchanges.request(first)
-        upstream.write(first)
-        self._pause(False)
-        if self._eof:
-            upstream.write_eof()
+    async def _passed_to(
+        self,
+        route: Route,
+        request: web.BaseRequest,
+        body: _Body,
+        connection: Connection,
+        target: str,
+    ) -> web.StreamResponse:
+        """Send the request to a worker and its answer to the client.
 
-    # -- the worker's side
+        Raises ClientConnectorError and ConnectionTimeoutError when nothing of it was sent.
+        """
+        assert self._workers is not None  # noqa: S101  it listens
+        headers = passed_on(request.headers)
+        try:
+            upstream = await self._workers.request(
+                request.method,
+                URL(f"http://{route.host}:{route.port}{target}", encoded=True),
+                headers=headers,
+                data=body.data(),
+                expect100=body.awaited,
+                allow_redirects=False,
+            )
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+            raise
+        except (aiohttp.ClientError, OSError):
+            return self._unanswered(body)
+        try:
+            return await _answer(upstream, request, connection, route)
+        finally:
+            if not body.passed or not upstream.content.at_eof():
+                _cut(upstream)
 
-    def answered(self, upstream: _Upstream, data: bytes) -> None:
-        """Bytes from the worker."""
-        if upstream is not self._upstream or self._transport is None:
-            return
-        self._exchanges.answer(data)
-        if not self._transport.is_closing():
-            self._transport.write(data)
-        if self._exchanges.idle:
-            self._rest()
+    def _unanswered(self, body: _Body) -> web.Response:
+        if body.refusal is not None:
+            body.refusal.force_close()
+            return body.refusal
+        return self._refuse(
+            502,
+            "worker_lost",
+            "The worker of this request ended before it answered: send the request again.",
+        )
 
-    def worker_ended(self, upstream: _Upstream) -> None:
-        """The worker closed its side."""
-        if upstream is not self._upstream or self._transport is None:
-            return
-        if self._exchanges.unanswered:
-            self._detach()
-            self._refuse(502, "worker_lost", "The worker of this request ended: send it again.")
-        elif upstream.clean:
-            self._transport.close()
-        else:
-            self.abort()  # a reset tells the client that the answer is not whole
-
-    def _rest(self) -> None:
-        """The exchange is over: the next one may go elsewhere."""
-        self._detach(abruptly=False)
-        if self._transport is None:
-            return
-        if self._eof:
-            self._transport.close()
-        else:
-            self._close_in(self._front.limits.idle_seconds)
-
-    def pause_client(self, paused: bool) -> None:
-        """Stop or go on reading from the client: the worker's side is full or free."""
-        self._pause(paused)
-
-    def abort(self) -> None:
-        """Close now."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    # -- small steps
-
-    def _refuse(self, status: int, code: str, message: str) -> None:
-        self._front.refused += 1
-        self._refused = True
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            return
-        transport.write(error_answer(status, code, message, self._front.limits))
-        if self._eof or not transport.can_write_eof():
-            transport.close()
-            return
-        transport.write_eof()
-        self._pause(False)
-        self._close_in(self._front.limits.linger_seconds)
-
-    def _detach(self, *, abruptly: bool = True) -> None:
-        upstream, self._upstream = self._upstream, None
-        if upstream is not None:
-            upstream.end(abruptly=abruptly)
-        if self._route is not None:
-            self._route.links.discard(self)
-            if not self._route.links:
-                self._route.empty.set()
-            self._route = None
-
-    def _pause(self, paused: bool) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            if paused:
-                self._transport.pause_reading()
-            else:
-                self._transport.resume_reading()
-
-    def _close_in(self, seconds: float) -> None:
-        self._cancel_timer()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self.abort)
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _refuse(self, status: int, code: str, message: str) -> web.Response:
+        self.refused += 1
+        return refusal(status, code, message, self.limits.retry_after_seconds)
 
 
-class _Upstream(asyncio.Protocol):
-    """The connection to the worker that serves one client connection."""
-
-    def __init__(self, downstream: _Downstream) -> None:
-        self.clean = True
-        self._downstream = downstream
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101  a TCP client's transport is
-        self._transport = transport
-        self._downstream.linked(self)
-
-    def data_received(self, data: bytes) -> None:
-        self._downstream.answered(self, data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.clean = exc is None
-        self._downstream.worker_ended(self)
-
-    def pause_writing(self) -> None:
-        self._downstream.pause_client(True)
-
-    def resume_writing(self) -> None:
-        self._downstream.pause_client(False)
-
-    def write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
-
-    def write_eof(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write_eof()
-
-    def pause(self, paused: bool) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            if paused:
-                self._transport.pause_reading()
-            else:
-                self._transport.resume_reading()
-
-    def end(self, *, abruptly: bool) -> None:
-        if self._transport is not None:
-            if abruptly:
-                self._transport.abort()
-            else:
-                self._transport.close()
+async def _answer(
+    upstream: aiohttp.ClientResponse,
+    request: web.BaseRequest,
+    connection: Connection,
+    route: Route,
+) -> web.StreamResponse:
+    content = upstream.content
+    route.answers += 1
+    try:
+        first = content.read_nowait()
+        answer = PassedAnswer(
+            upstream.status,
+            upstream.reason,
+            passed_on(upstream.headers),
+            at_once=not first and not content.at_eof(),
+        )
+        if upstream.status >= 400 and upstream.headers.get("connection", "").lower() == "close":
+            answer.force_close()  # what the worker would not read on is no next request here
+        await answer.prepare(request)
+        if first:
+            await answer.write(first)
+        async for part in pieces(content, sized="content-length" in upstream.headers):
+            await answer.write(part)
+            route.answers += 1
+            connection.moved()
+    except (aiohttp.ClientPayloadError, aiohttp.ClientOSError) as error:
+        connection.abort()  # a reset tells the client that the answer is not whole
+        raise ConnectionResetError("the worker ended amid its answer") from error
+    await answer.write_eof()
+    return answer
 
 
-def error_answer(status: int, code: str, message: str, limits: FrontLimits) -> bytes:
-    """An HTTP answer in OpenAI's error shape that closes its connection."""
-    body = json.dumps(
-        {"error": {"message": message, "type": "server_error", "param": None, "code": code}}
-    ).encode()
-    phrase = {502: "Bad Gateway", 503: "Service Unavailable"}[status]
-    head = (
-        f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\nretry-after: {limits.retry_after_seconds}\r\n"
-        "connection: close\r\n\r\n"
-    )
-    return head.encode() + body
+async def pieces(content: StreamReader, *, sized: bool) -> AsyncIterator[bytes]:
+    """What has come, as soon as it comes.
+
+    Of a body with a length each piece as it was read, which saves a copy of it; of one in chunks
+    all that is here, because a chunk may be one byte.
+    """
+    if not sized:
+        async for part in content.iter_any():
+            yield part
+        return
+    async for part, _ in content.iter_chunks():
+        if part:
+            yield part
+
+
+class _Body:
+    """A request's body on its way. ``passed``: the worker has all of it.
+
+    ``awaited``: the client waits for a 100 before it sends it. ``refusal``: why it could not be
+    passed on, when that is the client's doing.
+    """
+
+    def __init__(self, request: web.BaseRequest, most: int) -> None:
+        self.refusal: web.Response | None = None
+        self._request = request
+        self._content: StreamReader = request.content
+        self._most = most
+        self.passed = self._whole = self._content.is_eof()
+        self._held = (self._content.read_nowait() or None) if self._whole else None
+        self.awaited = (
+            not self._whole
+            and request.version >= aiohttp.HttpVersion11
+            and request.headers.get("expect", "").lower() == "100-continue"
+        )
+
+    def data(self) -> bytes | AsyncIterator[bytes] | None:
+        """For aiohttp's client: what is here already in one piece, else as it comes."""
+        return self._held if self._whole else self._parts()
+
+    async def _parts(self) -> AsyncIterator[bytes]:
+        if self.awaited:
+            await self._request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._request.writer.output_size = 0
+        yield b""  # sends the head, which aiohttp holds back for the first part
+        size, request = 0, self._request
+        try:
+            async for part in pieces(self._content, sized="content-length" in request.headers):
+                size += len(part)
+                if size > self._most:
+                    raise ValueError("too long")  # noqa: TRY301  stops the client's writer
+                yield part
+        except web.RequestPayloadError:
+            self.refusal = invalid_http()
+            raise
+        except ValueError:
+            self.refusal = refusal(
+                413,
+                "body_too_large",
+                f"The body is longer than {self._most} bytes: send less in one request.",
+            )
+            raise
+        self.passed = True
+
+
+def _cut(upstream: aiohttp.ClientResponse) -> None:
+    """Reset the connection to the worker: nobody waits for the rest, which is to stop at once."""
+    transport = upstream.connection.transport if upstream.connection is not None else None
+    if transport is not None:
+        connected = transport.get_extra_info("socket")
+        if connected is not None:
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    upstream.close()
+
+
+def _connections_possible(wanted: int) -> int:
+    """As many of ``wanted`` as this process may open files for: one for each side."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * wanted + _SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    return max(1, min(wanted, (soft - _SPARE_FILES) // 2))

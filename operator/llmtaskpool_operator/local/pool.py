@@ -20,7 +20,8 @@ from llmtaskpool_operator.autoscaler.reasons import reason_of
 from llmtaskpool_operator.autoscaler.reconcile import LoopMemory, ReconcileResult, reconcile
 from llmtaskpool_operator.local.backend import LocalBackend
 from llmtaskpool_operator.local.fleet import Fleet, FleetLimits
-from llmtaskpool_operator.local.front import Front, FrontLimits
+from llmtaskpool_operator.local.front import Front
+from llmtaskpool_operator.local.front_connection import FrontLimits
 from llmtaskpool_operator.local.live_view import Line, Snapshot, View, WorkerRow
 from llmtaskpool_operator.local.settings import worker_command
 from llmtaskpool_operator.local.worker_process import LocalWorker, WorkerCommand
@@ -168,6 +169,8 @@ class LocalPool:
         state = worker.state
         loads = sorted(worker.loading.values(), key=lambda one: one.fraction)
         phase = "draining" if worker.retiring else "ready" if worker.ready else "starting"
+        if phase == "ready" and worker.silent:
+            phase = "silent"
         return WorkerRow(
             id=worker.id,
             phase=phase,

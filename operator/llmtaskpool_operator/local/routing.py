@@ -11,9 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-_ABOUT_A_TASK = re.compile(
-    rb"[A-Z]+ /v1/tasks/([A-Za-z0-9][A-Za-z0-9._-]{0,252})-[0-9a-f]{32}[/? ]"
-)
+_ABOUT_A_TASK = re.compile(r"/v1/tasks/([A-Za-z0-9][A-Za-z0-9._-]{0,252})-[0-9a-f]{32}(?:[/?]|$)")
 
 
 @dataclass(slots=True, eq=False)
@@ -21,7 +19,8 @@ class Route:
     """One worker's data port.
 
     ``load`` breaks ties; it is what the worker last reported. ``links`` holds one entry for each
-    client that waits for an answer of it.
+    client that waits for an answer of it. ``answers`` moves with each piece of an answer.
+    ``silent``: it does not answer now.
     """
 
     worker_id: str
@@ -29,6 +28,8 @@ class Route:
     port: int
     load: float = 0.0
     open: bool = True
+    silent: bool = False
+    answers: int = 0
     links: set[object] = field(default_factory=set)
     empty: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -59,6 +60,18 @@ class RoutingTable:
         if route is not None:
             route.open = False
 
+    def silence(self, worker_id: str, *, silent: bool) -> None:
+        """Whether this worker is without an answer: no new requests until it has one."""
+        route = self._routes.get(worker_id)
+        if route is not None and route.silent != silent:
+            route.silent = silent
+            self._wake()
+
+    def answers(self, worker_id: str) -> int:
+        """A count that moves while this worker answers clients."""
+        route = self._routes.get(worker_id)
+        return route.answers if route is not None else 0
+
     def forget(self, worker_id: str) -> None:
         """The worker is gone."""
         self._routes.pop(worker_id, None)
@@ -71,7 +84,7 @@ class RoutingTable:
 
     def routed(self) -> list[str]:
         """The workers that get requests."""
-        return [route.worker_id for route in self._routes.values() if route.open]
+        return [one.worker_id for one in self._routes.values() if one.open and not one.silent]
 
     def open_connections(self, worker_id: str) -> int:
         """Connections to this worker: one for each client that waits for an answer of it."""
@@ -94,7 +107,11 @@ class RoutingTable:
         changed.set()
 
     def _best(self, tried: set[str]) -> Route | None:
-        routes = (r for r in self._routes.values() if r.open and r.worker_id not in tried)
+        routes = (
+            one
+            for one in self._routes.values()
+            if one.open and not one.silent and one.worker_id not in tried
+        )
         return min(routes, key=lambda r: (len(r.links), r.load), default=None)
 
     async def pick(self, tried: set[str], owner: str | None = None) -> Route | None:
@@ -115,7 +132,10 @@ class RoutingTable:
             return None
 
 
-def owner_of(request: bytes) -> str | None:
-    """The worker whose task a request is about: ids are ``<worker id>-<32 hexadecimal digits>``."""
-    found = _ABOUT_A_TASK.match(request)
-    return found.group(1).decode() if found else None
+def owner_of(target: str) -> str | None:
+    """The worker whose task a request is about: ids are ``<worker id>-<32 hexadecimal digits>``.
+
+    ``target`` is a path with its query.
+    """
+    found = _ABOUT_A_TASK.match(target)
+    return found.group(1) if found else None

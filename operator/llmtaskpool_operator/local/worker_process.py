@@ -25,6 +25,7 @@ from llmtaskpool_operator.workers.client import (
     ClientLimits,
     WorkerClient,
     WorkerUnreachable,
+    is_alive,
 )
 
 LOOPBACK = "127.0.0.1"
@@ -66,6 +67,7 @@ class LocalWorker:
         self.started_at = 0.0
         self.ready_at: float | None = None
         self.retiring = False
+        self.silent = False
         self.failure: str | None = None
         self.loading: dict[str, Loading] = {}
         self.data_port: int | None = None
@@ -152,6 +154,12 @@ class LocalWorker:
         self.state_at = now
         self.unreachable = None
         return self.state
+
+    async def is_alive(self) -> bool | None:
+        """What it says of itself; None when it says nothing."""
+        if self.data_port is None:
+            return None
+        return await is_alive(self._http, f"http://{LOOPBACK}:{self.data_port}")
 
     async def drain(self, budget_seconds: float, clock: Callable[[], float]) -> bool:
         """Tell it to finish and wait until nothing is in flight; whether that was so in time."""

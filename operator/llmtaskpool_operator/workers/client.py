@@ -16,6 +16,7 @@ from llmtaskpool_worker.contract import (
     CONTROL_DRAIN,
     CONTROL_STATE,
     CONTROL_THREADS,
+    LIVEZ,
     DrainAnswer,
     DrainRequest,
     LaneName,
@@ -61,6 +62,20 @@ def open_http(limits: ClientLimits) -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,  # a proxy of the environment is no way to a pod
     )
+
+
+async def is_alive(
+    http: aiohttp.ClientSession, url: str, limits: ClientLimits | None = None
+) -> bool | None:
+    """What a worker's data port at ``url`` says of itself; None when it says nothing in time."""
+    try:
+        async with (
+            asyncio.timeout((limits or ClientLimits()).seconds),
+            http.get(url + LIVEZ, allow_redirects=False) as response,
+        ):
+            return response.status == 200
+    except (TimeoutError, aiohttp.ClientError):
+        return None
 
 
 class WorkerClient:

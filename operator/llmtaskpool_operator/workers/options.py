@@ -29,6 +29,8 @@ def environment_of(spec: LLMTaskPoolSpec) -> dict[str, str]:
         "LLMTASKPOOL_AGEING_SECONDS": f"{max(spec.queue.ageing_seconds, 1e-3):g}",
         "LLMTASKPOOL_TPOT_SLO_SECONDS": f"{spec.slo.tpot_seconds:g}",
     }
+    if spec.auth.cors_origins:
+        values["LLMTASKPOOL_CORS_ORIGINS"] = ",".join(spec.auth.cors_origins)
     if spec.queue.timeout_seconds is not None:
         values["LLMTASKPOOL_QUEUE_TIMEOUT_SECONDS"] = f"{spec.queue.timeout_seconds:g}"
     return values

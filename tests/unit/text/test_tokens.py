@@ -13,6 +13,8 @@ from transformers import AutoTokenizer
 
 LINES = "Grüße \N{EARTH GLOBE EUROPE-AFRICA} \N{MAN}\u200d\N{WOMAN}, 日本語 <|im_end|>\n\ttab  two"
 
+HARMLESS = LINES.replace("<|im_end|>", "<im_end>")
+
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
@@ -31,7 +33,7 @@ def tokenizer(folder: Path) -> Tokenizer:
         [{"role": "user", "content": "What is the capital of France?"}],
         [
             {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": LINES},
+            {"role": "user", "content": HARMLESS},
             {"role": "assistant", "content": "Yes."},
             {"role": "user", "content": ""},
         ],
@@ -58,13 +60,11 @@ def test_text_that_comes_token_by_token_is_whole_and_never_half_a_letter(
 
 
 @pytest.mark.model
-def test_an_answer_cut_in_the_middle_of_a_letter_ends_with_a_replacement(
-    tokenizer: Tokenizer,
-) -> None:
-    ids = tokenizer.encode("a\N{EARTH GLOBE EUROPE-AFRICA}")[:-1]
-    detokenizer = tokenizer.detokenizer()
-    text = "".join(map(detokenizer.push, ids)) + detokenizer.finish()
-    assert text == tokenizer.decode(ids)
+def test_an_answer_cut_in_the_middle_of_a_letter_ends_before_it(tokenizer: Tokenizer) -> None:
+    whole = tokenizer.encode("a\N{EARTH GLOBE EUROPE-AFRICA}")
+    for cut in range(2, len(whole)):
+        detokenizer = tokenizer.detokenizer()
+        assert "".join(map(detokenizer.push, whole[:cut])) + detokenizer.finish() == "a"
 
 
 def test_a_template_that_refuses_says_why(tmp_path: Path, folder: Path) -> None:

@@ -129,6 +129,30 @@ def test_those_who_wait_for_a_model_that_cannot_be_loaded_again_are_told() -> No
     run(story, engine)
 
 
+def test_a_model_that_could_not_be_loaded_and_is_tried_again_is_unready_until_it_is_back() -> None:
+    engine = LettersEngine()
+
+    async def story(pool: Dispatcher, _: Clock) -> None:
+        back, engine._be_ready = engine._be_ready, lambda: None
+        engine.hangs = True
+        task = pool.submit(chat("abc"))
+        engine.kill()
+        for wait in (1.0, 2.0):
+            failed = LoadFailed("a file is away", may_pass=True, retrying_in_seconds=wait)
+            engine._events.put_nowait(failed)
+        await until(lambda: "letters" in pool.state().model_problems)
+        await until(lambda: pool.state().model_problems["letters"].code == "retrying")
+        assert pool.state().model_problems["letters"].message == "a file is away"
+        assert pool.state().phase is Phase.STARTING
+        waits = pool.submit(chat("later"))
+        back()
+        for one in (task, waits):
+            assert (await pool.wait(one.id)).state is TaskState.SUCCEEDED
+        assert (pool.state().phase, pool.state().model_problems) == (Phase.READY, {})
+
+    run(story, engine)
+
+
 class NeverBack(LettersEngine):
     """Dies and stays away."""
 

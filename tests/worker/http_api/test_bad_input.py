@@ -18,6 +18,7 @@ CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
 EMBED = {"model": "vectors", "input": "a"}
 COMPLETE = {"model": "echo", "prompt": "a"}
 HUGE = 10**400
+A_CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def refused(rig, path: str, body, *, field: str, status: int = 400) -> dict:
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": HUGE}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"top_k": -2}, "top_k"),
         ({"min_p": 1.5}, "min_p"),
         ({"seed": 2**64}, "seed"),
@@ -92,6 +93,20 @@ def refused(rig, path: str, body, *, field: str, status: int = 400) -> dict:
         ({"model": "vectors"}, "model"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [{"type": "function"}], "tool_choice": "auto"}, "tools"),
+        ({"tools": [5], "tool_choice": "none"}, "tools"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"verbosity": "low"}, "verbosity"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content"),
+        ({"messages": [{"role": "tool", "tool_call_id": "a"}]}, "messages[0].content"),
+        (
+            {"messages": [{"role": "assistant", "content": "", "tool_calls": [A_CALL] * 129}]},
+            "messages[0].tool_calls",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "a"}]}]},
+            "messages[0].tool_calls[0].function",
+        ),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"logit_bias": {"1": 5}}, "logit_bias"),
         ({"max_token": 5}, "max_token"),

@@ -61,6 +61,24 @@ def test_errors_are_litellm_s_own_classes(to):
         litellm.completion(model="openai/echo", messages=HI, **to | {"api_key": "wrong"})
 
 
+def test_a_full_context_is_the_error_that_starts_its_context_window_fallbacks(to):
+    long = [{"role": "user", "content": "x" * 300}]
+    for messages, tokens in ((long, 5), (HI, 300)):
+        with pytest.raises(litellm.ContextWindowExceededError):
+            litellm.completion(model="openai/echo", messages=messages, max_tokens=tokens, **to)
+    longer = {"model": "openai/longer", "mock_response": "from the longer one"}
+    router = litellm.Router(
+        [
+            {"model_name": "short", "litellm_params": {"model": "openai/echo", **to}},
+            {"model_name": "longer", "litellm_params": longer},
+        ],
+        context_window_fallbacks=[{"short": ["longer"]}],
+        num_retries=0,
+    )
+    answer = router.completion(model="short", messages=long)
+    assert answer.choices[0].message.content == "from the longer one"
+
+
 def test_a_full_queue_is_a_rate_limit_error():
     with serving(lambda clock: FakePool(clock, queue_limit=0)) as rig:
         to = {"api_base": f"{rig.url}/v1", "api_key": "any", "num_retries": 0, "max_retries": 0}

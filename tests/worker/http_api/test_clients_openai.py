@@ -88,6 +88,24 @@ def test_a_bad_request_names_its_field(ai):
     assert raised.value.param == "tools"
 
 
+@pytest.mark.parametrize(
+    ("fields", "words", "param"),
+    [
+        ({"messages": [{"role": "user", "content": "x" * 300}]}, "your messages resulted in", None),
+        ({"messages": [{"role": "user", "content": "x" * 5000}]}, "at least 313 tokens", None),
+        ({"messages": [{"role": "user", "content": "x" * 253}]}, "requested 257 tokens", None),
+        ({"max_tokens": 300}, "you requested 305 tokens (5 in the messages, 300 in", "max_tokens"),
+    ],
+)
+def test_a_full_context_is_told_in_openai_s_words(ai, fields, words, param):
+    with pytest.raises(openai.BadRequestError) as raised:
+        ai.chat.completions.create(**{"model": "echo", "messages": HI} | fields)
+    assert raised.value.code == "context_length_exceeded"
+    assert raised.value.param == (param or "messages")
+    assert "This model's maximum context length is 256 tokens. However, " in str(raised.value)
+    assert words in str(raised.value)
+
+
 def test_a_wrong_key_is_an_authentication_error(rig):
     with client(rig, api_key="wrong") as ai, pytest.raises(openai.AuthenticationError):
         ai.models.list()

@@ -135,7 +135,7 @@ def test_embeddings_answer_floats_or_base64_in_the_order_of_the_inputs(rig):
     assert [one["index"] for one in floats["data"]] == [0, 1]
     assert floats["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
     coded = rig.post(
-        "/v1/embeddings", {"model": "vectors", "input": [5, 6], "encoding_format": "base64"}
+        "/v1/embeddings", {"model": "vectors", "input": "ab", "encoding_format": "base64"}
     ).json()
     vector = base64.b64decode(coded["data"][0]["embedding"])
     assert struct.unpack("<3f", vector) == (1.0, 2.0, 3.0)

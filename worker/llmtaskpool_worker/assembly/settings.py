@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT
@@ -27,6 +27,9 @@ Port = Annotated[int, Field(ge=0, le=65_535)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Size = Annotated[int, Field(ge=1)]
+
+
+_ORIGIN = re.compile(r"\*|https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 
 
 class SettingsError(Exception):
@@ -53,6 +56,11 @@ class Settings(BaseSettings):
         None,
         description="File with one such key a line (lines that begin with # are none); read again "
         "when it changes.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Origins of web pages whose scripts may call the data port, as "
+        "https://host[:port] or *, separated by commas; unset: none.",
     )
     control_tokens: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="Tokens for the control port, separated by commas."
@@ -122,10 +130,12 @@ class Settings(BaseSettings):
         3, description="A task that crashed its engine this often is reported as failed."
     )
     stall_seconds: Positive = Field(
-        60.0, description="Without a step for this long while work runs, /livez fails."
+        10.0, description="Without a step for this long while work runs, /readyz fails."
     )
     stall_kill_seconds: Positive = Field(
-        120.0, description="Without a step for this long, the engine is restarted."
+        30.0,
+        description="Without a step for this long, the engine is killed and starts anew; "
+        "without one for twice as long, /livez fails.",
     )
     tpot_slo_seconds: Positive | None = Field(
         None, description="Time per output token that the latency guard protects; unset: none."
@@ -185,6 +195,19 @@ class Settings(BaseSettings):
             raise ValueError("it holds a comment or two keys without a comma between them")
         return keys
 
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        return [o for o in re.split(r"[,\s]+", value) if o] if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin[:80]!r} is no origin: a browser sends no path with it")
+        return value
+
     @field_validator("profiles", mode="before")
     @classmethod
     def _split_profiles(cls, value: object) -> object:
@@ -219,6 +242,16 @@ class Settings(BaseSettings):
             if names.count(name) > 1:
                 raise ValueError(f"two models are called {name!r}: rename one")
         return value
+
+    @model_validator(mode="after")
+    def _check_clocks(self) -> Settings:
+        if self.stall_seconds > self.stall_kill_seconds:
+            raise ValueError(
+                f"stall_seconds is {self.stall_seconds:g} and stall_kill_seconds "
+                f"{self.stall_kill_seconds:g}: an engine is told to stand still before it is "
+                "killed for it; lower the first or raise the second"
+            )
+        return self
 
     def model_specs(self) -> list[ModelSpec]:
         """The models, parsed."""

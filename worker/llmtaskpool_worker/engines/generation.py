@@ -33,6 +33,12 @@ from llmtaskpool_worker.engines.protocol import (
 from llmtaskpool_worker.engines.resident import give_back
 from llmtaskpool_worker.engines.sampling import NOT_FINITE, Drawn, Sampler
 from llmtaskpool_worker.engines.slot_cache import SlotCache, free_memory, memory_budget_tokens
+from llmtaskpool_worker.engines.weights import (
+    ModelRefused,
+    check_numbers,
+    check_task,
+    load_weights,
+)
 
 CACHE_GRANULE = 128
 PREFILL_CHUNK, PREFILL_CHUNK_CUDA = 128, 1024
@@ -43,10 +49,6 @@ DEFAULT_CONTEXT = 2048
 """For models whose configuration names no longest position."""
 CACHE_SHARE = 0.5
 """Of the memory that is free after loading, what the cache may grow to."""
-
-
-class ModelRefused(Exception):
-    """The model can't be served here; the message says why and what to do instead."""
 
 
 class GenerationLoop:
@@ -128,6 +130,10 @@ class GenerationLoop:
     def busy(self) -> bool:
         """Whether something runs, waits or has to be reported."""
         return bool(self.batching.running or self.batching.waiting or self._cancelled)
+
+    def beat_with(self, beat: Callable[[], None]) -> None:
+        """Call ``beat`` at each layer of each step from now on."""
+        self.attention.beat = beat
 
     @torch.inference_mode()
     def step(self) -> list[FromEngine]:
@@ -336,7 +342,8 @@ def load_generation(
     CPU. ``options``: max_threads, prefill_chunk, cache_bytes, context_length.
 
     Raises:
-        ModelRefused: the model isn't a decoder that the slot cache can serve.
+        ModelRefused: the model isn't a decoder that the slot cache can serve, or its weights
+            aren't whole.
     """
     options = options or {}
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -346,16 +353,16 @@ def load_generation(
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if why := unservable(config.get_text_config()):
         raise ModelRefused(f"this model can't be served: {why}")
-    model = AutoModelForCausalLM.from_pretrained(
+    check_task(config, folder, "generate")
+    model = load_weights(
+        AutoModelForCausalLM,
         folder,
-        config=config,
+        config,
         dtype=getattr(torch, dtype),
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
         attn_implementation="eager",  # what every family has; replaced after the check below
     )
     model.to(device).eval().requires_grad_(requires_grad=False)
+    check_numbers(model)
     if pack_linears(model):
         map_tied_embeddings(model, folder)
     eos = model.generation_config.eos_token_id if model.generation_config else None

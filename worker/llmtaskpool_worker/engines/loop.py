@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from llmtaskpool_worker.engines.protocol import (
@@ -30,6 +31,9 @@ class EngineLoop(Protocol):
 
     def busy(self) -> bool:
         """Whether ``step`` has something to do."""
+
+    def beat_with(self, beat: Callable[[], None]) -> None:
+        """Call ``beat`` at each layer of each step from now on: a long step is no hung one."""
 
     def step(self) -> list[FromEngine]:
         """One step for all running requests. An exception here means: trust nothing any more."""

@@ -148,23 +148,39 @@ class RequestFailed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
-    """The model can't be loaded: says what and how to mend it."""
+    """The model can't be loaded: says what and how to mend it.
+
+    ``may_pass``: another try may end well. ``retrying_in_seconds`` is the parent's word: None
+    means that nothing is tried any more.
+    """
 
     message: str
+    may_pass: bool = False
+    retrying_in_seconds: float | None = None
 
 
-FromEngine = Loading | Ready | Step | Vector | RequestFailed | LoadFailed
+class Beat(msgspec.Struct, frozen=True, tag="beat"):
+    """A long step moves on: some layer of it has begun. Not sent by short ones."""
+
+
+FromEngine = Loading | Ready | Step | Vector | RequestFailed | LoadFailed | Beat
 
 
 class EngineDied(msgspec.Struct, frozen=True, tag="died"):
-    """Made by the parent: the engine process ended; ``in_flight`` were running in it."""
+    """Made by the parent: the engine process ended; ``in_flight`` were running in it.
+
+    ``reason`` is a sentence; ``said`` are its last lines, as far as they may be told
+    (last_words.py).
+    """
 
     in_flight: list[int]
     exit_code: int | None
     restarting_in_seconds: float
+    reason: str = ""
+    said: tuple[str, ...] = ()
 
 
-EngineEvent = Loading | Ready | Step | Vector | RequestFailed | LoadFailed | EngineDied
+EngineEvent = FromEngine | EngineDied
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +204,7 @@ class Engine(Protocol):
     ``start`` returns at once; ``events`` yields Loading, then Ready or LoadFailed, then what
     running requests produce. After EngineDied the engine restarts by itself (with back-off) and
     yields Loading/Ready again; requests in flight are lost and the caller's to retry or fail.
+    After LoadFailed it tries again where ``retrying_in_seconds`` says so, and rests otherwise.
     """
 
     spec: ModelSpec

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from llmtaskpool_worker.contract import ModelProblem
 from llmtaskpool_worker.engines.protocol import (
+    Beat,
     EngineDied,
     EngineEvent,
     LoadFailed,
@@ -68,16 +70,21 @@ class EngineEvents:
                 task = self._of(slots, request_id)
                 if task is not None:
                     self._ledger.commit(task, TaskError(code, message))
+            case Beat():
+                slots.progress_at = self._clock()
             case Ready():
-                slots.ready, slots.was_ready = happened, True
+                slots.ready, slots.was_ready, slots.trouble = happened, True, None
                 slots.idle_since = self._clock()
                 slots.unhindered.threads = happened.cpu_threads
                 self._cost.model(slots.name).resize(happened.max_threads)
                 self._became_ready(slots)
-            case LoadFailed(message=message):
+            case LoadFailed(message=message, retrying_in_seconds=None):
                 slots.failure = message
                 self._fail_waiting_for(slots)
-            case EngineDied():
+            case LoadFailed(message=message):
+                slots.trouble = ModelProblem(code="retrying", message=message)
+            case EngineDied(reason=reason):
+                slots.trouble = ModelProblem(code="restarting", message=reason)
                 self._crashed(slots)
 
     def _step(self, slots: EngineSlots, step: Step) -> None:

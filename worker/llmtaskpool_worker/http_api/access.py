@@ -41,8 +41,7 @@ class Access:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        request_id = given if _GOOD_ID.fullmatch(given) else f"req_{uuid4().hex}"
+        request_id = request_id_of(Headers(scope=scope))
         status = 0
         began = time.monotonic()
 
@@ -82,6 +81,12 @@ class Access:
                     "seconds": round(time.monotonic() - began, 4),
                 },
             )
+
+
+def request_id_of(headers: Headers) -> str:
+    """The request's own id when it is a good one, else a new one."""
+    given = headers.get(REQUEST_ID, "")
+    return given if _GOOD_ID.fullmatch(given) else f"req_{uuid4().hex}"
 
 
 class _CutOff(Exception):

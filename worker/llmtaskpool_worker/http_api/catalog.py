@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from llmtaskpool_worker.disclosure import shown
 from llmtaskpool_worker.http_api.errors import ApiError, invalid
@@ -19,9 +19,15 @@ class Codec(Protocol):
     """What the routes need of a tokenizer (text.tokens.Tokenizer has it)."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with the special tokens that the model wants around it."""
+        """Token ids of a prompt, with the special tokens around it; its own control tokens work."""
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_document(self, text: str) -> list[int]:
+        """Token ids of somebody's text, with the special tokens around it and none inside."""
+
+    def complete(self, tokens: Sequence[int]) -> list[int]:
+        """Ids of this tokenizer with the special tokens around them that are missing."""
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation by the model's template, ready for an answer."""
 
     def token_bytes(self, token: int) -> bytes:
@@ -33,7 +39,8 @@ class Model:
     """One model; what isn't known before it is loaded is None.
 
     ``longest_token`` is the most letters that one token stands for: it refuses a text that can't
-    fit without tokenizing it.
+    fit without tokenizing it. ``token_ids``: clients of this embedding model are known to use its
+    own tokenizer, so that ids they send are its ids.
     """
 
     name: str
@@ -44,6 +51,7 @@ class Model:
     vocab_size: int | None = None
     dimensions: int | None = None
     longest_token: int = 512
+    token_ids: bool = False
 
     def _ready_codec(self) -> Codec:
         if self.codec is None:
@@ -56,18 +64,50 @@ class Model:
         return self.codec
 
     async def encode(self, value: str | Sequence[int], field: str) -> tuple[int, ...]:
-        """Token ids of a text, or the given ids once checked. Raises ApiError naming ``field``."""
+        """Token ids of a prompt or a text to embed, or the given ids once checked.
+
+        Raises ApiError naming ``field``.
+        """
         codec = self._ready_codec()
+        if self.task == "embed":
+            return await self._encode_document(codec, value, field)
         if not isinstance(value, str):
             await asyncio.sleep(0)  # as for texts
             return self._checked(value, field)
         self._may_fit(len(value), field)
         return self._fitting(await _off_loop(len(value), lambda: codec.encode(value)), field)
 
-    async def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+    async def _encode_document(
+        self, codec: Codec, value: str | Sequence[int], field: str
+    ) -> tuple[int, ...]:
+        if not isinstance(value, str):
+            if not self.token_ids:
+                raise self._foreign_ids(field)
+            await asyncio.sleep(0)  # as for texts
+            self._checked(value, field)
+            return self._fitting(codec.complete(value), field)
+        self._may_fit(len(value), field)
+        tokens = await _off_loop(len(value), lambda: codec.encode_document(value))
+        if len(tokens) <= len(codec.complete(())):
+            raise invalid(
+                field, f"{field} is empty or blank: {self.name} has nothing to read. Send text."
+            )
+        return self._fitting(tokens, field)
+
+    def _foreign_ids(self, field: str) -> ApiError:
+        return invalid(
+            field,
+            f"{field} is token ids: they would be taken for ids of the tokenizer of {self.name}, "
+            "which most clients don't use (LangChain sends those of OpenAI's cl100k unless made "
+            "with check_embedding_ctx_length=False). Send text. If they are this model's own ids, "
+            "give it the option token_ids=true.",
+            code="token_ids_refused",
+        )
+
+    async def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
         """Token ids of a conversation. Raises ApiError naming ``messages``."""
         codec = self._ready_codec()
-        letters = sum(len(message["content"]) for message in messages)
+        letters = sum(_letters(message) for message in messages)
         self._may_fit(letters, "messages")
         size = letters + 64 * len(messages)
         try:
@@ -93,44 +133,67 @@ class Model:
 
     def _may_fit(self, letters: int, field: str) -> None:
         if self.context_length and letters > self.context_length * self.longest_token:
-            raise self._over(field, f"a text of {letters} letters")
+            least = -(-letters // self.longest_token)
+            raise self._over(field, f"your {field} resulted in at least {least} tokens")
 
     def _fitting(self, tokens: Sequence[int], field: str) -> tuple[int, ...]:
         if not tokens:
             raise invalid(field, f"{field} is empty: send at least one token of text.")
-        if self.context_length and len(tokens) > self.context_length - self._reserve():
-            raise self._over(field, f"{len(tokens)} tokens")
+        size = len(tokens)
+        if self.context_length and size > self.context_length:
+            raise self._over(field, f"your {field} resulted in {size} tokens")
+        if self.context_length and size == self.context_length and self.task == "generate":
+            raise self._over(field, _requested(field, size, 1), " or completion")
         return tuple(tokens)
 
-    def _reserve(self) -> int:
-        """Room that must be left for the answer."""
-        return 1 if self.task == "generate" else 0
+    def _over(self, field: str, problem: str, also: str = "") -> ApiError:
+        """In the words by which clients know a full context (litellm, LangChain, Open WebUI).
 
-    def _over(self, field: str, size: str) -> ApiError:
+        The code is in the message too: LangChain looks for it in what openai's package prints.
+        """
         return invalid(
             field,
-            f"{field} is {size}: the context of {self.name} is {self.context_length} tokens, "
-            "the answer included. Send less.",
+            f"This model's maximum context length is {self.context_length} tokens. However, "
+            f"{problem}. Please reduce the length of the {field}{also} "
+            "(context_length_exceeded).",
             code="context_length_exceeded",
         )
 
-    def max_tokens(self, field: str, wanted: int | None, prompt_tokens: int) -> int:
-        """The bound of the output: ``wanted``, else all that the context leaves."""
+    def max_tokens(self, field: str, wanted: int | None, prompt_tokens: int, of: str) -> int:
+        """The bound of the output: ``wanted``, else all that the context leaves.
+
+        More than the context leaves beside the prompt, the field ``of``, is refused, as OpenAI
+        does: an answer that can't be as long as asked for is not cut silently.
+        """
         if self.context_length is None:
             return wanted or 256
         room = self.context_length - prompt_tokens
         if wanted is not None and wanted > room:
-            raise invalid(
-                field,
-                f"{field} is {wanted}: with a prompt of {prompt_tokens} tokens the context of "
-                f"{self.name} ({self.context_length}) leaves {room}. Send at most {room}.",
-                code="context_length_exceeded",
-            )
+            error = self._over(of, _requested(of, prompt_tokens, wanted), " or completion")
+            error.message += f" {field} may be at most {room} here."
+            error.param = field
+            raise error
         return wanted or room
 
 
 _TOKENIZING = ThreadPoolExecutor(max_workers=4, thread_name_prefix="tokenize")
 """Of its own: asyncio's default executor is full when handlers or files fill it."""
+
+
+def _requested(field: str, prompt: int, completion: int) -> str:
+    return (
+        f"you requested {prompt + completion} tokens ({prompt} in the {field}, {completion} in "
+        "the completion)"
+    )
+
+
+def _letters(value: Any) -> int:
+    """Letters of all texts in a message."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_letters, value.values()))
+    return sum(map(_letters, value)) if isinstance(value, Sequence) else 0
 
 
 async def _off_loop(letters: int, encode: Callable[[], list[int]]) -> list[int]:

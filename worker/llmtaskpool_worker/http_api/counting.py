@@ -16,7 +16,7 @@ KEYS_MAX = 256
 
 MESSAGES_MAX = 10_000
 PARTS_MAX = 10_000
-"""Content parts of all messages of a request."""
+"""Content parts and tool calls of all messages of a request."""
 
 
 def count_keys(value: object, path: str) -> None:
@@ -34,7 +34,14 @@ def count_chat(body: Mapping[str, Any]) -> None:
         raise _too_many("messages", f"a list of {len(messages)}", MESSAGES_MAX)
     parts = 0
     for index, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("content"), list):
+        if not isinstance(message, Mapping):
+            continue
+        calls = message.get("tool_calls")
+        parts += len(calls) if isinstance(calls, list) else 0
+        if parts > PARTS_MAX:
+            path = f"messages[{index}].tool_calls"
+            raise _too_many(path, f"with what is before it {parts} parts", PARTS_MAX)
+        if not isinstance(message.get("content"), list):
             continue
         content = message["content"]
         parts += len(content)

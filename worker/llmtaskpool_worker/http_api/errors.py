@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -100,6 +101,14 @@ class ApiError(Exception):
     def response(self) -> JSONResponse:
         """The whole answer."""
         return JSONResponse(self.body(), status_code=self.status, headers=self.headers())
+
+    def as_http(self) -> bytes:
+        """The whole answer as HTTP/1.1, for a connection that is refused before it is routed."""
+        response = self.response()
+        phrase = HTTPStatus(self.status).phrase
+        lines = [f"HTTP/1.1 {self.status} {phrase}".encode("ascii")]
+        lines += [name + b": " + value for name, value in response.raw_headers]
+        return b"\r\n".join(lines) + b"\r\n\r\n" + bytes(response.body)
 
 
 def invalid(param: str, message: str, *, code: str = "invalid_value") -> ApiError:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from llmtaskpool_worker.http_api.catalog import Model
 from llmtaskpool_worker.scheduling.task import Generated, TextDelta, TokenLogprob
@@ -16,7 +17,10 @@ Json = dict[str, Any]
 def usage(results: Sequence[Generated], choices: int) -> Json:
     """Token counts; a prompt that has several choices counts once."""
     prompt_tokens = sum(result.prompt_tokens for result in results[::choices])
-    completion_tokens = sum(len(result.tokens) for result in results)
+    return _counts(prompt_tokens, sum(len(result.tokens) for result in results))
+
+
+def _counts(prompt_tokens: int, completion_tokens: int) -> Json:
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
@@ -33,6 +37,11 @@ class Shape(ABC):
     model: Model
     service_tier: str | None
     with_logprobs: bool
+    prompt_tokens: Sequence[int] = ()
+    """Of each choice, for usage in chunks."""
+    chunk_usage: Literal["none", "null", "so far"] = "none"
+    """Of chunks before the last: the field is absent, null, or counts what there is so far."""
+    _drawn: dict[int, int] = field(default_factory=dict)
 
     @abstractmethod
     def whole(self, results: Sequence[Generated], choices: int) -> Json:
@@ -70,8 +79,15 @@ class Shape(ABC):
             head["service_tier"] = self.service_tier
         return head
 
-    def _text(self, token: int) -> str:
-        return self.model.token(token).decode("utf-8", "replace")
+    def _chunk_usage(self, index: int, drawn: int = 0) -> Json:
+        """The field usage of a chunk that adds ``drawn`` tokens to a choice."""
+        if self.chunk_usage == "none":
+            return {}
+        if self.chunk_usage == "null":
+            return {"usage": None}
+        self._drawn[index] = completion = self._drawn.get(index, 0) + drawn
+        prompt = self.prompt_tokens[index]
+        return {"usage": _counts(prompt, completion)}
 
 
 class ChatShape(Shape):
@@ -98,20 +114,31 @@ class ChatShape(Shape):
 
     def delta(self, index: int, delta: TextDelta) -> Json:
         """A chunk with text."""
-        return self._chunk(index, {"content": delta.text}, self._logprobs(delta.logprobs))
+        return self._chunk(
+            index,
+            {"content": delta.text},
+            self._logprobs(delta.logprobs),
+            drawn=len(delta.tokens),
+        )
 
     def last(self, index: int, result: Generated) -> Json:
         """The chunk with the reason of the end."""
-        return self._chunk(index, {}, None, result.finish_reason)
+        return self._chunk(index, {}, reason=result.finish_reason)
 
     def _head(self, *, chunk: bool) -> Json:
         return self._common("chatcmpl", "chat.completion.chunk" if chunk else "chat.completion")
 
     def _chunk(
-        self, index: int, delta: Json, logprobs: Json | None = None, reason: str | None = None
+        self,
+        index: int,
+        delta: Json,
+        logprobs: Json | None = None,
+        *,
+        reason: str | None = None,
+        drawn: int = 0,
     ) -> Json:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        return self._head(chunk=True) | {"choices": [choice]}
+        return self._head(chunk=True) | {"choices": [choice]} | self._chunk_usage(index, drawn)
 
     def _logprobs(self, drawn: Sequence[TokenLogprob]) -> Json | None:
         if not self.with_logprobs:
@@ -128,14 +155,17 @@ class ChatShape(Shape):
     def _token(self, token: int, logprob: float) -> Json:
         spelled = self.model.token(token)
         return {
-            "token": spelled.decode("utf-8", "replace"),
+            "token": _spelled(spelled),
             "logprob": logprob,
             "bytes": list(spelled),
         }
 
 
+@dataclass(slots=True)
 class CompletionShape(Shape):
     """text_completion, whole and in chunks."""
+
+    _places: dict[int, _Place] = field(default_factory=dict)
 
     def whole(self, results: Sequence[Generated], choices: int) -> Json:
         """The answer without streaming."""
@@ -153,35 +183,71 @@ class CompletionShape(Shape):
 
     def delta(self, index: int, delta: TextDelta) -> Json:
         """A chunk with text."""
-        return self._chunk(self._choice(index, delta.text, delta.logprobs, None))
+        choice = self._choice(index, delta.text, delta.logprobs, None)
+        return self._chunk(index, choice, len(delta.tokens))
 
     def last(self, index: int, result: Generated) -> Json:
         """The chunk with the reason of the end."""
-        return self._chunk(self._choice(index, "", None, result.finish_reason))
+        return self._chunk(index, self._choice(index, "", None, result.finish_reason))
 
     def _head(self, *, chunk: bool) -> Json:  # noqa: ARG002  both are called text_completion
         return self._common("cmpl", "text_completion")
 
-    def _chunk(self, choice: Json) -> Json:
-        return self._head(chunk=True) | {"choices": [choice]}
+    def _chunk(self, index: int, choice: Json, drawn: int = 0) -> Json:
+        return self._head(chunk=True) | {"choices": [choice]} | self._chunk_usage(index, drawn)
 
     def _choice(
         self, index: int, text: str, drawn: Sequence[TokenLogprob] | None, reason: str | None
     ) -> Json:
-        logprobs = self._logprobs(drawn) if self.with_logprobs and drawn is not None else None
+        logprobs = None
+        if self.with_logprobs and drawn is not None:
+            place = self._places.setdefault(index, _Place(text))
+            logprobs = self._logprobs(drawn, place)
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
-    def _logprobs(self, drawn: Sequence[TokenLogprob]) -> Json:
-        """OpenAI's older form: parallel lists; offsets count from this part's beginning."""
-        texts = [self._text(one.token) for one in drawn]
-        offsets = [0]
-        for text in texts:
-            offsets.append(offsets[-1] + len(text))
+    def _logprobs(self, drawn: Sequence[TokenLogprob], place: _Place) -> Json:
+        """OpenAI's older form: parallel lists; offsets are letters of the choice's whole text."""
+        spelled = [self.model.token(one.token) for one in drawn]
         return {
-            "tokens": texts,
+            "tokens": [_spelled(one, "bytes:") for one in spelled],
             "token_logprobs": [one.logprob for one in drawn],
-            "top_logprobs": [
-                {self._text(token): value for token, value in one.top} or None for one in drawn
-            ],
-            "text_offset": offsets[:-1],
+            "top_logprobs": [self._alternatives(one) or None for one in drawn],
+            "text_offset": [place.pass_by(one) for one in spelled],
         }
+
+    def _alternatives(self, drawn: TokenLogprob) -> dict[str, float]:
+        """By what they are called; of several called the same the likeliest."""
+        named: dict[str, float] = {}
+        for token, value in drawn.top:
+            named.setdefault(_spelled(self.model.token(token), "bytes:"), value)
+        return named
+
+
+class _Place:
+    """How far in a choice's text its tokens have come; ``text`` is how the text begins."""
+
+    def __init__(self, text: str) -> None:
+        self._letters = 0
+        self._begins_with_blank = text.startswith(" ")
+        self._begun = False
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def pass_by(self, spelled: bytes) -> int:
+        """The place of a token, in letters; one that goes on inside a letter has that one's."""
+        if not self._begun and not self._begins_with_blank:
+            spelled = spelled.removeprefix(b" ")  # sentencepiece's, which is no part of the text
+        self._begun = True
+        place = self._letters
+        self._letters += len(self._decoder.decode(spelled))
+        return place
+
+
+def _spelled(token: bytes, mark: str = "") -> str:
+    """A token's text; bytes that are none are told as OpenAI tells them, ``\\xf0\\x9f``.
+
+    ``mark`` goes before such a token: the older form has no field with its bytes.
+    """
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return mark + token.decode("utf-8", "backslashreplace")

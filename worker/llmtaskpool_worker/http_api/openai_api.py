@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,11 +24,18 @@ from llmtaskpool_worker.http_api.openai_schema import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
-    as_list,
+    named,
     parse,
     weight_of,
 )
-from llmtaskpool_worker.http_api.sse import EventStream, answer, encode, event, while_connected
+from llmtaskpool_worker.http_api.sse import (
+    EventStream,
+    Pieces,
+    answer,
+    encode,
+    event,
+    while_connected,
+)
 from llmtaskpool_worker.scheduling.task import (
     Embed,
     Embedded,
@@ -79,18 +87,21 @@ class OpenAIRoutes:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        body = await self._bodies.read(request, partial(parse, ChatRequest))
+        body, messages = await self._bodies.read(request, chat_of)
         model = self._catalog.get(body.model, "generate")
-        prompt = await model.encode_chat([message.as_template() for message in body.messages])
+        prompt = await model.encode_chat(messages)
+        del messages
         tasks = generations("chat", body, model, [prompt], _header(request))
+        body = body.model_copy(update={"messages": []})  # not kept for as long as it is answered
         return await self._generate(request, body, model, tasks, ChatShape)
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
         body = await self._bodies.read(request, partial(parse, CompletionRequest))
         model = self._catalog.get(body.model, "generate")
-        prompts = [await model.encode(one, "prompt") for one in as_list(body.prompt)]
+        prompts = [await model.encode(one, field) for field, one in named("prompt", body.prompt)]
         tasks = generations("generate", body, model, prompts, _header(request))
+        body = body.model_copy(update={"prompt": ""})  # as in a chat
         return await self._generate(request, body, model, tasks, CompletionShape)
 
     async def _generate(
@@ -111,11 +122,16 @@ class OpenAIRoutes:
                 model=model,
                 service_tier=body.service_tier,
                 with_logprobs=body.alternatives() is not None,
+                prompt_tokens=[_prompt_tokens(task) for task in tasks],
+                chunk_usage=_chunk_usage(body),
             )
             if not body.stream:
                 views = await while_connected(request.receive, batch.results())
                 results = [view.result for view in views]
-                return answer(shape.whole([r for r in results if isinstance(r, Generated)], body.n))
+                generated = [r for r in results if isinstance(r, Generated)]
+                if body.alternatives() is None:
+                    return answer(shape.whole(generated, body.n))
+                return await asyncio.to_thread(_in_pieces, shape, generated, body.n)
             frames = self._frames(batch, shape, body)
             # Until a task runs, its failure can still be told by a status code.
             head = await while_connected(request.receive, _first(frames))
@@ -160,7 +176,7 @@ class OpenAIRoutes:
                 "Leave it out.",
                 code="unsupported_value",
             )
-        inputs = [await model.encode(one, "input") for one in as_list(body.input)]
+        inputs = [await model.encode(one, field) for field, one in named("input", body.input)]
         weight = weight_of(body, _header(request))
         tasks = [
             TaskRequest(
@@ -180,18 +196,17 @@ class OpenAIRoutes:
             batch.cancel()
         results = [view.result for view in views if isinstance(view.result, Embedded)]
         prompt_tokens = sum(result.prompt_tokens for result in results)
-        data = [
-            {"object": "embedding", "index": index, "embedding": _vector(result, body)}
-            for index, result in enumerate(results)
-        ]
-        return answer(
-            {
-                "object": "list",
-                "model": model.name,
-                "data": data,
-                "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens},
-            }
-        )
+        data = []
+        for index, result in enumerate(results):
+            one = {"object": "embedding", "index": index, "embedding": _vector(result, body)}
+            data.append(encode(one))
+            await asyncio.sleep(0)
+        around = {
+            "object": "list",
+            "model": model.name,
+            "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens},
+        }
+        return Pieces(around, "data", data)
 
 
 def generations(
@@ -204,11 +219,12 @@ def generations(
     """One task per prompt and choice, in OpenAI's order: all choices of a prompt together."""
     weight = weight_of(body, weight_header)
     field, wanted = body.wanted_tokens()
+    of = "messages" if kind == "chat" else "prompt"
     if wanted is None and kind == "generate":
         wanted = _COMPLETION_TOKENS
-        bounds = [min(wanted, model.max_tokens(field, None, len(p))) for p in prompts]
+        bounds = [min(wanted, model.max_tokens(field, None, len(p), of)) for p in prompts]
     else:
-        bounds = [model.max_tokens(field, wanted, len(p)) for p in prompts]
+        bounds = [model.max_tokens(field, wanted, len(p), of) for p in prompts]
     return [
         TaskRequest(
             kind=kind,
@@ -233,6 +249,19 @@ _COMPLETION_TOKENS = 16
 """OpenAI's default of max_tokens for /v1/completions."""
 
 
+def chat_of(given: dict[str, Any]) -> tuple[ChatRequest, list[dict[str, Any]]]:
+    """A checked chat, and its messages as a template wants them. Raises ApiError 400."""
+    body = parse(ChatRequest, given)
+    return body, [message.as_template() for message in body.messages]
+
+
+def _in_pieces(shape: Shape, results: Sequence[Generated], choices: int) -> Response:
+    """An answer with log-probabilities, which is some hundred times its text, made in a thread."""
+    whole = shape.whole(results, choices)
+    each = [encode(choice) for choice in whole.pop("choices")]
+    return Pieces(whole, "choices", each)
+
+
 async def _chunks(batch: Batch, shape: Shape) -> AsyncIterator[list[dict[str, Any]]]:
     """What each event adds to a stream; the first goes out when a task starts to run."""
     opened = False
@@ -249,6 +278,17 @@ async def _chunks(batch: Batch, shape: Shape) -> AsyncIterator[list[dict[str, An
             opened = True
             chunks = shape.opening(batch.size) + chunks
         yield chunks
+
+
+def _prompt_tokens(task: TaskRequest) -> int:
+    return len(task.payload.prompt) if isinstance(task.payload, Generate) else 0
+
+
+def _chunk_usage(body: ChatRequest | CompletionRequest) -> Literal["none", "null", "so far"]:
+    options = body.stream_options
+    if options is None or not options.include_usage:
+        return "none"
+    return "so far" if options.continuous_usage_stats else "null"
 
 
 async def _first(frames: AsyncIterator[bytes]) -> bytes:

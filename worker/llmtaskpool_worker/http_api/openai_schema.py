@@ -7,14 +7,15 @@ docs/api.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmtaskpool_worker.disclosure import shown
+from llmtaskpool_worker.http_api.chat_messages import Message
 from llmtaskpool_worker.http_api.counting import MESSAGES_MAX, count_chat, count_keys
-from llmtaskpool_worker.http_api.errors import ApiError, from_validation, invalid
+from llmtaskpool_worker.http_api.errors import from_validation, invalid
+from llmtaskpool_worker.http_api.foreign_fields import pass_over
 from llmtaskpool_worker.scheduling.task import Sampling
 
 MAX_TOKENS_MAX = 1_048_576
@@ -93,7 +94,7 @@ class _Generation(_Common):
         )
     )
     temperature: _Number = Field(1.0, ge=0, le=2, description="a number from 0 to 2")
-    top_p: _Number = Field(1.0, gt=0, le=1, description="a number above 0, at most 1")
+    top_p: _Number = Field(1.0, ge=0, le=1, description="a number from 0 to 1")
     top_k: _Whole = Field(
         0, ge=-1, le=2**31 - 1, description="a whole number, 0 or -1 for no limit"
     )
@@ -122,10 +123,13 @@ class _Generation(_Common):
         raise NotImplementedError
 
     def sampling(self, choice: int) -> Sampling:
-        """Sampling of the choice-th of n: a seed is moved on, so that choices differ."""
+        """Sampling of the choice-th of n: a seed is moved on, so that choices differ.
+
+        A top_p of 0 leaves the likeliest token alone, as at OpenAI: that is greedy.
+        """
         return Sampling(
-            temperature=self.temperature,
-            top_p=self.top_p,
+            temperature=self.temperature if self.top_p > 0 else 0.0,
+            top_p=self.top_p or 1.0,
             top_k=max(0, self.top_k),
             min_p=self.min_p,
             seed=None if self.seed is None else (self.seed + choice) % 2**63,
@@ -135,32 +139,6 @@ class _Generation(_Common):
         )
 
 
-class TextPart(_Body):
-    """A part of a message's content; only text can be read."""
-
-    type: Literal["text"]
-    text: _Text
-
-
-class Message(BaseModel):
-    """One message of a chat."""
-
-    # What else an answer held (refusal, annotations) comes back when a client sends it again.
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: _Text | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
-
-    def as_template(self) -> dict[str, str]:
-        """As chat templates want it; developer is today's name of system."""
-        text = (
-            self.content
-            if isinstance(self.content, str)
-            else "".join(part.text for part in self.content)
-        )
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
-
-
 class ChatRequest(_Generation):
     """The body of POST /v1/chat/completions."""
 
@@ -168,7 +146,7 @@ class ChatRequest(_Generation):
         list[Message], Field(min_length=1, max_length=MESSAGES_MAX, fail_fast=True)
     ] = Field(
         description='a list of objects such as {"role": "user", "content": "text"}, with role '
-        "system, developer, user or assistant and content a text or text parts"
+        "system, developer, user, assistant or tool and content a text or text parts"
     )
     max_completion_tokens: _Whole | None = Field(
         None, ge=1, le=MAX_TOKENS_MAX, description="a whole number of tokens from 1"
@@ -231,50 +209,6 @@ class EmbeddingRequest(_Common):
     )
 
 
-_ACCEPTED_UNUSED = frozenset(
-    {
-        "metadata",
-        "store",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "parallel_tool_calls",
-        "extra_headers",
-    }
-)
-"""Read by nobody here and harmless: they don't change what is generated."""
-
-_NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "tools": (([],), "leave it out and describe the tools in a message"),
-    "tool_choice": (("none", "auto"), "leave it out"),
-    "functions": (([],), "leave it out and describe the functions in a message"),
-    "function_call": (("none", "auto"), "leave it out"),
-    "response_format": (({"type": "text"},), 'send {"type": "text"} or leave it out'),
-    "logit_bias": (({},), "leave it out"),
-    "modalities": ((["text"],), 'send ["text"] or leave it out'),
-    "audio": ((), "leave it out"),
-    "prediction": ((), "leave it out"),
-    "web_search_options": ((), "leave it out"),
-    "reasoning_effort": (("none",), "leave it out"),
-    "verbosity": (("medium",), "leave it out"),
-    "suffix": (("",), "leave it out"),
-    "best_of": ((1,), "use n"),
-    "repetition_penalty": ((1, 1.0), "use frequency_penalty"),
-    "length_penalty": ((1, 1.0), "leave it out"),
-    "use_beam_search": ((False,), "leave it out"),
-    "min_tokens": ((0,), "leave it out"),
-    "stop_token_ids": (([],), "use stop"),
-    "skip_special_tokens": ((True,), "leave it out"),
-    "add_generation_prompt": ((True,), "leave it out"),
-    "continue_final_message": ((False,), "leave it out"),
-    "truncate_prompt_tokens": ((), "shorten the prompt before sending it"),
-    "guided_json": ((), "leave it out"),
-    "guided_regex": ((), "leave it out"),
-    "chat_template": ((), "leave it out: the model's own template is used"),
-    "chat_template_kwargs": (({},), "leave it out"),
-}
-"""Fields known elsewhere that aren't done here: the values that ask for nothing, and the remedy."""
-
 Parsed = TypeVar("Parsed", bound=_Common)
 
 
@@ -289,40 +223,18 @@ def parse(schema: type[Parsed], body: Mapping[str, Any]) -> Parsed:
     count_chat(body)
     kept = {}
     for name, value in body.items():
-        if value is None or name in _ACCEPTED_UNUSED:
+        if value is None:
             continue
         if name in known:
             kept[name] = value
-        elif name in _NEUTRAL:
-            _only_neutral(name, value)
         else:
-            raise _unknown(name, known)
+            pass_over(name, body, known)
     try:
         parsed = schema.model_validate(kept)
     except ValidationError as error:
         raise from_validation(error, schema) from None
     _check_together(parsed)
     return parsed
-
-
-def _only_neutral(name: str, value: object) -> None:
-    neutral, remedy = _NEUTRAL[name]
-    if not any(type(value) is type(other) and value == other for other in neutral):
-        if name == "response_format" and isinstance(value, dict):
-            value = value.get("type")
-            raise invalid(
-                name,
-                f"response_format of type {shown(value)} is not supported: {remedy}.",
-                code="unsupported_value",
-            )
-        raise invalid(name, f"{name} is not supported: {remedy}.", code="unsupported_parameter")
-
-
-def _unknown(name: str, known: Mapping[str, Any]) -> ApiError:
-    label = name if len(name) <= 64 else name[:61] + "..."
-    near = get_close_matches(name[:64], known, n=1)
-    remedy = f"Did you mean {near[0]}?" if near else "Leave it out."
-    return invalid(label, f"{label} is not a field of this request. {remedy}", code="unknown_field")
 
 
 def _check_together(parsed: _Common) -> None:
@@ -350,11 +262,11 @@ def _is_ids(values: list[Any]) -> bool:
     return bool(values) and isinstance(values[0], int)
 
 
-def as_list(value: str | list[Any]) -> list[str | list[int]]:
-    """One or many texts or token id lists, as many."""
+def named(field: str, value: str | list[Any]) -> list[tuple[str, str | list[int]]]:
+    """One or many texts or token id lists, as many, each with the name that errors call it by."""
     if isinstance(value, str) or _is_ids(value):
-        return [value]
-    return list(value)
+        return [(field, value)]
+    return [(f"{field}[{place}]", one) for place, one in enumerate(value)]
 
 
 def weight_of(body: _Common, header: str | None) -> float:

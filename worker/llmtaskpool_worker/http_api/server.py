@@ -22,6 +22,7 @@ from llmtaskpool_worker.http_api import metrics as metrics_page
 from llmtaskpool_worker.http_api.access import Access
 from llmtaskpool_worker.http_api.auth import Keys, RequireKey
 from llmtaskpool_worker.http_api.bodies import Bodies, GiveBack
+from llmtaskpool_worker.http_api.browsers import Cors
 from llmtaskpool_worker.http_api.catalog import Catalog
 from llmtaskpool_worker.http_api.connections import guarded_protocol
 from llmtaskpool_worker.http_api.control import ControlRoutes
@@ -29,6 +30,8 @@ from llmtaskpool_worker.http_api.errors import ANSWERED, ApiError, answer_error
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.http_api.metrics import Metrics
 from llmtaskpool_worker.http_api.openai_api import OpenAIRoutes
+from llmtaskpool_worker.http_api.openapi import description_route
+from llmtaskpool_worker.http_api.route_hints import hint
 from llmtaskpool_worker.http_api.sse import answer
 from llmtaskpool_worker.http_api.tasks_api import TaskRoutes
 
@@ -66,15 +69,21 @@ class Health:
         ]
 
     async def livez(self, _request: Request) -> Response:
-        """GET /livez: 503 when work runs and nothing has moved for too long."""
+        """GET /livez: 503 when an engine stands still and killing it has not helped."""
         alive = self._pool.alive()
         return answer({"alive": alive}, 200 if alive else 503)
 
     async def readyz(self, _request: Request) -> Response:
-        """GET /readyz: 200 while new tasks are taken."""
+        """GET /readyz: 200 while new tasks are taken; else the phase, and models' problems.
+
+        The problems' sentences are for the control port alone: this route asks for no key.
+        """
         phase = Phase.DRAINING if self._leaving() else self._pool.state().phase
         ready = phase is Phase.READY and self._pool.alive()
-        return answer({"phase": phase.value}, 200 if ready else 503)
+        told: dict[str, object] = {"phase": phase.value}
+        if problems := self._pool.problems():
+            told["models"] = {name: problem.code for name, problem in problems.items()}
+        return answer(told, 200 if ready else 503)
 
     async def metrics(self, _request: Request) -> Response:
         """GET /metrics."""
@@ -89,7 +98,8 @@ async def _answer_http(request: Request, error: Exception) -> Response:
         message = f"{request.method} is not allowed on this route: use {allowed}."
         wrong = ApiError(405, message, code="method_not_allowed")
     else:
-        wrong = ApiError(error.status_code, "There is no such route here.", code="unknown_route")
+        message = "There is no such route here." + hint(request.url.path)
+        wrong = ApiError(error.status_code, message, code="unknown_route")
     response = wrong.response()
     response.headers.update(error.headers or {})
     return response
@@ -119,11 +129,13 @@ def data_app(
     *,
     heartbeat_seconds: float,
     leaving: Callable[[], bool] = lambda: False,
+    cors_origins: tuple[str, ...] = (),
 ) -> ASGIApp:
     """What the data port serves: OpenAI, tasks and the open routes.
 
     Once it is ``leaving`` it is unready and closes connections after their answers. A silent
-    stream sends a comment every ``heartbeat_seconds``.
+    stream sends a comment every ``heartbeat_seconds``. Scripts of pages from ``cors_origins`` may
+    call it.
     """
     bodies = Bodies(limits)
     openai = OpenAIRoutes(
@@ -138,7 +150,9 @@ def data_app(
         wall_clock=clocks.wall,
     )
     routes = Health(pool, metrics, leaving).routes() + openai.routes() + tasks.routes()
-    return _assemble(routes, keys, OPEN_ROUTES, leaving)
+    routes.append(description_route(routes))
+    app = _assemble(routes, keys, OPEN_ROUTES, leaving)
+    return Cors(app, cors_origins) if cors_origins else app
 
 
 def control_app(pool: TaskPool, tokens: Keys, limits: HttpLimits) -> ASGIApp:

@@ -54,9 +54,10 @@ class GenerationText:
         return self._delta(self._stops.push(self._detokenizer.push(token)))
 
     def finish(self) -> TextDelta | None:
-        """The text that was held back, once no token follows."""
+        """The text that was held back, and log-probabilities not told, once no token follows."""
         rest = self._stops.push(self._detokenizer.finish())
-        return self._delta(rest + self._stops.finish())
+        text = rest + self._stops.finish()
+        return self._delta(text, even_without_text=self._told < len(self._logprobs))
 
     def result(self, reason: FinishReason) -> Generated:
         """The whole answer."""
@@ -68,8 +69,8 @@ class GenerationText:
             logprobs=tuple(self._logprobs),
         )
 
-    def _delta(self, text: str) -> TextDelta | None:
-        if not text:
+    def _delta(self, text: str, *, even_without_text: bool = False) -> TextDelta | None:
+        if not text and not even_without_text:
             return None
         self._text.append(text)
         since, self._told = self._told, len(self._tokens)

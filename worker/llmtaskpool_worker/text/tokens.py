@@ -3,57 +3,103 @@
 from __future__ import annotations
 
 import json
+import re
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers.decoders import DecodeStream
 
 from llmtaskpool_worker.engines.protocol import ModelSpec
 from llmtaskpool_worker.engines.sources import locate
+from llmtaskpool_worker.text.chat_history import Message
+from llmtaskpool_worker.text.chat_template import ChatTemplate, template_source
+from llmtaskpool_worker.text.control_tokens import (
+    Finder,
+    StandIns,
+    control_tokens,
+    renamed,
+    texts_of,
+)
+from llmtaskpool_worker.text.detokenizer import Detokenizer
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 
 
 class Tokenizer:
-    """The tokenizer and chat template of one model's folder. Safe to use from several threads."""
+    """The tokenizer and chat template of one model's folder. Safe to use from several threads.
 
-    def __init__(self, folder: Path, *, now: Callable[[], datetime] = datetime.now) -> None:
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    Its control tokens have secret names inside (see control_tokens): letters that look like one
+    are letters, wherever they come from.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        now: Callable[[], datetime] = datetime.now,
+        random_below: Callable[[int], int] = secrets.randbelow,
+    ) -> None:
+        spec = json.loads((folder / "tokenizer.json").read_bytes())
+        config = _json(folder / "tokenizer_config.json")
+        special = {
+            name: token for name in _SPECIAL if (token := _token(config.get(name))) is not None
+        }
+        source = template_source(folder, config)
+        self._template = None if source is None else ChatTemplate(source, special, now)
+        written = "" if self._template is None else self._template.source + self._template.turns
+        control = control_tokens(spec.get("added_tokens") or (), _special(config), written)
+        mark = f"x{random_below(2**128):032x}x"
+        self._random_below = random_below
+        self._names = {token: f"{mark}{place:06}" for place, token in enumerate(sorted(control))}
+        self._spelled = {name: token for token, name in self._names.items()}
+        self._mark = re.compile(re.escape(mark) + r"\d{6}")
+        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(renamed(spec, self._names)))
         # Nothing is cut or filled up silently: what is too long is refused where it is checked.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        config = _json(folder / "tokenizer_config.json")
-        self._special = {
-            name: token for name in _SPECIAL if (token := _token(config.get(name))) is not None
-        }
-        self._template = _template(folder, config, now)
-        self._byte_level = _is_byte_level(self._tokenizer)
+        self._control = Finder(control)
+        self._turn = Finder(self._turn_tokens(spec, control))
+        self._byte_level = _is_byte_level(spec)
+        self._before, self._after = self._around()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with the special tokens that the model wants around it."""
+        """Token ids of a prompt, with the special tokens that the model wants around it.
+
+        Control tokens in it are control tokens: who sends a whole prompt writes its turns too.
+        """
+        return self._ids(self._control.replace(text, self._name), special=True)
+
+    def encode_document(self, text: str) -> list[int]:
+        """Token ids of somebody's text, with the special tokens around it and none inside."""
         return self._ids(text, special=True)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def complete(self, tokens: Sequence[int]) -> list[int]:
+        """Ids of this tokenizer with the special tokens around them that are missing."""
+        ids = list(tokens)
+        if ids[: len(self._before)] != self._before:
+            ids = self._before + ids
+        if self._after and ids[-len(self._after) :] != self._after:
+            ids += self._after
+        return ids
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation by the model's template, ready for an answer.
+
+        What looks like a control token in a message is text. In the assistant's own words only
+        those of turns are: a model writes ``<think>`` itself, and it comes back with its history.
 
         Raises:
             ValueError: the model has no template, or its template refuses the messages.
         """
         if self._template is None:
             raise ValueError("the model has no chat template: use /v1/completions")
-        try:
-            text = self._template(
-                {"messages": list(messages), "add_generation_prompt": True, **self._special}
-            )
-        except TemplateError as error:
-            raise ValueError(f"the chat template says: {error.message}") from None
-        return self._ids(text, special=False)
+        stand_ins = StandIns(list(texts_of(messages)), self._random_below)
+        hidden = [self._hidden(message, stand_ins) for message in messages]
+        text = self._control.replace(self._template(hidden), self._name)
+        return self._ids(stand_ins.show(text), special=False)
 
     def _ids(self, text: str, *, special: bool) -> list[int]:
         # A batch of one, and not `encode`, which keeps the interpreter to itself for as long as
@@ -62,11 +108,39 @@ class Tokenizer:
         ids: list[int] = encoded[0].ids
         return ids
 
+    def _hidden(self, message: Message, stand_ins: StandIns) -> Message:
+        hidden: dict[str, Any] = stand_ins.hide(message, self._turn)
+        if message["role"] != "assistant":
+            return dict(stand_ins.hide(hidden, self._control))
+        rest = {key: value for key, value in hidden.items() if key != "content"}
+        return {**hidden, **stand_ins.hide(rest, self._control)}
+
+    def _turn_tokens(self, spec: Mapping[str, Any], control: Mapping[str, bool]) -> dict[str, bool]:
+        """Control tokens that no model's words hold: the special ones, and those of turns."""
+        turns = set() if self._template is None else Finder(control).found(self._template.turns)
+        special = {
+            token["content"] for token in spec.get("added_tokens") or () if token.get("special")
+        }
+        return {token: alone for token, alone in control.items() if token in turns | special}
+
+    def _around(self) -> tuple[list[int], list[int]]:
+        """The special tokens that a text of this model has before and after it."""
+        encoded = self._tokenizer.encode("a")
+        own = [place for place, special in enumerate(encoded.special_tokens_mask) if not special]
+        if not own:
+            return [], []
+        return encoded.ids[: own[0]], encoded.ids[own[-1] + 1 :]
+
+    def _name(self, token: str) -> str:
+        return self._names[token]
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes that one token stands for; not always whole UTF-8."""
         piece = self._tokenizer.id_to_token(token)
         if piece is None:
             return b""
+        if piece in self._spelled:
+            return self._spelled[piece].encode()
         if self._byte_level:
             return b"".join(
                 bytes([_BYTE_OF[letter]]) if letter in _BYTE_OF else letter.encode()
@@ -79,33 +153,20 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""
         text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
-        return text
+        return self._with_tokens_spelled(text)
 
     def detokenizer(self) -> Detokenizer:
         """A fresh incremental detokenizer."""
-        return Detokenizer(self._tokenizer)
+        return Detokenizer(
+            self._tokenizer,
+            self.token_bytes,
+            self._with_tokens_spelled,
+            byte_level=self._byte_level,
+        )
 
-
-class Detokenizer:
-    """Text of tokens as they come; halves of a letter wait for the rest of it."""
-
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._tokens: list[int] = []
-        self._length = 0
-
-    def push(self, token: int) -> str:
-        """Text that became certain with this token; often all of it, sometimes none."""
-        self._tokens.append(token)
-        text: str = self._stream.step(self._tokenizer, token) or ""
-        self._length += len(text)
-        return text
-
-    def finish(self) -> str:
-        """What is left: a broken last letter becomes U+FFFD, as ``decode`` has it."""
-        text: str = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
-        return text[self._length :]
+    def _with_tokens_spelled(self, text: str) -> str:
+        """Control tokens that aren't special are part of an answer (``<tool_call>``)."""
+        return self._mark.sub(lambda match: self._spelled[match.group()], text)
 
 
 class StopMatcher:
@@ -165,36 +226,19 @@ def _token(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _template(
-    folder: Path, config: dict[str, Any], now: Callable[[], datetime]
-) -> Callable[[dict[str, Any]], str] | None:
-    """The chat template compiled the way transformers documents: sandboxed, blocks trimmed."""
-    file = folder / "chat_template.jinja"
-    source = file.read_text() if file.is_file() else config.get("chat_template")
-    if isinstance(source, list):  # several named ones
-        named = {entry.get("name"): entry.get("template") for entry in source}
-        source = named.get("default")
-    if not isinstance(source, str):
-        return None
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(value: Any, indent: int | None = None, **_: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: now().strftime(form)
-    compiled = environment.from_string(source)
-    return lambda values: compiled.render(**values)
+def _special(config: Mapping[str, Any]) -> list[str]:
+    """The tokens that a tokenizer_config.json calls special."""
+    listed = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
+    values = list(listed.values()) if isinstance(listed, dict) else list(listed)
+    values += [config.get(name) for name in _SPECIAL]
+    decoder = config.get("added_tokens_decoder")
+    if isinstance(decoder, dict):
+        values += [one for one in decoder.values() if isinstance(one, dict) and one.get("special")]
+    return [token for value in values if (token := _token(value)) is not None]
 
 
-def _is_byte_level(tokenizer: tokenizers.Tokenizer) -> bool:
-    decoder = json.loads(tokenizer.to_str()).get("decoder") or {}
+def _is_byte_level(spec: Mapping[str, Any]) -> bool:
+    decoder = spec.get("decoder") or {}
     kinds = [decoder.get("type")] + [part.get("type") for part in decoder.get("decoders", [])]
     return "ByteLevel" in kinds
 

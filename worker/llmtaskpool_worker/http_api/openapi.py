@@ -1,0 +1,112 @@
+"""The API's own description, made from the schemas that bodies are checked by: OpenAPI 3.1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from llmtaskpool_worker.contract import OPEN_ROUTES
+from llmtaskpool_worker.http_api.openai_schema import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+)
+from llmtaskpool_worker.http_api.sse import answer
+from llmtaskpool_worker.http_api.tasks_api import TaskBody
+
+PATH = "/openapi.json"
+
+_BODIES: dict[str, type[BaseModel]] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/embeddings": EmbeddingRequest,
+    "/v1/tasks": TaskBody,
+}
+_SHAPE = "#/components/schemas/{model}"
+_ERROR: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+
+def describe(routes: Sequence[Route]) -> dict[str, Any]:
+    """The description of these routes as an OpenAPI document."""
+    _, schemas = models_json_schema(
+        [(model, "validation") for model in _BODIES.values()], ref_template=_SHAPE
+    )
+    for schema in schemas["$defs"].values():
+        # Fields that other servers know are taken too when they ask for nothing: docs/api.md.
+        schema.pop("additionalProperties", None)
+    paths: dict[str, Any] = {}
+    for route in routes:
+        path = route.path.replace(":path}", "}")
+        for method in sorted((route.methods or set()) - {"HEAD"}):
+            paths.setdefault(path, {})[method.lower()] = _operation(path, method, route)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "LLMTaskPool worker", "version": version("llmtaskpool")},
+        "paths": paths,
+        "components": {
+            "schemas": {**schemas["$defs"], "Error": _ERROR},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _operation(path: str, method: str, route: Route) -> dict[str, Any]:
+    text = (getattr(route.endpoint, "__doc__", None) or "").strip()
+    error = {"$ref": _SHAPE.format(model="Error")}
+    operation: dict[str, Any] = {
+        "summary": text.partition("\n")[0].partition(": ")[2].rstrip(".") or f"{method} {path}",
+        "responses": {
+            "202" if (method, path) == ("POST", "/v1/tasks") else "200": {"description": "Done."},
+            "default": {
+                "description": "An error; `param` names the field at fault.",
+                "content": {"application/json": {"schema": error}},
+            },
+        },
+        "security": [] if path in OPEN_ROUTES else [{}, {"key": []}],
+    }
+    names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+    if names:
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in names
+        ]
+    if method == "POST" and path in _BODIES:
+        model = {"$ref": _SHAPE.format(model=_BODIES[path].__name__)}
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": model}},
+        }
+    return operation
+
+
+def description_route(routes: Sequence[Route]) -> Route:
+    """GET /openapi.json over ``routes``; made once."""
+    described = answer(describe(routes))
+
+    async def openapi(_request: Request) -> Response:
+        """GET /openapi.json: this description."""
+        return described
+
+    return Route(PATH, openapi, methods=["GET"])
