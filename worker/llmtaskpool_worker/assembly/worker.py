@@ -98,6 +98,8 @@ class CataloguedEngine:
 
     async def _learn(self, ready: Ready) -> LoadFailed | None:
         name = self.spec.name
+        if self._model.codec is not None:
+            return None  # a restart changes nothing of the text
         try:
             codec = await asyncio.to_thread(self._load_codec, self.spec)
         except Exception as error:
@@ -120,12 +122,22 @@ class CataloguedEngine:
             line["fraction"] = round(happened.fraction, 4)
         elif isinstance(happened, LoadFailed):
             line = {"event": "load_failed", "message": happened.message}
+            line["retrying_in_seconds"] = happened.retrying_in_seconds
+            self._log("model not loaded", line)
         elif isinstance(happened, EngineDied):
             line = {"event": "engine_died", "exit_code": happened.exit_code}
+            line |= {"reason": happened.reason, "said": happened.said}
             line["restarting_in_seconds"] = happened.restarting_in_seconds
+            self._log("engine died", line)
         else:
             return
         self._announce(line | {"model": self.spec.name})
+
+    def _log(self, what: str, line: dict[str, Any]) -> None:
+        told = {name: value for name, value in line.items() if name not in ("event", "message")}
+        if "message" in line:
+            told["why"] = line["message"]  # a record has a message of its own
+        log.error(what, extra=told | {"model": self.spec.name})
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,11 +147,15 @@ class Model:
         return tuple(tokens)
 
     def _over(self, field: str, problem: str, also: str = "") -> ApiError:
-        """In the words by which clients know a full context (litellm, LangChain, Open WebUI)."""
+        """In the words by which clients know a full context (litellm, LangChain, Open WebUI).
+
+        The code is in the message too: LangChain looks for it in what openai's package prints.
+        """
         return invalid(
             field,
             f"This model's maximum context length is {self.context_length} tokens. However, "
-            f"{problem}. Please reduce the length of the {field}{also}.",
+            f"{problem}. Please reduce the length of the {field}{also} "
+            "(context_length_exceeded).",
             code="context_length_exceeded",
         )
 
