@@ -21,8 +21,10 @@ from llmtaskpool_worker.engines.protocol import (
     Cancel,
     Finished,
     FromEngine,
+    Park,
     Ready,
     RequestFailed,
+    Resume,
     SetThreads,
     Step,
     Token,
@@ -66,6 +68,7 @@ class GenerationLoop:
         prefill_chunk: int = PREFILL_CHUNK,
         cache_bytes: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        cpu_clock: Callable[[], float] = time.process_time,
     ) -> None:
         self.model = model
         self.eos = frozenset(eos_token_ids)
@@ -76,7 +79,7 @@ class GenerationLoop:
         self.cache = SlotCache()
         self.attention = SlotAttention(self.cache)
         self.sampler = Sampler(self.device)
-        self.clock = clock
+        self.clock, self.cpu_clock = clock, cpu_clock
         self.steps = 0
         self._cancelled: list[Finished] = []
         self._check_attention()
@@ -99,6 +102,7 @@ class GenerationLoop:
             device=str(self.device),
             dtype=str(self.dtype).removeprefix("torch."),
             max_threads=self.max_threads,
+            cpu_threads=torch.get_num_threads() if self.device.type == "cpu" else 1,
         )
 
     @torch.inference_mode()
@@ -109,6 +113,10 @@ class GenerationLoop:
                 return self._admit(message)
             case Cancel(id=request_id):
                 self._cancel(request_id)
+            case Park(id=request_id):
+                self._park(request_id)
+            case Resume(id=request_id):
+                self.batching.resume(request_id)
             case SetThreads(n=n):
                 self.batching.threads = max(1, min(n, self.max_threads))
             case Trim():
@@ -130,7 +138,7 @@ class GenerationLoop:
     @torch.inference_mode()
     def step(self) -> list[FromEngine]:
         """Schedule, run, postprocess."""
-        began = self.clock()
+        began = self.clock(), self.cpu_clock()
         self.cache.apply(self.batching.overflow())
         batch = self.batching.schedule()
         sequences = self._drawing(batch)
@@ -175,7 +183,11 @@ class GenerationLoop:
         return logits
 
     def _postprocess(
-        self, batch: Batch, sequences: list[Sequence], drawn: list[Drawn], began: float
+        self,
+        batch: Batch,
+        sequences: list[Sequence],
+        drawn: list[Drawn],
+        began: tuple[float, float],
     ) -> list[FromEngine]:
         for sequence in self.batching.running[: batch.decode]:
             sequence.filled += 1
@@ -208,13 +220,14 @@ class GenerationLoop:
         running = self.batching.running
         step = Step(
             number=self.steps,
-            seconds=self.clock() - began,
+            seconds=self.clock() - began[0],
             decode_batch=batch.decode,
             prefill_tokens=batch.prefill_tokens,
             tokens=tokens,
             finished=finished,
             kv_tokens_used=sum(s.filled for s in running),
             kv_tokens_total=self.batching.budget_tokens,
+            cpu_seconds=self.cpu_clock() - began[1],
         )
         return [step, *failed]
 
@@ -245,7 +258,17 @@ class GenerationLoop:
             return "token_out_of_range", f"a token id is not in 0 to {self.vocab_size - 1}"
         return None
 
+    def _park(self, request_id: int) -> None:
+        """Its sampler's generator stays: the next draw is the one that would have come."""
+        changes = self.batching.park(request_id)
+        if changes is not None:
+            self.cache.apply(changes)
+            self._cancelled.append(Finished(request_id, "parked"))
+
     def _cancel(self, request_id: int) -> None:
+        if self.batching.parked.pop(request_id, None) is not None:
+            self.sampler.forget(request_id)
+            return
         for sequence in self.batching.waiting:
             if sequence.request.id == request_id:
                 self.batching.waiting.remove(sequence)

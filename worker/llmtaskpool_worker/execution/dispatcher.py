@@ -29,6 +29,7 @@ from llmtaskpool_worker.execution.engine_events import EngineEvents
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.execution.ledger import TaskLedger
+from llmtaskpool_worker.execution.making_way import MakingWay
 from llmtaskpool_worker.execution.placement import Placement
 from llmtaskpool_worker.execution.pool import StaleGeneration
 from llmtaskpool_worker.execution.running import Running
@@ -98,11 +99,20 @@ class Dispatcher:
             broker or MemoryBroker(self.limits.results), clock, self._slots.values()
         )
         self._lanes = {name: Lane(name, self.limits, self._load_of) for name in LaneName}
+        self._making_way = MakingWay(
+            self._ledger,
+            self._slots,
+            self._lanes[LaneName.COMPUTE],
+            self.cost,
+            self.limits.preemption,
+            clock,
+        )
         self._events = EngineEvents(
             self._ledger,
             self.cost,
             clock,
             self._lanes[LaneName.COMPUTE],
+            self._making_way,
             became_ready=self._became_ready,
         )
         self._capacity = Capacity(self._slots, self._lanes, self.cost, clock)
@@ -124,6 +134,7 @@ class Dispatcher:
             cost=self.cost,
             tokenizers=tokenizers if tokenizers is not None else {},
             clock=clock,
+            making_way=self._making_way,
             timeout_seconds=self.limits.run_timeout_seconds,
         )
         self._generation = 0
@@ -176,6 +187,7 @@ class Dispatcher:
         if lane is None:
             return view
         self._running.schedule(lane)
+        self._making_way.look()
         return self._ledger.broker.get(view.id) or view
 
     def get(self, task_id: str) -> TaskView | None:
@@ -311,6 +323,7 @@ class Dispatcher:
                         error = TaskError("timeout", "the task ran longer than it may")
                         self._ledger.stop(task, error)
             self._running.schedule(*self._lanes.values())
+            self._making_way.look()
             self._watch_engines(now)
             self._ledger.broker.forget(now)
             if self._draining_until is not None and now >= self._draining_until:

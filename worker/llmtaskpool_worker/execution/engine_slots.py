@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from llmtaskpool_worker.contract import ModelProblem
 from llmtaskpool_worker.engines.protocol import Engine, Ready
+from llmtaskpool_worker.scheduling.hindrance import Unhindered
 from llmtaskpool_worker.scheduling.latency_guard import LatencyGuard
 from llmtaskpool_worker.scheduling.suspicion import Suspicion
 
@@ -41,6 +42,7 @@ class EngineSlots:
     kv_used: int = 0
     kv_total: int = 0
     guard: LatencyGuard | None = None
+    unhindered: Unhindered = field(default_factory=Unhindered)
     _share_seconds: float = 0.0
     _share_at: float = 0.0
 

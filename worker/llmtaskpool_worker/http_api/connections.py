@@ -1,42 +1,27 @@
-"""The states of a client's connection: each has a clock, and a bound on what may wait in it.
-
-===========  ==========================================  =====================================
-state        what it waits for                           clock, and what happens when it ends
-===========  ==========================================  =====================================
-WAITING      the first byte of its first request         ``header_seconds``: closed
-HEAD         the rest of a request's head                ``header_seconds`` from its first byte
-                                                         (from the connect for the first one),
-                                                         however it trickles: closed
-BODY         the rest of a request's body                ``body_seconds``: answered 408 by who
-                                                         reads it; one second later: closed
-ANSWERING    its answer                                  the clocks of the task
-IDLE         another request                             ``keep_alive_seconds``: closed
-DISCARDING   the rest of a body whose answer is out      ``LINGER_SECONDS``: closed
-LINGERING    the client's end, after a last answer       ``LINGER_SECONDS``: closed; what still
-                                                         comes is thrown away, up to
-                                                         ``body_bytes``
-CLOSING      the client to take what was sent            ``unread_seconds``: reset
-===========  ==========================================  =====================================
-
-In every state a client that takes nothing of what is sent is cut off after ``unread_seconds``.
-
-One request of a connection is worked on at a time. What a client sends ahead is not parsed before
-its turn, and beyond ``AHEAD_BYTES`` it is left in the kernel, so that the client waits. A turn of
-the event loop parses at most ``TURN_BYTES``, so that others have their turns.
-"""
+"""A client's connection to a port of the worker, in one of the states of connection_states.py."""
 
 from __future__ import annotations
 
 import asyncio
-from enum import Enum, auto
 from typing import cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from llmtaskpool_worker.http_api.connection_states import (
+    HALF_CLOSED_SECONDS,
+    LINGER_SECONDS,
+    OVER,
+    State,
+)
 from llmtaskpool_worker.http_api.crowd import KNOWN, Crowd
 from llmtaskpool_worker.http_api.errors import ApiError
 from llmtaskpool_worker.http_api.flow import Flow, LingeringTransport, body_length, watch_peer
 from llmtaskpool_worker.http_api.limits import HttpLimits
+from llmtaskpool_worker.http_api.strict_http import (
+    EndsWithConnection,
+    is_understood,
+    not_upgrading,
+)
 
 FRAMING_PER_BYTE = 8
 """Bytes of framing that chunked encoding may spend on a byte of body: ``1\\r\\nx\\r\\n`` has 5."""
@@ -56,26 +41,8 @@ TURN_PIECES = 32
 BODY_PIECE_BYTES = 64 * 1024
 """A body of a known length is cheap: so much of it is one piece."""
 
-LINGER_SECONDS = 2.0
-"""Closing at once while a client still sends would reset it, and take its answer from it."""
 
 _HEAD_END = b"\r\n\r\n"
-
-
-class State(Enum):
-    """What a connection waits for: see the module's table."""
-
-    WAITING = auto()
-    HEAD = auto()
-    BODY = auto()
-    ANSWERING = auto()
-    IDLE = auto()
-    DISCARDING = auto()
-    LINGERING = auto()
-    CLOSING = auto()
-
-
-_OVER = frozenset({State.LINGERING, State.CLOSING})
 
 
 def guarded_protocol(limits: HttpLimits, keep_alive_seconds: float = 30.0) -> type[GuardedProtocol]:
@@ -113,6 +80,7 @@ class GuardedProtocol(HttpToolsProtocol):
     _framing = 0
     _headers_seen = 0
     _discarded = 0
+    _half_closed = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a head; when there are too many, an older one that is idle has to go."""
@@ -149,7 +117,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def is_over(self) -> bool:
         """Whether nothing more is answered on this connection."""
-        return self._state in _OVER
+        return self._state in OVER
 
     def cut_off(self) -> None:
         """Reset it at once."""
@@ -165,10 +133,10 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def finish(self) -> None:
         """Close it once what was written is out, and so that the client can still read it."""
-        if self._state in _OVER:
+        if self._state in OVER:
             return
-        if self._state in (State.WAITING, State.HEAD, State.IDLE):
-            self._close()  # nothing was just written
+        if self._half_closed or self._state in (State.WAITING, State.HEAD, State.IDLE):
+            self._close()  # nothing was just written, or nothing more is coming
             return
         self._linger()
 
@@ -183,13 +151,26 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what is next; keep the rest for its turn."""
-        if self._state in _OVER:
+        if self._state in OVER:
             self._throw_away(len(data))
             return
         self._data = self._data[self._at :] + data if self._at < len(self._data) else data
         self._at = 0
         if self._later is None:
             self._go_on()
+
+    def eof_received(self) -> None:
+        """The client sends no more: what it has asked for in whole is still answered."""
+        if self._state is not State.ANSWERING and self._at >= len(self._data):
+            return None
+        self._half_closed = True
+        self.moved()
+        return True  # type: ignore[return-value]  # asyncio's way to say so; uvicorn never does
+
+    def moved(self) -> None:
+        """Bytes went to the client: had it gone, the kernel would soon have heard of it."""
+        if self._half_closed and self._state is State.ANSWERING:
+            self._enter(State.ANSWERING, HALF_CLOSED_SECONDS)
 
     def _go_on_soon(self) -> None:
         if self._later is None and self._at < len(self._data):
@@ -207,11 +188,14 @@ class GuardedProtocol(HttpToolsProtocol):
             parsed += len(piece)
             pieces += 1
             self._parse(piece)
-            if self._state in _OVER or self._socket.is_closing():
+            if self._state in OVER or self._socket.is_closing():
                 self._data, self._at = b"", 0
                 return
         if self._at >= len(self._data):
             self._data, self._at = b"", 0
+            if self._half_closed and self._state in (State.HEAD, State.BODY, State.IDLE):
+                self._close()  # the rest of it will not come
+                return
         waiting = len(self._data) - self._at
         self.flow.hold(too_much=self._later is not None or waiting > AHEAD_BYTES)
 
@@ -236,8 +220,10 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _parse(self, piece: bytes) -> None:
         self._framing += len(piece)
+        if self._state in (State.WAITING, State.HEAD, State.IDLE):
+            piece = not_upgrading(piece)
         super().data_received(piece)
-        if self._state not in _OVER and self._framing > self.limits.header_bytes:
+        if self._state not in OVER and self._framing > self.limits.header_bytes:
             self._refuse_headers()
 
     def _throw_away(self, count: int) -> None:
@@ -272,14 +258,27 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The head is in: the request begins to be answered."""
+        """The head is in: the request begins to be answered, if there is one way to read it."""
+        version = self.parser.get_http_version()
+        if not is_understood(self.parser.get_method(), version, self.headers):
+            self.send_400_response("")
+            raise ValueError("no HTTP that can be understood")  # stops the parser
+        if version == "1.0":
+            self.expect_100_continue = False
         self._body_left = body_length(self.headers)
         self.scope["extensions"] = {KNOWN: self._is_known}  # type: ignore[dict-item]
         self._enter(State.BODY, self.limits.body_seconds + 1.0)
-        super().on_headers_complete()
+        try:
+            super().on_headers_complete()
+        except Exception:
+            self._state = State.HEAD  # nobody answers: its target can't be read
+            raise
+        if version == "1.0":
+            self.cycle.__class__ = EndsWithConnection  # uvicorn makes it, and doesn't ask
 
     def on_body(self, body: bytes) -> None:
         """Body bytes pay for the framing around them."""
+        self.cycle.waiting_for_100_continue = False
         self._framing = max(0, self._framing - FRAMING_PER_BYTE * len(body))
         if self._body_left is not None:
             self._body_left -= len(body)
@@ -290,20 +289,23 @@ class GuardedProtocol(HttpToolsProtocol):
         self._framing = 0
         super().on_message_complete()
         if self._state is State.BODY:
-            self._enter(State.ANSWERING)
+            self._enter(State.ANSWERING, HALF_CLOSED_SECONDS if self._half_closed else None)
         elif self._state is State.DISCARDING:
             self._enter(State.IDLE, self.keep_alive_seconds)
 
     def on_response_complete(self) -> None:
         """In place of uvicorn's, which would let the next request run that it had parsed ahead."""
         self.server_state.total_requests += 1
-        if self._state in _OVER:
+        if self._state in OVER:
             return
         if self._state is State.BODY:
             if self.expect_100_continue:
                 self._linger()  # whether its body follows or its next request, nobody knows
                 return
             self._enter(State.DISCARDING, LINGER_SECONDS)
+        elif self._half_closed and self._at >= len(self._data):
+            self._close()
+            return
         else:
             self._enter(State.IDLE, self.keep_alive_seconds)
         self.flow.resume_reading()
@@ -340,7 +342,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self, status: int, code: str, message: str, retry_after_seconds: float | None = None
     ) -> None:
         """Answer in our error shape and close; what runs on this connection sees a disconnect."""
-        if self._state in _OVER:
+        if self._state in OVER:
             return
         error = ApiError(
             status, message, code=code, retry_after_seconds=retry_after_seconds, close=True

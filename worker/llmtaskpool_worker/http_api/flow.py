@@ -55,6 +55,9 @@ class Lingering(Protocol):
     def is_over(self) -> bool:
         """Whether nothing more is answered on this connection."""
 
+    def moved(self) -> None:
+        """Bytes went to the client."""
+
 
 class LingeringTransport:
     """A transport whose ``close`` is the protocol's: what uvicorn closes, lingers."""
@@ -75,6 +78,7 @@ class LingeringTransport:
         """Send, unless it is closing."""
         if not self.is_closing():
             self._transport.write(data)
+            self._protocol.moved()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
