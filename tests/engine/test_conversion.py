@@ -8,6 +8,9 @@ import pytest
 from llmtaskpool_worker.engines import conversion
 from llmtaskpool_worker.engines.sources import SourceRefused
 
+WHOLE = (2).to_bytes(8, "little") + b"{}"
+"""A safetensors file without tensors."""
+
 
 def ignore(stage: str, fraction: float) -> None: ...
 
@@ -21,7 +24,7 @@ def test_three_workers_at_once_convert_once(
     def convert(gguf: Path, folder: Path, progress: object) -> None:
         converted.append(folder)
         assert not target.exists()
-        (folder / "model.safetensors").write_bytes(b"whole")
+        (folder / "model.safetensors").write_bytes(WHOLE)
 
     def worker(_: int) -> bytes:
         all_wait.wait(10)
@@ -31,7 +34,7 @@ def test_three_workers_at_once_convert_once(
     monkeypatch.setattr(conversion, "_convert", convert)
     target = tmp_path / "cache" / "m"
     with ThreadPoolExecutor(3) as threads:
-        assert list(threads.map(worker, range(3))) == [b"whole"] * 3
+        assert list(threads.map(worker, range(3))) == [WHOLE] * 3
     assert len(converted) == 1
 
 
@@ -51,3 +54,22 @@ def test_a_conversion_that_fails_leaves_nothing_and_the_next_one_may_try(
     monkeypatch.setattr(conversion, "_convert", lambda gguf, folder, progress: None)
     conversion.convert_gguf(tmp_path / "m.gguf", target, ignore)
     assert target.is_dir()
+
+
+def test_a_conversion_that_a_full_disk_cut_off_is_done_anew_and_a_whole_one_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted: list[Path] = []
+
+    def convert(gguf: Path, folder: Path, progress: object) -> None:
+        converted.append(folder)
+        (folder / "model.safetensors").write_bytes(WHOLE)
+
+    monkeypatch.setattr(conversion, "_convert", convert)
+    target = tmp_path / "cache" / "m"
+    target.mkdir(parents=True)
+    (target / "model.safetensors").write_bytes(WHOLE[:-1])
+    for _ in range(2):
+        conversion.convert_gguf(tmp_path / "m.gguf", target, ignore)
+    assert (target / "model.safetensors").read_bytes() == WHOLE
+    assert len(converted) == 1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,11 +16,16 @@ from typing import TypeVar
 import psutil
 import pytest
 import torch
-from llmtaskpool_worker.engines.child import set_up_torch
+from fakes.letters_engine import LetterTokenizer
+from llmtaskpool_worker.contract import Phase
+from llmtaskpool_worker.engines.child import Pulse, set_up_torch
+from llmtaskpool_worker.engines.frames import decode_from_engine, receive
+from llmtaskpool_worker.engines.generation import load_generation
 from llmtaskpool_worker.engines.process import EngineProcess
 from llmtaskpool_worker.engines.protocol import (
     Admit,
     AdmitEmbedding,
+    Beat,
     Cancel,
     EngineDied,
     EngineEvent,
@@ -29,6 +36,9 @@ from llmtaskpool_worker.engines.protocol import (
     Step,
     Vector,
 )
+from llmtaskpool_worker.execution.dispatcher import Dispatcher
+from llmtaskpool_worker.scheduling.limits import Limits
+from llmtaskpool_worker.scheduling.task import Generate, TaskRequest, TaskState
 
 Wanted = TypeVar("Wanted")
 
@@ -112,6 +122,233 @@ def test_a_model_that_can_not_be_loaded_says_why_once(tmp_path: Path) -> None:
                 return
 
     play(ModelSpec("empty", str(tmp_path)), story)
+
+
+def test_a_cut_off_file_is_told_once_and_not_tried_for_ever(
+    tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny("llama"), folder)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+    async def story(engine: EngineProcess) -> None:
+        failed = await failure_of(engine)
+        assert "model.safetensors is cut off or spoilt" in failed.message
+        assert (failed.may_pass, failed.retrying_in_seconds) == (False, None)
+        await asyncio.sleep(1.5)
+        assert engine.pid is None
+
+    play(spec(folder), story)
+
+
+async def failure_of(engine: EngineProcess) -> LoadFailed:
+    async for event in engine.events():
+        if isinstance(event, LoadFailed):
+            return event
+    raise AssertionError("the engine stopped")
+
+
+def test_a_file_that_is_away_while_an_engine_restarts_is_waited_for(
+    tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny("llama"), folder)
+    file, away = folder / "model.safetensors", tmp_path / "away"
+
+    async def story(engine: EngineProcess) -> None:
+        await next_of(engine, Ready)
+        file.rename(away)
+        os.kill(engine.pid, signal.SIGKILL)
+        waits = [(await failure_of(engine)).retrying_in_seconds for _ in range(2)]
+        assert waits == [0.75, 1.5]
+        away.rename(file)
+        await next_of(engine, Ready)
+        engine.send(Admit(1, [5, 6], 2, ignore_eos=True))
+        assert {token.id for token in (await next_of(engine, Step)).tokens} == {1}
+
+    play(spec(folder), story)
+
+
+SAYS = """
+import os, socket, sys
+from llmtaskpool_worker.engines.frames import framed, receive
+from llmtaskpool_worker.engines.protocol import LoadFailed, Ready
+connection = socket.socket(fileno=int(sys.argv[-1]))
+receive(connection)
+def send(event):
+    connection.sendall(framed(event))
+def ready():
+    send(Ready(256, 300, [1], "cpu", "float32", 4))
+"""
+
+
+def play_program(program: str, story: Callable) -> None:
+    """A story with an engine whose process is ``program``."""
+
+    async def run() -> None:
+        engine = EngineProcess(
+            ModelSpec("fake", "nowhere"),
+            program=(sys.executable, "-c", SAYS + program),
+            jitter=lambda: 0.0,
+        )
+        await engine.start()
+        try:
+            await asyncio.wait_for(story(engine), 60)
+        finally:
+            await engine.stop(5.0)
+
+    asyncio.run(run())
+
+
+def test_a_failure_that_may_pass_is_tried_again_after_a_second_then_two(
+    tmp_path: Path,
+) -> None:
+    tries = tmp_path / "tries"
+    program = f"""
+with open({str(tries)!r}, "a") as file:
+    file.write("x")
+if os.path.getsize({str(tries)!r}) < 3:
+    send(LoadFailed("the disk is full", may_pass=True))
+    sys.exit(3)
+ready()
+receive(connection)
+"""
+
+    async def story(engine: EngineProcess) -> None:
+        for wait in (0.75, 1.5):
+            failed = await failure_of(engine)
+            assert (failed.message, failed.retrying_in_seconds) == ("the disk is full", wait)
+        await next_of(engine, Ready)
+
+    play_program(program, story)
+
+
+def test_what_a_dying_engine_said_is_told_without_any_of_its_prompts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    program = """
+ready()
+sys.stderr.write("ERROR llmtaskpool.engine a step failed: ValueError at attention.py:7\\n")
+sys.stderr.flush()
+raise RuntimeError("the words of a prompt\\nand more of them")
+"""
+
+    async def story(engine: EngineProcess) -> None:
+        died = await next_of(engine, EngineDied)
+        assert died.exit_code == 1
+        assert died.said == (
+            "ERROR llmtaskpool.engine a step failed: ValueError at attention.py:7",
+            "RuntimeError",
+        )
+        assert died.reason == "its process ended with exit code 1: RuntimeError"
+
+    play_program(program, story)
+    lines = [getattr(record, "line", "") for record in caplog.records]
+    assert "RuntimeError" in lines
+    assert "prompt" not in " ".join([*lines, caplog.text])
+
+
+@pytest.mark.parametrize(
+    ("dies", "reason"),
+    [
+        ("ready(); os.kill(os.getpid(), 11)", "its process was killed by SIGSEGV"),
+        (
+            "os.kill(os.getpid(), 9)",
+            "its process was killed by SIGKILL while it loaded; is there too little memory?",
+        ),
+    ],
+)
+def test_the_signal_that_killed_an_engine_is_named(dies: str, reason: str) -> None:
+    async def story(engine: EngineProcess) -> None:
+        assert (await next_of(engine, EngineDied)).reason == reason
+
+    play_program(dies, story)
+
+
+def test_an_engine_that_keeps_dying_while_it_loads_is_started_ever_more_rarely() -> None:
+    async def story(engine: EngineProcess) -> None:
+        waits = [(await next_of(engine, EngineDied)).restarting_in_seconds for _ in range(3)]
+        assert waits == [0.75, 1.5, 3.0]
+
+    play_program("os._exit(7)", story)
+
+
+def test_a_message_that_can_not_be_read_is_no_silent_end() -> None:
+    program = """
+from llmtaskpool_worker.engines import child
+import queue, logging
+logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+ready()
+child._listen(connection, queue.SimpleQueue())
+"""
+
+    async def story(engine: EngineProcess) -> None:
+        await next_of(engine, Ready)
+        engine.send(Ready(1, 1, [], "", "", 1))  # type: ignore[arg-type]
+        died = await next_of(engine, EngineDied)
+        assert died.exit_code == 5
+        assert "ValidationError" in died.reason
+
+    play_program(program, story)
+
+
+def test_a_slow_step_beats_and_a_quick_one_does_not(tiny: Callable[[str], Path]) -> None:
+    loop = load_generation(tiny("llama"), dtype="float32", threads=2)
+    ours, theirs = socket.socketpair()
+    pulse = Pulse(theirs)
+    loop.beat_with(pulse)
+    loop.accept(Admit(1, [5, 6, 7], 2, ignore_eos=True))
+    pulse.rest()
+    loop.step()
+    ours.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        ours.recv(1)
+    pulse.last -= 10.0  # a step that began ten seconds ago
+    loop.step()
+    ours.setblocking(True)
+    assert isinstance(decode_from_engine(receive(ours)), Beat)
+
+
+def test_a_stopped_engine_is_told_killed_and_back_while_the_worker_stays_alive(
+    tiny: Callable[[str], Path],
+) -> None:
+    """SIGSTOP: as a driver, a disk or a debugger holds a process."""
+
+    async def until(true: Callable[[], bool]) -> None:
+        while not true():
+            assert pool.alive()
+            await asyncio.sleep(0.02)
+
+    async def story() -> None:
+        await until(lambda: pool.state().phase is Phase.READY)
+        first = engine.pid
+        lost = pool.submit(TaskRequest("chat", Generate((5, 6, 7), 250, ignore_eos=True)))
+        await until(lambda: pool.state().steps_total > 0)
+        os.kill(first, signal.SIGSTOP)
+        await until(lambda: pool.state().model_problems != {})
+        assert pool.state().model_problems["tiny"].code == "stalled"
+        assert pool.state().phase is Phase.STARTING
+        assert engine.pid == first
+        await until(lambda: engine.pid != first)
+        await until(lambda: pool.state().phase is Phase.READY)
+        assert (await pool.wait(lost.id)).state is TaskState.SUCCEEDED
+        assert pool.state().model_problems == {}
+
+    async def run() -> None:
+        await pool.start()
+        try:
+            await asyncio.wait_for(story(), 400)
+        finally:
+            await pool.stop(0.0)
+
+    engine = EngineProcess(spec(tiny("llama")), jitter=lambda: 0.0)
+    pool = Dispatcher(
+        engines=[engine],
+        tokenizers={"tiny": LetterTokenizer()},
+        limits=Limits(stall_seconds=2.0, stall_kill_seconds=6.0),
+    )
+    asyncio.run(run())
 
 
 def test_it_embeds(smollm2: Path) -> None:

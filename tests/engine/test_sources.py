@@ -9,6 +9,8 @@ import pytest
 from llmtaskpool_worker.engines.resolve import resolve
 from llmtaskpool_worker.engines.sources import SourceRefused, locate
 
+NO_TENSORS = (2).to_bytes(8, "little") + b"{}"
+
 
 def quiet(*_: object) -> None:
     """Progress that nobody watches."""
@@ -20,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
     made.mkdir()
     (made / "config.json").write_text('{"model_type": "llama"}')
     (made / "tokenizer.json").write_text("{}")
-    (made / "model.safetensors").write_bytes(b"")
+    (made / "model.safetensors").write_bytes(NO_TENSORS)
     return made
 
 

@@ -50,6 +50,7 @@ class FakePool:
         self.queue_limit = queue_limit
         self.phase = Phase.READY
         self.is_alive = True
+        self.model_problems = {}
         self.generation = 0
         self.threads = {LaneName.COMPUTE: 4, LaneName.IO: 8}
         self.requests: list[TaskRequest] = []
@@ -190,6 +191,9 @@ class FakePool:
 
     def alive(self):
         return self.is_alive
+
+    def problems(self):
+        return self.model_problems
 
     def models(self) -> Sequence[str]:
         return self._models

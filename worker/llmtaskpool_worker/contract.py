@@ -118,6 +118,17 @@ class KindState(_Message):
     reason: str
 
 
+class ModelProblem(_Message):
+    """Why a model takes nothing now.
+
+    ``code``: load_failed (nothing is tried any more), retrying (it could not be loaded and is
+    tried again), restarting (its engine died), stalled (its engine stands still).
+    """
+
+    code: Literal["load_failed", "retrying", "restarting", "stalled"]
+    message: str
+
+
 class WorkerState(_Message):
     """The answer of ``GET /control/v1/state``: all that the operator reads from a worker."""
 
@@ -138,6 +149,8 @@ class WorkerState(_Message):
     """The fullest engine's share of KV cache tokens in use; None where no engine has one."""
     kinds: dict[str, KindState] = {}
     """The registered kinds, by name."""
+    model_problems: dict[str, ModelProblem] = {}
+    """What is wrong with models now, by their names; one that loads for the first time is not."""
 
 
 class ThreadsRequest(_Message):

@@ -277,9 +277,11 @@ def _container(spec: LLMTaskPoolSpec, around: Surroundings, *, keyed: bool) -> M
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        # Ready as soon as the models are in memory; unready while it drains.
+        # Ready as soon as the models are in memory; unready while it drains, or while an engine
+        # stands still: with the worker's stall_seconds of 10 the first sign comes within 15 s.
         "readinessProbe": _probe(READYZ, period=2, failures=1, timeout=2),
-        # The engine's progress, not its speed: /livez fails only when nothing moves.
+        # The engine goes first, the pod last: the worker kills an engine that stands still after
+        # 30 s, and /livez fails after 60, only when that has not helped.
         "livenessProbe": _probe(LIVEZ, period=10, failures=3, timeout=5),
         "startupProbe": _probe(LIVEZ, period=2, failures=150, timeout=2),
         "volumeMounts": mounts,

@@ -11,7 +11,9 @@ import pytest
 from fakes.cluster_objects import NAME, NAMESPACE, UID, pool
 from llmtaskpool_operator.cluster import manifests
 from llmtaskpool_operator.cluster.manifests import Surroundings
+from llmtaskpool_worker.assembly import settings as worker_settings
 from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT
+from llmtaskpool_worker.execution.dispatcher import TICK_SECONDS
 from pydantic import ValidationError
 
 TOKEN = "the-control-token"
@@ -399,3 +401,26 @@ def test_replicas_are_those_asked_for_and_change_nothing_else(replicas: int) -> 
     assert found["spec"]["replicas"] == replicas
     found["spec"]["replicas"] = 2
     assert found == every()["Deployment"]
+
+
+def test_a_hung_engine_is_seen_then_restarted_long_before_its_pod_is_ended() -> None:
+    """The clocks of a worker's settings and of its pod's probes, as they are by default."""
+    clocks = worker_settings.load().pool_limits()
+    container = manifests.deployment(pool(), AROUND, 1)["spec"]["template"]["spec"]["containers"][0]
+
+    def latest(probe: dict[str, Any]) -> float:
+        """Seconds from what a route begins to answer to what the kubelet does about it."""
+        rounds = probe["periodSeconds"] * probe["failureThreshold"]
+        return float(rounds + probe["timeoutSeconds"])
+
+    def soonest(probe: dict[str, Any]) -> float:
+        return float(probe["periodSeconds"] * (probe["failureThreshold"] - 1))
+
+    first_sign = clocks.stall_seconds + TICK_SECONDS + latest(container["readinessProbe"])
+    killed = clocks.stall_kill_seconds + TICK_SECONDS
+    pod_ends = clocks.dead_seconds + soonest(container["livenessProbe"])
+    assert first_sign <= 15.0
+    assert first_sign < killed
+    assert killed + 30.0 <= clocks.dead_seconds + TICK_SECONDS, "time for the kill to help"
+    assert killed + 45.0 <= pod_ends
+    assert not any("STALL" in one["name"] for one in container["env"])

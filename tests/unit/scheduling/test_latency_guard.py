@@ -45,3 +45,22 @@ def test_the_cap_never_falls_below_its_floor() -> None:
 
 def test_a_knee_below_the_floor_holds() -> None:
     assert settled(9.0).adjust(active=2, knee=2, now=0.0) == 2
+
+
+def test_a_knee_that_fell_for_a_while_leaves_no_cut_behind() -> None:
+    guard = settled(0.05)
+    assert [guard.adjust(active=1, knee=knee, now=t) for t, knee in enumerate((24, 1, 1, 24))] == [
+        24,
+        1,
+        1,
+        24,
+    ]
+
+
+def test_a_cut_is_not_forgotten_while_the_knee_is_lower_still() -> None:
+    guard = settled(0.08, cap=10)
+    assert [guard.adjust(active=1, knee=knee, now=t) for t, knee in enumerate((24, 5, 24))] == [
+        10,
+        5,
+        10,
+    ]

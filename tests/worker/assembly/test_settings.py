@@ -115,3 +115,10 @@ def test_bad_input_on_the_command_line_ends_with_code_2_and_one_clear_line(
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_an_engine_is_told_to_stand_still_before_it_is_killed_for_it():
+    with pytest.raises(SettingsError) as refused:
+        settings.load(stall_seconds=40.0)
+    assert "stall_seconds is 40 and stall_kill_seconds 30" in str(refused.value)
+    assert "lower the first or raise the second" in str(refused.value)

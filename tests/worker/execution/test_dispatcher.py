@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -248,7 +249,7 @@ def test_a_stream_that_was_read_fails_when_the_engine_dies_because_it_cannot_be_
     play(story())
 
 
-def test_an_engine_that_stands_still_makes_the_worker_not_alive_and_is_restarted() -> None:
+def test_an_engine_that_stands_still_is_told_then_killed_and_the_worker_stays_alive() -> None:
     async def story() -> None:
         engine, clock = LettersEngine(), Clock()
         bounds = limits(stall_seconds=10.0, stall_kill_seconds=20.0)
@@ -256,11 +257,73 @@ def test_an_engine_that_stands_still_makes_the_worker_not_alive_and_is_restarted
             engine.hangs = True
             task = pool.submit(chat("abc"))
             clock.now += 11
-            assert not pool.alive()
+            assert (pool.state().phase, pool.alive()) == (Phase.STARTING, True)
+            problem = pool.state().model_problems["letters"]
+            assert problem.code == "stalled"
+            assert problem.message == "its engine has stood still for 11 s with work to do"
             clock.now += 10
             assert (await pool.wait(task.id)).state is TaskState.SUCCEEDED
             assert engine.deaths == 1
+            assert (pool.state().phase, pool.alive()) == (Phase.READY, True)
+            assert pool.state().model_problems == {}
+
+    play(story())
+
+
+class Undead(LettersEngine):
+    """Can't be killed, as a process that waits for a driver can't."""
+
+    def kill(self) -> None:
+        self.deaths += 1
+
+
+def test_an_engine_that_no_kill_ends_makes_the_worker_not_alive() -> None:
+    async def story() -> None:
+        engine, clock = Undead(), Clock()
+        bounds = limits(stall_seconds=10.0, stall_kill_seconds=20.0)
+        async with running(engine, bounds, clock=clock) as pool:
+            engine.hangs = True
+            pool.submit(chat("abc"))
+            clock.now += 39
+            await until(lambda: engine.deaths > 0)
             assert pool.alive()
+            clock.now += 2
+            assert not pool.alive()
+
+    play(story())
+
+
+def test_an_engine_that_beats_within_a_long_step_is_slow_and_not_dead() -> None:
+    async def story() -> None:
+        engine, clock = LettersEngine(), Clock()
+        bounds = limits(stall_seconds=10.0, stall_kill_seconds=20.0)
+        async with running(engine, bounds, clock=clock) as pool:
+            engine.hangs = True  # a step of two minutes
+            task = pool.submit(chat("abc"))
+            for _ in range(24):
+                clock.now += 5
+                engine.beat()
+                await asyncio.sleep(0.02)
+                assert pool.state().phase is Phase.READY
+            engine.hangs = False
+            assert (await pool.wait(task.id)).state is TaskState.SUCCEEDED
+            assert engine.deaths == 0
+
+    play(story())
+
+
+def test_a_worker_that_did_not_run_itself_does_not_blame_its_engines() -> None:
+    async def story() -> None:
+        engine = LettersEngine()
+        bounds = limits(stall_seconds=0.5, stall_kill_seconds=1.0)
+        async with running(engine, bounds, clock=time.monotonic) as pool:
+            engine.hangs = True
+            task = pool.submit(chat("abc"))
+            await asyncio.sleep(0.1)
+            time.sleep(2.5)  # noqa: ASYNC251  as if the whole process had been stopped
+            engine.hangs = False
+            assert (await pool.wait(task.id)).state is TaskState.SUCCEEDED
+            assert engine.deaths == 0
 
     play(story())
 

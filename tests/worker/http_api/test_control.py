@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fakes.http_rig import serving
-from llmtaskpool_worker.contract import DrainAnswer, Phase, ThreadsAnswer, WorkerState
+from llmtaskpool_worker.contract import DrainAnswer, ModelProblem, Phase, ThreadsAnswer, WorkerState
 
 
 @pytest.fixture
@@ -99,6 +99,15 @@ def test_a_pool_that_stands_still_is_neither_alive_nor_ready(rig):
     rig.pool.is_alive = False
     assert rig.get("/livez").status_code == 503
     assert rig.get("/readyz").status_code == 503
+
+
+def test_an_unready_worker_names_its_models_problems_and_their_sentences_are_for_the_operator(rig):
+    rig.pool.phase = Phase.STARTING
+    why = "source '/secret/place': model.safetensors is cut off"
+    rig.pool.model_problems = {"m": ModelProblem(code="retrying", message=why)}
+    answer = rig.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json() == {"phase": "starting", "models": {"m": "retrying"}}
 
 
 def test_the_data_port_has_no_control_routes_and_the_other_way_round(rig):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
 import msgspec
 
+from llmtaskpool_worker.assembly.descriptors import CONTROL_CONNECTIONS, connections_allowed
 from llmtaskpool_worker.assembly.settings import Settings
 from llmtaskpool_worker.contract import GpuReading, Phase
 from llmtaskpool_worker.disclosure import where_raised
@@ -96,6 +98,8 @@ class CataloguedEngine:
 
     async def _learn(self, ready: Ready) -> LoadFailed | None:
         name = self.spec.name
+        if self._model.codec is not None:
+            return None  # a restart changes nothing of the text
         try:
             codec = await asyncio.to_thread(self._load_codec, self.spec)
         except Exception as error:
@@ -118,12 +122,22 @@ class CataloguedEngine:
             line["fraction"] = round(happened.fraction, 4)
         elif isinstance(happened, LoadFailed):
             line = {"event": "load_failed", "message": happened.message}
+            line["retrying_in_seconds"] = happened.retrying_in_seconds
+            self._log("model not loaded", line)
         elif isinstance(happened, EngineDied):
             line = {"event": "engine_died", "exit_code": happened.exit_code}
+            line |= {"reason": happened.reason, "said": happened.said}
             line["restarting_in_seconds"] = happened.restarting_in_seconds
+            self._log("engine died", line)
         else:
             return
         self._announce(line | {"model": self.spec.name})
+
+    def _log(self, what: str, line: dict[str, Any]) -> None:
+        told = {name: value for name, value in line.items() if name not in ("event", "message")}
+        if "message" in line:
+            told["why"] = line["message"]  # a record has a message of its own
+        log.error(what, extra=told | {"model": self.spec.name})
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +193,13 @@ def build(
         cors_origins=settings.cors_origins,
     )
     control = control_app(pool, tokens, limits)
+    few = replace(limits, connections=min(limits.connections, CONTROL_CONNECTIONS))
     return Worker(
         pool,
         catalog,
         metrics,
         HttpServer(data, settings.host, settings.port, limits, alive),
-        HttpServer(control, settings.control_host, settings.control_port, limits, alive),
+        HttpServer(control, settings.control_host, settings.control_port, few, alive),
         leaving,
     )
 
@@ -263,6 +278,8 @@ async def run(settings: Settings, announce: Announce = announce_on_stdout) -> in
 
     if settings.cache_dir is not None:
         os.environ["LLMTASKPOOL_CACHE_DIR"] = str(settings.cache_dir)  # engine processes read it
+    allowed = connections_allowed(settings.max_connections)
+    settings = settings.model_copy(update={"max_connections": allowed})
     kinds = Kinds()
     register_io_kinds(kinds, data_dir=settings.data_dir, fetch_hosts=settings.fetch_hosts)
     load_entry_points(kinds)
@@ -280,6 +297,10 @@ async def run(settings: Settings, announce: Announce = announce_on_stdout) -> in
 
 async def run_worker(worker: Worker, settings: Settings, announce: Announce) -> int:
     """Listen, start, serve, and end in order; the exit code."""
+    # What is there from the start stays: a full collection walked all of it, for 50 ms and more,
+    # whenever a large body had made many objects.
+    gc.collect()
+    gc.freeze()
     stopping = asyncio.Event()
     _on_signals(stopping)
     ports = await worker.data.start(), await worker.control.start()

@@ -8,7 +8,7 @@ are never repeated.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,7 @@ class SlotAttention:
     def __init__(self, cache: SlotCache) -> None:
         self.cache = cache
         self.layout: StepLayout | None = None
+        self.beat: Callable[[], None] = _nobody
         self.name = f"llmtaskpool-slots-{id(self)}"
         AttentionInterface.register(self.name, self)
         AttentionMaskInterface.register(self.name, _no_mask)
@@ -80,6 +81,7 @@ class SlotAttention:
     ) -> tuple[Tensor, None]:
         """Attention of one layer. query: (1, query heads, tokens, dim); returns
         (1, tokens, query heads, value dim)."""
+        self.beat()
         refused = [name for name in _REFUSED if kwargs.get(name) is not None]
         if refused:
             raise UnservableAttention(f"its attention uses {', '.join(refused)}")
@@ -139,6 +141,10 @@ class SlotAttention:
             mask = _additive(places[None], places[start:, None], window, dtype)
             layout.masks[number, window] = mask
         return mask
+
+
+def _nobody() -> None:
+    """Hears of each layer, where nobody else does."""
 
 
 def _no_mask(*_args: Any, **_kwargs: Any) -> None:

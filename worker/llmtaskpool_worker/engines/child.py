@@ -8,6 +8,7 @@ the process ends so that its parent starts a fresh one.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import logging
 import os
 import queue
@@ -15,12 +16,16 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
+from llmtaskpool_worker.disclosure import where_raised
+from llmtaskpool_worker.engines import load_errors
 from llmtaskpool_worker.engines.frames import decode_spec, decode_to_engine, framed, receive
 from llmtaskpool_worker.engines.loop import EngineLoop
 from llmtaskpool_worker.engines.protocol import (
+    Beat,
     FromEngine,
     LoadFailed,
     Loading,
@@ -31,6 +36,9 @@ from llmtaskpool_worker.engines.protocol import (
 
 EXIT_CAN_NOT_LOAD = 3
 EXIT_STEP_FAILED = 4
+EXIT_MESSAGE_UNREADABLE = 5
+BEAT_SECONDS = 1.0
+"""A step that takes longer says at its next layer that it moves."""
 _PR_SET_PDEATHSIG = 1
 log = logging.getLogger("llmtaskpool.engine")
 
@@ -38,6 +46,7 @@ log = logging.getLogger("llmtaskpool.engine")
 def main() -> int:
     """Serve the socket whose descriptor is the only argument; the exit code."""
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    faulthandler.enable()  # where it was when a signal killed it, on standard error
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which drains
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -49,7 +58,7 @@ def main() -> int:
     try:
         loop = _load(spec, connection)
     except _CanNotLoad as error:
-        _send(connection, LoadFailed(str(error)))
+        _send(connection, LoadFailed(str(error), may_pass=error.may_pass))
         return EXIT_CAN_NOT_LOAD
     inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
@@ -58,11 +67,40 @@ def main() -> int:
 
 
 class _CanNotLoad(Exception):
-    """The message is for people."""
+    """The message is for people. ``may_pass``: another try, later, may end well."""
+
+    def __init__(self, message: str, *, may_pass: bool = False) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
+
+
+class Pulse:
+    """Tells the parent, at most once each BEAT_SECONDS, that a step moves on.
+
+    It beats on the thread that runs the model and nowhere else: a thread of its own would go on
+    beating while the model hangs.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self.last = 0.0
+
+    def rest(self) -> None:
+        """A step begins: it has until BEAT_SECONDS from now to end without a word."""
+        self.last = time.monotonic()
+
+    def __call__(self) -> None:
+        """A layer begins."""
+        now = time.monotonic()
+        if now - self.last >= BEAT_SECONDS:
+            self.last = now
+            _send(self._connection, Beat())
 
 
 def _serve(loop: EngineLoop, inbox: queue.SimpleQueue[ToEngine], connection: socket.socket) -> int:
     """Take in what came, step, tell what happened."""
+    pulse = Pulse(connection)
+    loop.beat_with(pulse)
     try:
         while True:
             while not loop.busy() or not inbox.empty():
@@ -70,20 +108,14 @@ def _serve(loop: EngineLoop, inbox: queue.SimpleQueue[ToEngine], connection: soc
                 if isinstance(message, Stop):
                     return 0
                 _send(connection, *loop.accept(message))
+            pulse.rest()
             _send(connection, *loop.step())
     except (BrokenPipeError, ConnectionResetError):
         return 0
     except Exception as error:
         # What the error says may hold parts of a prompt: its type and place must do.
-        log.error("a step failed: %s in %s", type(error).__name__, _place(error))  # noqa: TRY400
+        log.error("a step failed: %s", where_raised(error))  # noqa: TRY400
         return EXIT_STEP_FAILED
-
-
-def _place(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace.tb_frame.f_code.co_qualname if trace is not None else "?"
 
 
 def _listen(connection: socket.socket, inbox: queue.SimpleQueue[ToEngine]) -> None:
@@ -91,8 +123,12 @@ def _listen(connection: socket.socket, inbox: queue.SimpleQueue[ToEngine]) -> No
     try:
         while (body := receive(connection)) is not None:
             inbox.put(decode_to_engine(body))
-    finally:
-        os._exit(0)  # even in the middle of a step
+    except OSError:
+        pass  # the parent is gone
+    except Exception as error:
+        log.error("a message can't be read: %s", where_raised(error))  # noqa: TRY400
+        os._exit(EXIT_MESSAGE_UNREADABLE)
+    os._exit(0)  # even in the middle of a step
 
 
 def _send(connection: socket.socket, *events: FromEngine) -> None:
@@ -124,7 +160,8 @@ def _load(spec: ModelSpec, connection: socket.socket) -> EngineLoop:
     try:
         folder = resolve(spec.source, progress)
         progress("loading", 0.0)
-        from llmtaskpool_worker.engines.generation import ModelRefused, load_generation
+        from llmtaskpool_worker.engines.generation import load_generation
+        from llmtaskpool_worker.engines.weights import ModelRefused
 
         set_up_torch(options)
         device, dtype = options.pop("device", None), options.pop("dtype", None)
@@ -143,16 +180,17 @@ def _load(spec: ModelSpec, connection: socket.socket) -> EngineLoop:
         except ModelRefused as error:
             raise _CanNotLoad(f"{spec.name}: {error}") from None
     except SourceRefused as error:
-        raise _CanNotLoad(f"{spec.name}: {error}") from None
+        raise _CanNotLoad(f"{spec.name}: {error}", may_pass=error.may_pass) from None
     except ImportError as error:
         raise _CanNotLoad(
             f"{spec.name}: {error.name} is not installed; install llmtaskpool[worker]"
         ) from None
-    except (OSError, ValueError, KeyError, RuntimeError, MemoryError) as error:
-        log.error("%s can't be loaded: %s in %s", spec.name, type(error).__name__, _place(error))  # noqa: TRY400 - as in _serve
+    except (_CanNotLoad, BrokenPipeError):
+        raise  # said already; nobody is there to be told
+    except Exception as error:
+        log.error("the model can't be loaded: %s", where_raised(error))  # noqa: TRY400 - as in _serve
         raise _CanNotLoad(
-            f"{spec.name}: loading failed ({type(error).__name__}); check that its files are "
-            "whole, that transformers knows its architecture and that memory suffices"
+            f"{spec.name}: {load_errors.told(error)}", may_pass=load_errors.may_pass(error)
         ) from None
     progress("loaded", 1.0)
     return loop

@@ -12,11 +12,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from llmtaskpool_worker.engines.load_errors import may_pass
 from llmtaskpool_worker.engines.sources import Progress, SourceRefused
+from llmtaskpool_worker.engines.weight_files import unreadable
 
 
 def convert_gguf(gguf: Path, target: Path, progress: Progress) -> None:
     """Write ``target``; returns at once when another process has written it meanwhile.
+
+    A ``target`` whose weights are cut off or spoilt is written anew.
 
     Raises:
         SourceRefused: the file can't be read as a model, or the extra `gguf` is missing.
@@ -26,7 +30,9 @@ def convert_gguf(gguf: Path, target: Path, progress: Progress) -> None:
         progress("waiting for another conversion", 0.0)
         fcntl.flock(lock, fcntl.LOCK_EX)
         if target.is_dir():
-            return
+            if not unreadable(target):
+                return
+            shutil.rmtree(target)  # who has it mapped keeps what it reads
         unfinished = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
         try:
             _convert(gguf, unfinished, progress)
@@ -57,9 +63,12 @@ def _convert(gguf: Path, folder: Path, progress: Progress) -> None:
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
         )
     except (ValueError, KeyError, NotImplementedError, OSError, RuntimeError) as error:
+        if may_pass(error):
+            raise
         raise SourceRefused(
-            f"source {gguf.name!r} can't be converted ({type(error).__name__}): its architecture "
-            "is not one that transformers reads from GGUF; use a safetensors folder"
+            f"source {gguf.name!r} can't be converted ({type(error).__name__}): the file is cut "
+            "off, or its architecture is not one that transformers reads from GGUF; get it again, "
+            "or use a safetensors folder"
         ) from None
     # The weights are plain float32 now; saving is refused while the config says quantized.
     if hasattr(model.config, "quantization_config"):

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from llmtaskpool_worker.engines.generation import ModelRefused
 from llmtaskpool_worker.engines.loop import LoopMessage
 from llmtaskpool_worker.engines.protocol import (
     Admit,
@@ -28,6 +27,12 @@ from llmtaskpool_worker.engines.protocol import (
     Vector,
 )
 from llmtaskpool_worker.engines.resident import give_back
+from llmtaskpool_worker.engines.weights import (
+    ModelRefused,
+    check_numbers,
+    check_task,
+    load_weights,
+)
 
 STEP_TOKENS = 4096
 """At most so many tokens, padding included, in one forward pass."""
@@ -98,6 +103,13 @@ class EmbeddingLoop:
     def busy(self) -> bool:
         """Whether texts wait or a cancel has to be reported."""
         return bool(self._waiting or self._cancelled)
+
+    def beat_with(self, beat: Callable[[], None]) -> None:
+        """Call ``beat`` at each layer of each step from now on."""
+        for layers in self.model.modules():
+            if isinstance(layers, nn.ModuleList):
+                for layer in layers:
+                    layer.register_forward_pre_hook(lambda *_: beat())
 
     @torch.inference_mode()
     def step(self) -> list[FromEngine]:
@@ -184,20 +196,22 @@ def load_embedding(
     """The loop over the encoder in ``folder``, pooled as its sentence-transformers files say.
 
     Raises:
-        ModelRefused: the pooling is one that isn't implemented here.
+        ModelRefused: the pooling is one that isn't implemented here, the model generates, or
+            its weights aren't whole.
     """
     options = options or {}
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    model = AutoModel.from_pretrained(
+    check_task(config, folder, "embed")
+    model = load_weights(
+        AutoModel,
         folder,
-        config=config,
+        config,
+        unused=("pooler.",),  # of the first token, for other tasks
         dtype=getattr(torch, dtype or "float32"),
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
     )
     model.to(device).eval().requires_grad_(requires_grad=False)
+    check_numbers(model)
     give_back()
     limits = [int(config.max_position_embeddings)]
     limits += _numbers(folder / "sentence_bert_config.json", "max_seq_length")

@@ -21,8 +21,10 @@ from llmtaskpool_worker.engines.protocol import (
     Cancel,
     Finished,
     FromEngine,
+    Park,
     Ready,
     RequestFailed,
+    Resume,
     SetThreads,
     Step,
     Token,
@@ -31,6 +33,12 @@ from llmtaskpool_worker.engines.protocol import (
 from llmtaskpool_worker.engines.resident import give_back
 from llmtaskpool_worker.engines.sampling import NOT_FINITE, Drawn, Sampler
 from llmtaskpool_worker.engines.slot_cache import SlotCache, free_memory, memory_budget_tokens
+from llmtaskpool_worker.engines.weights import (
+    ModelRefused,
+    check_numbers,
+    check_task,
+    load_weights,
+)
 
 CACHE_GRANULE = 128
 PREFILL_CHUNK, PREFILL_CHUNK_CUDA = 128, 1024
@@ -41,10 +49,6 @@ DEFAULT_CONTEXT = 2048
 """For models whose configuration names no longest position."""
 CACHE_SHARE = 0.5
 """Of the memory that is free after loading, what the cache may grow to."""
-
-
-class ModelRefused(Exception):
-    """The model can't be served here; the message says why and what to do instead."""
 
 
 class GenerationLoop:
@@ -64,6 +68,7 @@ class GenerationLoop:
         prefill_chunk: int = PREFILL_CHUNK,
         cache_bytes: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        cpu_clock: Callable[[], float] = time.process_time,
     ) -> None:
         self.model = model
         self.eos = frozenset(eos_token_ids)
@@ -74,7 +79,7 @@ class GenerationLoop:
         self.cache = SlotCache()
         self.attention = SlotAttention(self.cache)
         self.sampler = Sampler(self.device)
-        self.clock = clock
+        self.clock, self.cpu_clock = clock, cpu_clock
         self.steps = 0
         self._cancelled: list[Finished] = []
         self._check_attention()
@@ -97,6 +102,7 @@ class GenerationLoop:
             device=str(self.device),
             dtype=str(self.dtype).removeprefix("torch."),
             max_threads=self.max_threads,
+            cpu_threads=torch.get_num_threads() if self.device.type == "cpu" else 1,
         )
 
     @torch.inference_mode()
@@ -107,6 +113,10 @@ class GenerationLoop:
                 return self._admit(message)
             case Cancel(id=request_id):
                 self._cancel(request_id)
+            case Park(id=request_id):
+                self._park(request_id)
+            case Resume(id=request_id):
+                self.batching.resume(request_id)
             case SetThreads(n=n):
                 self.batching.threads = max(1, min(n, self.max_threads))
             case Trim():
@@ -121,10 +131,14 @@ class GenerationLoop:
         """Whether something runs, waits or has to be reported."""
         return bool(self.batching.running or self.batching.waiting or self._cancelled)
 
+    def beat_with(self, beat: Callable[[], None]) -> None:
+        """Call ``beat`` at each layer of each step from now on."""
+        self.attention.beat = beat
+
     @torch.inference_mode()
     def step(self) -> list[FromEngine]:
         """Schedule, run, postprocess."""
-        began = self.clock()
+        began = self.clock(), self.cpu_clock()
         self.cache.apply(self.batching.overflow())
         batch = self.batching.schedule()
         sequences = self._drawing(batch)
@@ -169,7 +183,11 @@ class GenerationLoop:
         return logits
 
     def _postprocess(
-        self, batch: Batch, sequences: list[Sequence], drawn: list[Drawn], began: float
+        self,
+        batch: Batch,
+        sequences: list[Sequence],
+        drawn: list[Drawn],
+        began: tuple[float, float],
     ) -> list[FromEngine]:
         for sequence in self.batching.running[: batch.decode]:
             sequence.filled += 1
@@ -202,13 +220,14 @@ class GenerationLoop:
         running = self.batching.running
         step = Step(
             number=self.steps,
-            seconds=self.clock() - began,
+            seconds=self.clock() - began[0],
             decode_batch=batch.decode,
             prefill_tokens=batch.prefill_tokens,
             tokens=tokens,
             finished=finished,
             kv_tokens_used=sum(s.filled for s in running),
             kv_tokens_total=self.batching.budget_tokens,
+            cpu_seconds=self.cpu_clock() - began[1],
         )
         return [step, *failed]
 
@@ -239,7 +258,17 @@ class GenerationLoop:
             return "token_out_of_range", f"a token id is not in 0 to {self.vocab_size - 1}"
         return None
 
+    def _park(self, request_id: int) -> None:
+        """Its sampler's generator stays: the next draw is the one that would have come."""
+        changes = self.batching.park(request_id)
+        if changes is not None:
+            self.cache.apply(changes)
+            self._cancelled.append(Finished(request_id, "parked"))
+
     def _cancel(self, request_id: int) -> None:
+        if self.batching.parked.pop(request_id, None) is not None:
+            self.sampler.forget(request_id)
+            return
         for sequence in self.batching.waiting:
             if sequence.request.id == request_id:
                 self.batching.waiting.remove(sequence)
@@ -313,7 +342,8 @@ def load_generation(
     CPU. ``options``: max_threads, prefill_chunk, cache_bytes, context_length.
 
     Raises:
-        ModelRefused: the model isn't a decoder that the slot cache can serve.
+        ModelRefused: the model isn't a decoder that the slot cache can serve, or its weights
+            aren't whole.
     """
     options = options or {}
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -323,16 +353,16 @@ def load_generation(
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if why := unservable(config.get_text_config()):
         raise ModelRefused(f"this model can't be served: {why}")
-    model = AutoModelForCausalLM.from_pretrained(
+    check_task(config, folder, "generate")
+    model = load_weights(
+        AutoModelForCausalLM,
         folder,
-        config=config,
+        config,
         dtype=getattr(torch, dtype),
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
         attn_implementation="eager",  # what every family has; replaced after the check below
     )
     model.to(device).eval().requires_grad_(requires_grad=False)
+    check_numbers(model)
     if pack_linears(model):
         map_tied_embeddings(model, folder)
     eos = model.generation_config.eos_token_id if model.generation_config else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from llmtaskpool_worker.engines.protocol import (
@@ -9,12 +10,14 @@ from llmtaskpool_worker.engines.protocol import (
     AdmitEmbedding,
     Cancel,
     FromEngine,
+    Park,
     Ready,
+    Resume,
     SetThreads,
     Trim,
 )
 
-LoopMessage = Admit | AdmitEmbedding | Cancel | SetThreads | Trim
+LoopMessage = Admit | AdmitEmbedding | Cancel | Park | Resume | SetThreads | Trim
 
 
 class EngineLoop(Protocol):
@@ -28,6 +31,9 @@ class EngineLoop(Protocol):
 
     def busy(self) -> bool:
         """Whether ``step`` has something to do."""
+
+    def beat_with(self, beat: Callable[[], None]) -> None:
+        """Call ``beat`` at each layer of each step from now on: a long step is no hung one."""
 
     def step(self) -> list[FromEngine]:
         """One step for all running requests. An exception here means: trust nothing any more."""

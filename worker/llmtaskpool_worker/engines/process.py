@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import random
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
 
 from llmtaskpool_worker.engines.frames import (
     HEADER,
@@ -17,6 +20,7 @@ from llmtaskpool_worker.engines.frames import (
     decode_from_engine,
     framed,
 )
+from llmtaskpool_worker.engines.last_words import LastWords
 from llmtaskpool_worker.engines.protocol import (
     Admit,
     AdmitEmbedding,
@@ -26,6 +30,7 @@ from llmtaskpool_worker.engines.protocol import (
     ModelSpec,
     Ready,
     RequestFailed,
+    Resume,
     SetThreads,
     Step,
     Stop,
@@ -36,11 +41,63 @@ from llmtaskpool_worker.engines.protocol import (
 ENDING_SECONDS = 0.5
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
+FIRST_LOAD_BACKOFF_SECONDS = 1.0
+LONGEST_LOAD_BACKOFF_SECONDS = 60.0
+"""A load takes the machine longer than a restart after a crash is worth waiting for."""
 HEALTHY_SECONDS = 30.0
 """An engine that ran so long starts its back-off anew."""
+log = logging.getLogger("llmtaskpool.engine")
 
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 _KEPT_PREFIXES = ("CUDA_", "NVIDIA_", "HF_", "OMP_", "MKL_", "KMP_", "PYTHON", "PYTORCH_", "TORCH_")
+
+
+READ_BYTES = 64 * 1024
+
+
+@dataclass(slots=True)
+class _Backoff:
+    """Doubles from ``first`` to ``longest`` seconds."""
+
+    first: float
+    longest: float
+    times: int = 0
+
+    def next(self) -> float:
+        """Seconds to wait now."""
+        self.times += 1
+        return min(self.first * 2.0 ** min(self.times - 1, 30), self.longest)
+
+    def begin_anew(self) -> None:
+        """All was well for a while."""
+        self.times = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """How one engine process was until its end."""
+
+    exit_code: int | None = None
+    was_ready: bool = False
+    failed: LoadFailed | None = None
+    said: tuple[str, ...] = ()
+    hung: bool = False
+
+    def reason(self) -> str:
+        """A sentence for the log."""
+        code = self.exit_code
+        if self.hung:
+            return "its process stood still and was killed"
+        when = "" if self.was_ready else " while it loaded"
+        if code is not None and code < 0:
+            try:
+                name = signal.Signals(-code).name
+            except ValueError:
+                name = f"signal {-code}"
+            hint = "; is there too little memory?" if code == -signal.SIGKILL else ""
+            return f"its process was killed by {name}{when}{hint}"
+        last = f": {self.said[-1]}" if self.said else ""
+        return f"its process ended with exit code {code}{when}{last}"
 
 
 class EngineProcess:
@@ -63,6 +120,7 @@ class EngineProcess:
         self._in_flight: set[int] = set()
         self._threads: SetThreads | None = None
         self._stopping = False
+        self._hung = False
 
     @property
     def pid(self) -> int | None:
@@ -77,7 +135,7 @@ class EngineProcess:
         """Queue a message. A request sent while no process runs is lost with the next death."""
         if isinstance(message, SetThreads):
             self._threads = message  # told again to a restarted process
-        if isinstance(message, Admit | AdmitEmbedding):
+        if isinstance(message, Admit | AdmitEmbedding | Resume):
             self._in_flight.add(message.id)
         if self._writer is not None:
             self._writer.write(framed(message))
@@ -88,7 +146,11 @@ class EngineProcess:
             yield happened
 
     def kill(self) -> None:
-        """End the process now; it restarts."""
+        """End the process now, because it stands still; it restarts."""
+        self._hung = True
+        self._kill()
+
+    def _kill(self) -> None:
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
 
@@ -100,34 +162,51 @@ class EngineProcess:
         if self._running is not None:
             _, late = await asyncio.wait({self._running}, timeout=grace_seconds)
             if late:
-                self.kill()
+                self._kill()
                 self._running.cancel()
                 await asyncio.gather(self._running, return_exceptions=True)
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
-                self.kill()
+                self._kill()
             await self._process.wait()
         self._events.put_nowait(None)
 
     async def _keep_running(self) -> None:
-        backoff = FIRST_BACKOFF_SECONDS
+        crashes = _Backoff(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
+        loads = _Backoff(FIRST_LOAD_BACKOFF_SECONDS, LONGEST_LOAD_BACKOFF_SECONDS)
         loop = asyncio.get_running_loop()
+        was_ready = False
         while not self._stopping:
             began = loop.time()
-            loaded = await self._run_once()
-            exit_code = self._process.returncode if self._process else None
-            if self._stopping or loaded is False:
-                return  # a model that can't be loaded won't load the next time either
-            if loop.time() - began > HEALTHY_SECONDS:
-                backoff = FIRST_BACKOFF_SECONDS
-            wait = backoff * (0.75 + 0.5 * self._jitter())
-            lost, self._in_flight = sorted(self._in_flight), set()
-            self._events.put_nowait(EngineDied(lost, exit_code, wait))
+            ended = await self._run_once()
+            if self._stopping:
+                return
+            was_ready = was_ready or ended.was_ready
+            if ended.was_ready:
+                loads.begin_anew()
+                if loop.time() - began > HEALTHY_SECONDS:
+                    crashes.begin_anew()
+            backoff = crashes if ended.was_ready else loads
+            spread = 0.75 + 0.5 * self._jitter()
+            if ended.failed is None:
+                wait = backoff.next() * spread
+                lost, self._in_flight = sorted(self._in_flight), set()
+                self._events.put_nowait(
+                    EngineDied(lost, ended.exit_code, wait, ended.reason(), ended.said)
+                )
+            elif ended.failed.may_pass or was_ready:
+                # What was loaded once can be loaded: something is away that may come back.
+                wait = backoff.next() * spread
+                self._events.put_nowait(
+                    LoadFailed(ended.failed.message, may_pass=True, retrying_in_seconds=wait)
+                )
+            else:
+                self._events.put_nowait(ended.failed)
+                return  # what the files hold doesn't get better by reading them again
             await asyncio.sleep(wait)
-            backoff = min(2 * backoff, LONGEST_BACKOFF_SECONDS)
 
-    async def _run_once(self) -> bool | None:
-        """Run one process to its end. False when it said that the model can't be loaded."""
+    async def _run_once(self) -> _Ended:
+        """Run one process to its end, and say how it was."""
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -137,33 +216,53 @@ class EngineProcess:
                     pass_fds=(theirs.fileno(),),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,  # the worker's own holds JSON lines
+                    stderr=asyncio.subprocess.PIPE,
                     env=_environment(self.spec),
                 )
             reader, self._writer = await asyncio.open_connection(sock=ours)
-        except OSError:
+        except OSError as error:
             ours.close()
-            return None
-        loaded: bool | None = None
+            failure = (
+                f"{self.spec.name}: no process can be started ({os.strerror(error.errno or 0)})"
+            )
+            return _Ended(failed=LoadFailed(failure, may_pass=True))
+        self._hung = False
+        words = LastWords()
+        listening = asyncio.create_task(self._listen(self._process.stderr, words))
+        ended = _Ended()
         try:
             self._writer.write(framed(self.spec))
             if self._threads is not None:
                 self._writer.write(framed(self._threads))
             async for happened in _read(reader):
                 self._note(happened)
-                loaded = False if isinstance(happened, LoadFailed) else loaded
+                if isinstance(happened, LoadFailed):
+                    ended = replace(ended, failed=happened)
+                    continue  # told when it is known whether it is tried again
+                if isinstance(happened, Ready):
+                    ended = replace(ended, was_ready=True)
                 self._events.put_nowait(happened)
         finally:
             self._writer.close()
             self._writer = None
-            if loaded is not False and not self._stopping:
+            if ended.failed is None and not self._stopping:
                 # The stream ended: the process is about to, or is of no use. It is waited for
                 # first, as killing what has just ended loses its exit code.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(ENDING_SECONDS):
                         await self._process.wait()
-                self.kill()
+                self._kill()
             await self._process.wait()
-        return loaded
+            await asyncio.wait({listening}, timeout=ENDING_SECONDS)
+            listening.cancel()
+        code, said = self._process.returncode, tuple(words.lines)
+        return replace(ended, exit_code=code, said=said, hung=self._hung)
+
+    async def _listen(self, stderr: asyncio.StreamReader | None, words: LastWords) -> None:
+        """Bring what the process says, as far as it may be told, into our own log."""
+        while stderr is not None and (chunk := await stderr.read(READ_BYTES)):
+            for line in words.feed(chunk):
+                log.warning("engine said", extra={"model": self.spec.name, "line": line})
 
     def _note(self, happened: EngineEvent) -> None:
         """Keep the set of requests that a death would lose."""

@@ -45,6 +45,22 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     id: int
 
 
+class Park(msgspec.Struct, frozen=True, tag="park"):
+    """Put one generation aside at the next step boundary; it is answered by Finished(parked).
+
+    What it has drawn, its generator and its counts are kept, its cache is not. One that has ended
+    meanwhile is not answered again.
+    """
+
+    id: int
+
+
+class Resume(msgspec.Struct, frozen=True, tag="resume"):
+    """Go on with a generation that was put aside, token for token as if it had not been."""
+
+    id: int
+
+
 class SetThreads(msgspec.Struct, frozen=True, tag="threads"):
     """At most ``n`` requests run at once from the next step on; running ones are not stopped."""
 
@@ -59,7 +75,7 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Leave now; what still runs is lost."""
 
 
-ToEngine = Admit | AdmitEmbedding | Cancel | SetThreads | Trim | Stop
+ToEngine = Admit | AdmitEmbedding | Cancel | Park | Resume | SetThreads | Trim | Stop
 
 
 class Loading(msgspec.Struct, frozen=True, tag="loading"):
@@ -80,6 +96,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     max_threads: int
     """Slots that memory holds."""
     embedding_dimensions: int | None = None
+    cpu_threads: int = 1
+    """Threads that it computes with on the CPU; 1 with an accelerator."""
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True):
@@ -92,7 +110,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Finished(msgspec.Struct, frozen=True, array_like=True):
-    """A request left its slot; reason is stop (end-of-sequence), length or cancelled."""
+    """A request left its slot; reason is stop (end-of-sequence), length, cancelled, parked."""
 
     id: int
     reason: str
@@ -109,6 +127,8 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     finished: list[Finished]
     kv_tokens_used: int = 0
     kv_tokens_total: int = 0
+    cpu_seconds: float = 0.0
+    """Of all threads of the engine's process during the step; 0: not measured."""
 
 
 class Vector(msgspec.Struct, frozen=True, tag="vector"):
@@ -128,23 +148,39 @@ class RequestFailed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
-    """The model can't be loaded: says what and how to mend it."""
+    """The model can't be loaded: says what and how to mend it.
+
+    ``may_pass``: another try may end well. ``retrying_in_seconds`` is the parent's word: None
+    means that nothing is tried any more.
+    """
 
     message: str
+    may_pass: bool = False
+    retrying_in_seconds: float | None = None
 
 
-FromEngine = Loading | Ready | Step | Vector | RequestFailed | LoadFailed
+class Beat(msgspec.Struct, frozen=True, tag="beat"):
+    """A long step moves on: some layer of it has begun. Not sent by short ones."""
+
+
+FromEngine = Loading | Ready | Step | Vector | RequestFailed | LoadFailed | Beat
 
 
 class EngineDied(msgspec.Struct, frozen=True, tag="died"):
-    """Made by the parent: the engine process ended; ``in_flight`` were running in it."""
+    """Made by the parent: the engine process ended; ``in_flight`` were running in it.
+
+    ``reason`` is a sentence; ``said`` are its last lines, as far as they may be told
+    (last_words.py).
+    """
 
     in_flight: list[int]
     exit_code: int | None
     restarting_in_seconds: float
+    reason: str = ""
+    said: tuple[str, ...] = ()
 
 
-EngineEvent = Loading | Ready | Step | Vector | RequestFailed | LoadFailed | EngineDied
+EngineEvent = FromEngine | EngineDied
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +204,7 @@ class Engine(Protocol):
     ``start`` returns at once; ``events`` yields Loading, then Ready or LoadFailed, then what
     running requests produce. After EngineDied the engine restarts by itself (with back-off) and
     yields Loading/Ready again; requests in flight are lost and the caller's to retry or fail.
+    After LoadFailed it tries again where ``retrying_in_seconds`` says so, and rests otherwise.
     """
 
     spec: ModelSpec

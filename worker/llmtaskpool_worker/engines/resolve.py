@@ -18,6 +18,7 @@ from llmtaskpool_worker.engines.sources import (
     from_hub,
     origin,
 )
+from llmtaskpool_worker.engines.weight_files import unreadable
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -38,7 +39,7 @@ def resolve(source: str, progress: Progress) -> Path:
         check_folder(path, source)
         return path
     target = converted(path)
-    if not target.is_dir():
+    if not target.is_dir() or unreadable(target):  # a disk that was full left it cut off
         convert_gguf(path, target, progress)
     check_folder(target, source)
     return target
@@ -48,7 +49,8 @@ def check_folder(folder: Path, source: str, *, links_allowed: bool = False) -> N
     """Refuse what may not be loaded. ``links_allowed``: the hub's cache is made of links.
 
     Raises:
-        SourceRefused: remote code, pickled weights, files outside of the folder, or parts missing.
+        SourceRefused: remote code, pickled or spoilt weights, files outside of the folder, or
+            parts missing.
     """
     config = _json(folder, "config.json", source)
     for name, content in (("config.json", config), ("tokenizer_config.json", None)):
@@ -83,6 +85,8 @@ def check_folder(folder: Path, source: str, *, links_allowed: bool = False) -> N
             f"source {source!r}: tokenizer.json is missing; save the tokenizer anew with "
             "transformers (tokenizer.save_pretrained)"
         )
+    if why := unreadable(folder):
+        raise SourceRefused(f"source {source!r}: {why}")
 
 
 def _json(folder: Path, name: str, source: str, *, needed: bool = True) -> dict[str, Any]:

@@ -24,7 +24,14 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "1_Poolin
 
 
 class SourceRefused(Exception):
-    """The source can't be used; the message says what is wrong and what to do instead."""
+    """The source can't be used; the message says what is wrong and what to do instead.
+
+    ``may_pass``: another try, later, may end well.
+    """
+
+    def __init__(self, message: str, *, may_pass: bool = False) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
 
 
 def cache_folder() -> Path:
@@ -86,6 +93,7 @@ def _in_package(name: str) -> Path:
 def from_hub(name: str, revision: str, *, offline: bool) -> Path:
     """The snapshot of a repository of the hub; ``offline``: only what is there already."""
     import huggingface_hub
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         return Path(
@@ -100,7 +108,10 @@ def from_hub(name: str, revision: str, *, offline: bool) -> Path:
     except (OSError, ValueError) as error:  # the hub's own errors are OSErrors
         raise SourceRefused(
             f"source 'hf://{name}@{revision}' can't be downloaded ({type(error).__name__}): "
-            "check its name, the network and HF_TOKEN, or give a local folder"
+            "check its name, the network and HF_TOKEN, or give a local folder",
+            may_pass=not isinstance(
+                error, (RepositoryNotFoundError, RevisionNotFoundError, ValueError)
+            ),
         ) from None
 
 

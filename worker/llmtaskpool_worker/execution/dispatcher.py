@@ -16,6 +16,7 @@ from llmtaskpool_worker.contract import (
     DrainAnswer,
     GpuReading,
     LaneName,
+    ModelProblem,
     Phase,
     ThreadsAnswer,
     WorkerState,
@@ -28,6 +29,7 @@ from llmtaskpool_worker.execution.engine_events import EngineEvents
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.execution.ledger import TaskLedger
+from llmtaskpool_worker.execution.making_way import MakingWay
 from llmtaskpool_worker.execution.placement import Placement
 from llmtaskpool_worker.execution.pool import StaleGeneration
 from llmtaskpool_worker.execution.running import Running
@@ -44,6 +46,9 @@ log = logging.getLogger("llmtaskpool.worker")
 
 TICK_SECONDS = 0.25
 """How late a timeout may be noticed."""
+ASLEEP_SECONDS = 1.0
+"""A tick that is later than this tells that this process did not run, and no engine was heard."""
+log = logging.getLogger("llmtaskpool.worker")
 
 
 class Dispatcher:
@@ -94,11 +99,20 @@ class Dispatcher:
             broker or MemoryBroker(self.limits.results), clock, self._slots.values()
         )
         self._lanes = {name: Lane(name, self.limits, self._load_of) for name in LaneName}
+        self._making_way = MakingWay(
+            self._ledger,
+            self._slots,
+            self._lanes[LaneName.COMPUTE],
+            self.cost,
+            self.limits.preemption,
+            clock,
+        )
         self._events = EngineEvents(
             self._ledger,
             self.cost,
             clock,
             self._lanes[LaneName.COMPUTE],
+            self._making_way,
             became_ready=self._became_ready,
         )
         self._capacity = Capacity(self._slots, self._lanes, self.cost, clock)
@@ -120,6 +134,7 @@ class Dispatcher:
             cost=self.cost,
             tokenizers=tokenizers if tokenizers is not None else {},
             clock=clock,
+            making_way=self._making_way,
             timeout_seconds=self.limits.run_timeout_seconds,
         )
         self._generation = 0
@@ -172,6 +187,7 @@ class Dispatcher:
         if lane is None:
             return view
         self._running.schedule(lane)
+        self._making_way.look()
         return self._ledger.broker.get(view.id) or view
 
     def get(self, task_id: str) -> TaskView | None:
@@ -241,12 +257,19 @@ class Dispatcher:
                 (s.kv_used / s.kv_total for s in self._slots.values() if s.kv_total), default=None
             ),
             kinds=kind_states(self.nature),
+            model_problems=self.problems(),
         )
 
     def alive(self) -> bool:
         """See TaskPool."""
-        now, bound = self._clock(), self.limits.stall_seconds
+        now, bound = self._clock(), self.limits.dead_seconds
         return all(slots.stalled_for(now) < bound for slots in self._slots.values())
+
+    def problems(self) -> dict[str, ModelProblem]:
+        """See TaskPool."""
+        now, bound = self._clock(), self.limits.stall_seconds
+        found = {name: slots.problem(now, bound) for name, slots in self._slots.items()}
+        return {name: problem for name, problem in found.items() if problem is not None}
 
     def models(self) -> Sequence[str]:
         """See TaskPool."""
@@ -284,9 +307,15 @@ class Dispatcher:
 
     async def _tick(self) -> None:
         """What only time brings: timeouts, stalls, idle engines, old results."""
+        loop = asyncio.get_running_loop()
         while True:
+            before = loop.time()
             await asyncio.sleep(TICK_SECONDS)
-            now = self._clock()
+            now, late = self._clock(), loop.time() - before - TICK_SECONDS
+            if late > ASLEEP_SECONDS:
+                # What engines said meanwhile is still to be read: no reason to kill them.
+                for slots in self._slots.values():
+                    slots.progress_at += late
             for lane in self._lanes.values():
                 for task_id in [*lane.running.values()]:
                     task = self._ledger.active.get(task_id)
@@ -294,6 +323,7 @@ class Dispatcher:
                         error = TaskError("timeout", "the task ran longer than it may")
                         self._ledger.stop(task, error)
             self._running.schedule(*self._lanes.values())
+            self._making_way.look()
             self._watch_engines(now)
             self._ledger.broker.forget(now)
             if self._draining_until is not None and now >= self._draining_until:
@@ -301,6 +331,13 @@ class Dispatcher:
 
     def _watch_engines(self, now: float) -> None:
         for slots in self._slots.values():
+            problem = slots.problem(now, self.limits.stall_seconds)
+            stalled = problem is not None and problem.code == "stalled"
+            if stalled and not slots.stall_told:
+                seconds = round(slots.stalled_for(now), 1)
+                told = {"model": slots.name, "seconds": seconds, "in_flight": len(slots.in_flight)}
+                log.warning("engine stalled", extra=told)
+            slots.stall_told = stalled
             if slots.stalled_for(now) >= self.limits.stall_kill_seconds:
                 slots.engine.kill()
             idle = slots.idle_since
@@ -318,5 +355,5 @@ class Dispatcher:
             return Phase.DRAINING if self._ledger.active else Phase.DRAINED
         if any(slots.failure is not None for slots in self._slots.values()):
             return Phase.FAILED
-        loading = any(slots.ready is None for slots in self._slots.values())
+        loading = any(slots.ready is None for slots in self._slots.values()) or self.problems()
         return Phase.STARTING if loading else Phase.READY

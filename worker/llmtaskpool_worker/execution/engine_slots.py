@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from llmtaskpool_worker.contract import ModelProblem
 from llmtaskpool_worker.engines.protocol import Engine, Ready
+from llmtaskpool_worker.scheduling.hindrance import Unhindered
 from llmtaskpool_worker.scheduling.latency_guard import LatencyGuard
 from llmtaskpool_worker.scheduling.suspicion import Suspicion
 
@@ -29,6 +31,9 @@ class EngineSlots:
     ready: Ready | None = None
     failure: str | None = None
     was_ready: bool = False
+    trouble: ModelProblem | None = None
+    """Why it isn't ready now, although it is going to be tried again."""
+    stall_told: bool = False
     in_flight: dict[int, str] = field(default_factory=dict)
     suspicion: Suspicion = field(default_factory=lambda: Suspicion(max_attempts=3))
     steps: int = 0
@@ -37,6 +42,7 @@ class EngineSlots:
     kv_used: int = 0
     kv_total: int = 0
     guard: LatencyGuard | None = None
+    unhindered: Unhindered = field(default_factory=Unhindered)
     _share_seconds: float = 0.0
     _share_at: float = 0.0
 
@@ -93,3 +99,15 @@ class EngineSlots:
     def stalled_for(self, now: float) -> float:
         """Seconds without progress while something runs; 0 when idle. Slow is not dead."""
         return now - self.progress_at if self.in_flight else 0.0
+
+    def problem(self, now: float, stall_seconds: float) -> ModelProblem | None:
+        """Why it takes nothing now; None when it does, or loads for the first time."""
+        if self.failure is not None:
+            return ModelProblem(code="load_failed", message=self.failure)
+        if self.trouble is not None:
+            return self.trouble
+        stalled = self.stalled_for(now)
+        if stalled >= stall_seconds:
+            message = f"its engine has stood still for {stalled:.0f} s with work to do"
+            return ModelProblem(code="stalled", message=message)
+        return None

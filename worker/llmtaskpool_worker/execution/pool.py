@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
-from llmtaskpool_worker.contract import DrainAnswer, LaneName, ThreadsAnswer, WorkerState
+from llmtaskpool_worker.contract import (
+    DrainAnswer,
+    LaneName,
+    ModelProblem,
+    ThreadsAnswer,
+    WorkerState,
+)
 from llmtaskpool_worker.scheduling.task import TaskEvent, TaskRequest, TaskView
 
 
@@ -85,7 +91,10 @@ class TaskPool(Protocol):
         """All that the operator reads."""
 
     def alive(self) -> bool:
-        """False when work is running and no step or completion was seen for too long."""
+        """False when an engine stood still for so long that killing it has not helped."""
+
+    def problems(self) -> Mapping[str, ModelProblem]:
+        """Why models take nothing now, by name; empty when all do, or load for the first time."""
 
     def models(self) -> Sequence[str]:
         """Names of the models, in the order they were configured."""

@@ -83,7 +83,8 @@ class Model:
         if not isinstance(value, str):
             if not self.token_ids:
                 raise self._foreign_ids(field)
-            self._checked(tuple(value), field)
+            await asyncio.sleep(0)  # as for texts
+            self._checked(value, field)
             return self._fitting(codec.complete(value), field)
         self._may_fit(len(value), field)
         tokens = await _off_loop(len(value), lambda: codec.encode_document(value))
@@ -146,11 +147,15 @@ class Model:
         return tuple(tokens)
 
     def _over(self, field: str, problem: str, also: str = "") -> ApiError:
-        """In the words by which clients know a full context (litellm, LangChain, Open WebUI)."""
+        """In the words by which clients know a full context (litellm, LangChain, Open WebUI).
+
+        The code is in the message too: LangChain looks for it in what openai's package prints.
+        """
         return invalid(
             field,
             f"This model's maximum context length is {self.context_length} tokens. However, "
-            f"{problem}. Please reduce the length of the {field}{also}.",
+            f"{problem}. Please reduce the length of the {field}{also} "
+            "(context_length_exceeded).",
             code="context_length_exceeded",
         )
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
+
+ARGUMENTS_READ = 64 * 1024
+"""Longer arguments stay text: read as JSON they would keep the event loop, and are none of ours."""
 
 CALLS_MAX = 128
 """Tool calls in one message, as at OpenAI."""
@@ -37,10 +41,10 @@ class FunctionCall(_Part):
 
     def as_template(self) -> dict[str, Any]:
         """With the arguments as an object where they are one, as most templates want them."""
-        try:
-            arguments = json.loads(self.arguments)
-        except (ValueError, RecursionError):
-            arguments = self.arguments
+        arguments: Any = self.arguments
+        if len(self.arguments) <= ARGUMENTS_READ:
+            with contextlib.suppress(ValueError, RecursionError):
+                arguments = json.loads(self.arguments)
         if not isinstance(arguments, dict):
             arguments = self.arguments
         return {"name": self.name, "arguments": arguments}

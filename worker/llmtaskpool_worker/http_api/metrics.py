@@ -65,6 +65,14 @@ class _StateCollector:
         )
         yield from _gpus(state)
         yield from _kinds(state)
+        problems = GaugeMetricFamily(
+            "llmtaskpool_model_problem",
+            "1 for a model that takes nothing now, and why",
+            labels=["model", "problem"],
+        )
+        for model, problem in state.model_problems.items():
+            problems.add_metric([model, problem.code], 1.0)
+        yield problems
 
 
 _LANE_GAUGES: tuple[tuple[str, str, Callable[[LaneState], float]], ...] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -27,7 +28,14 @@ from llmtaskpool_worker.http_api.openai_schema import (
     parse,
     weight_of,
 )
-from llmtaskpool_worker.http_api.sse import EventStream, answer, encode, event, while_connected
+from llmtaskpool_worker.http_api.sse import (
+    EventStream,
+    Pieces,
+    answer,
+    encode,
+    event,
+    while_connected,
+)
 from llmtaskpool_worker.scheduling.task import (
     Embed,
     Embedded,
@@ -79,10 +87,12 @@ class OpenAIRoutes:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        body = await self._bodies.read(request, partial(parse, ChatRequest))
+        body, messages = await self._bodies.read(request, chat_of)
         model = self._catalog.get(body.model, "generate")
-        prompt = await model.encode_chat([message.as_template() for message in body.messages])
+        prompt = await model.encode_chat(messages)
+        del messages
         tasks = generations("chat", body, model, [prompt], _header(request))
+        body = body.model_copy(update={"messages": []})  # not kept for as long as it is answered
         return await self._generate(request, body, model, tasks, ChatShape)
 
     async def completions(self, request: Request) -> Response:
@@ -91,6 +101,7 @@ class OpenAIRoutes:
         model = self._catalog.get(body.model, "generate")
         prompts = [await model.encode(one, field) for field, one in named("prompt", body.prompt)]
         tasks = generations("generate", body, model, prompts, _header(request))
+        body = body.model_copy(update={"prompt": ""})  # as in a chat
         return await self._generate(request, body, model, tasks, CompletionShape)
 
     async def _generate(
@@ -117,7 +128,10 @@ class OpenAIRoutes:
             if not body.stream:
                 views = await while_connected(request.receive, batch.results())
                 results = [view.result for view in views]
-                return answer(shape.whole([r for r in results if isinstance(r, Generated)], body.n))
+                generated = [r for r in results if isinstance(r, Generated)]
+                if body.alternatives() is None:
+                    return answer(shape.whole(generated, body.n))
+                return await asyncio.to_thread(_in_pieces, shape, generated, body.n)
             frames = self._frames(batch, shape, body)
             # Until a task runs, its failure can still be told by a status code.
             head = await while_connected(request.receive, _first(frames))
@@ -182,18 +196,17 @@ class OpenAIRoutes:
             batch.cancel()
         results = [view.result for view in views if isinstance(view.result, Embedded)]
         prompt_tokens = sum(result.prompt_tokens for result in results)
-        data = [
-            {"object": "embedding", "index": index, "embedding": _vector(result, body)}
-            for index, result in enumerate(results)
-        ]
-        return answer(
-            {
-                "object": "list",
-                "model": model.name,
-                "data": data,
-                "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens},
-            }
-        )
+        data = []
+        for index, result in enumerate(results):
+            one = {"object": "embedding", "index": index, "embedding": _vector(result, body)}
+            data.append(encode(one))
+            await asyncio.sleep(0)
+        around = {
+            "object": "list",
+            "model": model.name,
+            "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens},
+        }
+        return Pieces(around, "data", data)
 
 
 def generations(
@@ -234,6 +247,19 @@ def generations(
 
 _COMPLETION_TOKENS = 16
 """OpenAI's default of max_tokens for /v1/completions."""
+
+
+def chat_of(given: dict[str, Any]) -> tuple[ChatRequest, list[dict[str, Any]]]:
+    """A checked chat, and its messages as a template wants them. Raises ApiError 400."""
+    body = parse(ChatRequest, given)
+    return body, [message.as_template() for message in body.messages]
+
+
+def _in_pieces(shape: Shape, results: Sequence[Generated], choices: int) -> Response:
+    """An answer with log-probabilities, which is some hundred times its text, made in a thread."""
+    whole = shape.whole(results, choices)
+    each = [encode(choice) for choice in whole.pop("choices")]
+    return Pieces(whole, "choices", each)
 
 
 async def _chunks(batch: Batch, shape: Shape) -> AsyncIterator[list[dict[str, Any]]]:

@@ -69,15 +69,21 @@ class Health:
         ]
 
     async def livez(self, _request: Request) -> Response:
-        """GET /livez: 503 when work runs and nothing has moved for too long."""
+        """GET /livez: 503 when an engine stands still and killing it has not helped."""
         alive = self._pool.alive()
         return answer({"alive": alive}, 200 if alive else 503)
 
     async def readyz(self, _request: Request) -> Response:
-        """GET /readyz: 200 while new tasks are taken."""
+        """GET /readyz: 200 while new tasks are taken; else the phase, and models' problems.
+
+        The problems' sentences are for the control port alone: this route asks for no key.
+        """
         phase = Phase.DRAINING if self._leaving() else self._pool.state().phase
         ready = phase is Phase.READY and self._pool.alive()
-        return answer({"phase": phase.value}, 200 if ready else 503)
+        told: dict[str, object] = {"phase": phase.value}
+        if problems := self._pool.problems():
+            told["models"] = {name: problem.code for name, problem in problems.items()}
+        return answer(told, 200 if ready else 503)
 
     async def metrics(self, _request: Request) -> Response:
         """GET /metrics."""

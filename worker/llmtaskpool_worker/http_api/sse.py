@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,6 +13,9 @@ from starlette.types import Receive, Scope, Send
 T = TypeVar("T")
 
 COMMENT = b": still here\n\n"
+
+TURN_SECONDS = 0.01
+"""A stream that has frames ready gives others a turn this often."""
 
 
 class ClientLeft(Exception):
@@ -122,12 +125,45 @@ class EventStream(Response):
 
         beating = asyncio.ensure_future(beat())
         try:
+            turn_began = loop.time()
             async for frame in self._frames:
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
                 note()
+                if sent_at - turn_began > TURN_SECONDS:
+                    # A client that reads fast never makes ``send`` wait, nor do frames that are
+                    # there already: without this a long replay would keep the loop to itself.
+                    await asyncio.sleep(0)
+                    turn_began = loop.time()
         finally:
             beating.cancel()
             aclose = getattr(self._frames, "aclose", None)
             if aclose is not None:
                 await aclose()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class Pieces(Response):
+    """A JSON object with one long list, as it is encoded item by item: others have their turns.
+
+    ``around`` is the object without the list, which is added as its last field ``name``.
+    """
+
+    media_type = "application/json"
+
+    def __init__(self, around: dict[str, Any], name: str, items: Sequence[bytes]) -> None:
+        self._parts = [encode(around)[:-1] + b"," + encode(name) + b":["]
+        for number, item in enumerate(items):
+            self._parts.append(b"," + item if number else item)
+        self._parts.append(b"]}")
+        super().__init__()
+        self.headers["content-length"] = str(sum(map(len, self._parts)))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Send it part by part, as fast as the client takes them."""
+        await send(
+            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        )
+        for part in self._parts:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+            await asyncio.sleep(0)  # a client that reads fast never makes ``send`` wait
         await send({"type": "http.response.body", "body": b"", "more_body": False})

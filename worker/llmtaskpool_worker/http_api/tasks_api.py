@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
@@ -19,10 +20,9 @@ from llmtaskpool_worker.http_api.catalog import Catalog
 from llmtaskpool_worker.http_api.counting import count_keys
 from llmtaskpool_worker.http_api.errors import ApiError, blaming, from_validation, invalid
 from llmtaskpool_worker.http_api.long_text import with_texts_encoded
-from llmtaskpool_worker.http_api.openai_api import generations
+from llmtaskpool_worker.http_api.openai_api import chat_of, generations
 from llmtaskpool_worker.http_api.openai_schema import (
     WEIGHT_HEADER,
-    ChatRequest,
     CompletionRequest,
     header_weight,
     parse,
@@ -47,6 +47,11 @@ from llmtaskpool_worker.scheduling.task import (
 
 IDEMPOTENCY_HEADER = "idempotency-key"
 WAIT_SECONDS_MAX = 300.0
+LONG_LIST = 64
+"""Of messages or ids; longer ones are checked off the event loop."""
+
+T = TypeVar("T")
+
 DURABILITY = (
     "Kept in this worker's memory: if its pod is lost, the task is lost. Submit it again then, "
     "with the same idempotency key."
@@ -171,14 +176,12 @@ class TaskRoutes:
                 raise invalid(name, f"{name} can't be used here: leave it out.")
         with blaming("arguments.", _ELSEWHERE):
             if task.kind == "chat":
-                chat = parse(
-                    ChatRequest, {**task.arguments, "model": model.name, "messages": task.input}
-                )
-                messages = [message.as_template() for message in chat.messages]
+                given = {**task.arguments, "model": model.name, "messages": task.input}
+                chat, messages = await _off_loop_when_long(task.input, partial(chat_of, given))
                 prompt = await model.encode_chat(messages)
                 return generations("chat", chat, model, [prompt], None)[0].payload
             given = {**task.arguments, "model": model.name, "prompt": _one_input(task.input)}
-            body = parse(CompletionRequest, given)
+            body = await _off_loop_when_long(task.input, partial(parse, CompletionRequest, given))
             prompt = await model.encode(task.input, "prompt")
             return generations("generate", body, model, [prompt], None)[0].payload
 
@@ -250,6 +253,11 @@ class TaskRoutes:
             "error": None if error is None else {"code": error.code, "message": error.message},
             "labels": view.labels,
         }
+
+
+async def _off_loop_when_long(given: object, check: Callable[[], T]) -> T:
+    long = isinstance(given, list) and len(given) > LONG_LIST
+    return await asyncio.to_thread(check) if long else check()
 
 
 def _task_of(body: Mapping[str, Any]) -> TaskBody:

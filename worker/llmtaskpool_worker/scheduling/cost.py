@@ -13,8 +13,10 @@ Other kinds cost the learned mean of their class. Pure.
 from __future__ import annotations
 
 from collections import deque
+from copy import deepcopy
 from dataclasses import dataclass, field
 from math import ceil, log2
+from statistics import median
 from typing import NamedTuple
 
 from llmtaskpool_worker.scheduling.curves import GRID, Curve, RobustMean
@@ -28,6 +30,8 @@ ENOUGH = 8
 CALL_PRIOR_SECONDS = 0.5
 KNEE_SHARE_OF_SLO = 0.4
 """The knee keeps a step within this share of the time-per-token objective (control.md)."""
+FRESH_STEPS = 16
+"""The last steps that say how fast the engine is now."""
 EFFICIENT_SHARE = 0.9
 """The efficient batch is the smallest that reaches this share of the best throughput."""
 
@@ -72,21 +76,40 @@ class ModelCost:
     tpot_slo_seconds: float | None = None
     step: Curve = field(default_factory=lambda: Curve(0.03, 0.002))
     prefill: Curve = field(default_factory=lambda: Curve(0.02, 0.001))
+    own: Curve | None = None
+    """Of steps as they would be if no other process held the CPUs; None: as ``step``."""
+    _fresh: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=FRESH_STEPS))
     _batch: int = 0
     _per_token: float = 0.0
 
-    def observe(self, decode_batch: int, prefill_tokens: int, seconds: float) -> None:
+    def observe(
+        self,
+        decode_batch: int,
+        prefill_tokens: int,
+        seconds: float,
+        own_seconds: float | None = None,
+    ) -> None:
         """Take in one step. Prefill is what it adds to a step that decodes.
 
         Without one that decodes it adds to the smallest; an engine that only embeds has none.
+        ``own_seconds``: what it would have taken, had no other process held the CPUs.
         """
         self._batch = 0
         if not prefill_tokens:
+            self._observe_own(decode_batch, seconds if own_seconds is None else own_seconds)
             self.step.observe(decode_batch, seconds)
             return
         known = decode_batch or self.step.measured()
         decode = self.step.seconds(max(1, decode_batch)) if known else 0.0
         self.prefill.observe(prefill_tokens, max(seconds - decode, LEAST_SHARE * seconds))
+
+    def _observe_own(self, batch: int, seconds: float) -> None:
+        if batch < 1 or not seconds > 0:
+            return
+        if self.own is None:
+            self.own = deepcopy(self.step)  # it starts from the same profile
+        self.own.observe(batch, seconds)
+        self._fresh.append((batch, seconds))
 
     def resize(self, max_batch: int) -> None:
         """Say how many sequences the engine can hold."""
@@ -108,7 +131,18 @@ class ModelCost:
         return fits[-1] if fits else 1
 
     def _fits(self, batch: int, tpot_slo_seconds: float) -> bool:
-        return self.step.seconds(batch) <= KNEE_SHARE_OF_SLO * tpot_slo_seconds
+        return self._own_seconds(batch) <= KNEE_SHARE_OF_SLO * tpot_slo_seconds
+
+    def _own_seconds(self, batch: int) -> float:
+        """Of a step of this batch, whatever the curve holds of batches that it ran long ago.
+
+        A step grows at most in proportion to its batch, so the last steps bound all others.
+        """
+        curve = self.step if self.own is None else self.own
+        known = curve.seconds(batch)
+        if len(self._fresh) < FRESH_STEPS:
+            return known
+        return min(known, median(s * max(1.0, batch / ran) for ran, s in self._fresh))
 
     def _settle(self) -> None:
         if self._batch:
@@ -160,6 +194,14 @@ class CostModel:
         curves.step.load(profile.step_seconds)
         curves.prefill.load(profile.prefill_added_seconds())
 
+    def step_seconds(self, model: str, batch: int) -> float:
+        """What a step over so many sequences takes now."""
+        return self._curves(model).step.seconds(max(1, batch))
+
+    def expected_tokens(self, of: CostClass) -> float:
+        """The output length that a generation of this class probably has."""
+        return self._length(of, mean=False)
+
     def measured(self, model: str) -> tuple[dict[int, float], dict[int, float]]:
         """A model's measured step seconds by batch and prefill seconds by tokens."""
         curves = self._curves(model)
@@ -206,10 +248,15 @@ class CostModel:
         return self._mean_seconds(of) / max(1, threads)
 
     def observe_step(
-        self, model: str, decode_batch: int, prefill_tokens: int, seconds: float
+        self,
+        model: str,
+        decode_batch: int,
+        prefill_tokens: int,
+        seconds: float,
+        own_seconds: float | None = None,
     ) -> None:
         """Refine a model's curves by one step of its engine."""
-        self.model(model).observe(decode_batch, prefill_tokens, seconds)
+        self.model(model).observe(decode_batch, prefill_tokens, seconds, own_seconds)
 
     def observe_generated(self, of: CostClass, output_tokens: int) -> None:
         """Learn from a generation that finished by itself."""

@@ -1,8 +1,8 @@
 """How long a step would have taken, had no other process held the CPUs.
 
-A step that waits for a CPU takes longer and uses no more CPU seconds. An engine that has its CPUs to
-itself uses about ``best`` of them at once in steps of one size, the most that was seen there lately;
-so its own time is::
+A step that waits for a CPU takes longer and uses no more CPU seconds. An engine that has its CPUs
+to itself uses about ``best`` of them at once in steps of one size, the most that was seen there
+lately; so its own time is::
 
     own = min(wall, cpu / best)
 

@@ -2,7 +2,8 @@
 
 The law of the study (``control.md``, line 5), once a second: the knee of the step-time curve
 bounds N; when the measured time per output token exceeds 0.9 of its objective, the cap falls to
-0.85 of what ran; while a full engine stays below 0.72 of it, the cap rises by one. Pure.
+0.85 of what ran; while a full engine stays below 0.72 of it, the cap rises by one. Times are the
+engine's own (hindrance.py): slowness that other processes cause is no reason to shrink. Pure.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class LatencyGuard:
     slo_seconds: float
     tpot_seconds: float | None = None
     cap: int | None = None
+    """What a cut left; None: the knee alone bounds."""
     _next_at: float = -inf
     _cool_at: float = -inf
 
@@ -43,8 +45,11 @@ class LatencyGuard:
         cap = knee if self.cap is None else min(self.cap, knee)
         if now >= self._next_at and self.tpot_seconds is not None:
             self._next_at = now + PERIOD_SECONDS
-            cap = self._moved(cap, active, knee, now)
-        self.cap = cap
+            moved = self._moved(cap, active, knee, now)
+            # What the knee alone bounds rises with it at once; a cut is won back step by step.
+            if moved != cap:
+                self.cap = None if moved >= knee else moved
+            cap = moved
         return cap
 
     def _moved(self, cap: int, active: int, knee: int, now: float) -> int:

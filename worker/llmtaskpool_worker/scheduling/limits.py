@@ -8,7 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llmtaskpool_worker.contract import LaneName
+from llmtaskpool_worker.scheduling.preemption import Preemption
 from llmtaskpool_worker.scheduling.priority import QueuePolicy
+
+DEAD_FACTOR = 2.0
+"""A killed engine has as long again to be gone before the whole worker is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,10 @@ class ResultLimits:
 class Limits:
     """All bounds of one worker.
 
-    ``ageing_seconds`` is the ageing bound of priority.py; ``stall_seconds`` without a step while
-    work runs makes the worker not alive, ``stall_kill_seconds`` restarts the engine.
+    ``ageing_seconds`` is the ageing bound of priority.py. The clocks of an engine that stands
+    still while work runs: after ``stall_seconds`` it is told and the worker is unready, after
+    ``stall_kill_seconds`` the engine is killed and starts anew, and only after ``dead_seconds``,
+    when the kill has not helped, is the worker not alive and may be ended as a whole.
     ``tpot_slo_seconds`` is the time per output token that the latency guard protects; None: the
     memory of the engine alone bounds N.
     """
@@ -53,11 +59,17 @@ class Limits:
     queue_timeout_seconds: float = 600.0
     run_timeout_seconds: float = 3600.0
     max_attempts: int = 3
-    stall_seconds: float = 60.0
-    stall_kill_seconds: float = 120.0
+    stall_seconds: float = 10.0
+    stall_kill_seconds: float = 30.0
     trim_idle_seconds: float = 30.0
     tpot_slo_seconds: float | None = None
+    preemption: Preemption = field(default_factory=Preemption)
     results: ResultLimits = field(default_factory=ResultLimits)
+
+    @property
+    def dead_seconds(self) -> float:
+        """Without a step for so long although the engine was killed, the worker is not alive."""
+        return DEAD_FACTOR * self.stall_kill_seconds
 
     def lane(self, name: LaneName) -> LaneLimits:
         """The limits of lane ``name``."""

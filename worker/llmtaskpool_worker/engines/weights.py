@@ -1,0 +1,136 @@
+"""Whether weights are what they should be: every tensor in its place, and real numbers.
+
+transformers fills what a file lacks with random numbers and warns; a server would answer noise
+with 200. Everything here refuses instead, says what is wrong and what to do.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+SHOWN_NAMES = 3
+_GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|position_ids|(attn|attention)\.(masked_)?bias)$")
+"""Constants that older versions of transformers saved among the weights; models make them anew."""
+
+
+class ModelRefused(Exception):
+    """The model can't be served here; the message says why and what to do instead."""
+
+
+def check_task(config: Any, folder: Path, task: str) -> None:
+    """Refuse a model that was made for the other task. Raises ModelRefused.
+
+    A folder of sentence-transformers says how it pools (1_Pooling): that makes an embedder even
+    of a decoder.
+    """
+    names: tuple[str, ...] = tuple(getattr(config, "architectures", None) or ())
+    pools = (folder / "1_Pooling" / "config.json").is_file()
+    generates = any(name.endswith(_GENERATES) for name in names)
+    if task == "embed" and generates and not pools:
+        raise ModelRefused(
+            f"it is a {names[0]}, which generates, and nothing says how it embeds: leave out "
+            "task=embed, or name an embedding model (with 1_Pooling/config.json)"
+        )
+    if task != "embed" and (pools or (names and not generates)):
+        raise ModelRefused(
+            f"it is {'a ' + names[0] if names else 'a model'} that embeds and does not generate: "
+            "add task=embed, or name a model that generates (such as a LlamaForCausalLM)"
+        )
+
+
+def load_weights(
+    auto: Any, folder: Path, config: Any, *, unused: tuple[str, ...] = (), **options: Any
+) -> Any:
+    """``auto.from_pretrained`` of ``folder``, refused unless every tensor found its place.
+
+    ``unused``: parts of the model whose weights may be missing, because nothing reads them.
+    What is tied is not missing; heads for other tasks beside the model may be in the file.
+
+    Raises:
+        ModelRefused: tensors are missing, left over, or of another shape.
+    """
+    model, told = auto.from_pretrained(
+        folder,
+        config=config,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # told below, with names and shapes
+        **options,
+    )
+    missing = [name for name in told["missing_keys"] if not name.startswith(unused)]
+    if missing:
+        raise ModelRefused(
+            f"{len(missing)} of {len(model.state_dict())} tensors are missing in its files "
+            f"({_some(missing)}): they are not all there or belong to another config.json; "
+            "download the model again"
+        )
+    shapes = sorted(told["mismatched_keys"])
+    if shapes:
+        name, found, wanted = shapes[0]
+        raise ModelRefused(
+            f"{len(shapes)} tensors have another shape than config.json asks for ({name} is "
+            f"{list(found)}, not {list(wanted)}): its files belong to different models; "
+            "download the model again"
+        )
+    left = [name for name in told["unexpected_keys"] if _matters(name, model)]
+    if left:
+        raise ModelRefused(
+            f"{len(left)} tensors in its files have no place in the model ({_some(left)}): "
+            "config.json belongs to another model; download the model again"
+        )
+    return model
+
+
+def check_numbers(model: nn.Module) -> None:
+    """Refuse weights that no training leaves behind. Raises ModelRefused.
+
+    One pass over the weights: a number that is none, or a linear layer of one value throughout
+    (the zeros of a file that was never written to its end).
+    """
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    named = [
+        (name, value)
+        for name, value in model.named_parameters()
+        if value.is_floating_point() and value.element_size() > 1 and value.numel() > 1
+    ]
+    if not named:
+        return
+    ends = [torch.stack(torch.aminmax(value.detach())).double() for _, value in named]
+    for (name, value), (least, most) in zip(named, torch.stack(ends).tolist(), strict=True):
+        if not math.isfinite(least) or not math.isfinite(most):
+            raise ModelRefused(
+                f"{name} holds values that are no numbers: the file is spoilt; download it again"
+            )
+        if least == most and id(value) in linear:
+            raise ModelRefused(
+                f"{name} is {least:g} throughout: the file was not written to its end; "
+                "download it again"
+            )
+
+
+def _matters(name: str, model: nn.Module) -> bool:
+    """Whether a left-over tensor would change what the model computes.
+
+    A head that stands beside the model (an unknown name at its root) doesn't, nor do constants.
+    """
+    if _BUFFERS.search(name):
+        return False
+    prefix = getattr(model, "base_model_prefix", "")
+    inside = name.removeprefix(f"{prefix}.") if not hasattr(model, prefix or "-") else name
+    return hasattr(model, inside.split(".")[0])
+
+
+def _some(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = len(ordered) - SHOWN_NAMES
+    return ", ".join(ordered[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
