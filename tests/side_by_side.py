@@ -25,6 +25,10 @@ GROUPS = (
     Group(_WAITS, ("tests/cluster/test_operator_outages.py",)),
     Group(_WAITS, ("tests/cluster/test_installs.py",)),
     Group(
+        "computes for minutes, on one core",
+        ("tests/simulation/test_day_of_the_operator.py",),
+    ),
+    Group(
         "computes: of the tests that keep all cores busy, one runs at a time",
         (
             "tests/engine",
