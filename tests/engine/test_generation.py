@@ -13,7 +13,9 @@ from llmtaskpool_worker.engines.protocol import (
     Admit,
     Cancel,
     FromEngine,
+    Park,
     RequestFailed,
+    Resume,
     SetThreads,
     Step,
     Trim,
@@ -262,3 +264,53 @@ def test_a_model_with_another_kind_of_attention_is_refused_with_the_reason(
     write_tokenizer(tmp_path)
     with pytest.raises(ModelRefused, match="can't be served"):
         load_generation(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"temperature": 1.0, "seed": 7},
+        {"temperature": 0.8, "seed": 7, "top_p": 0.9, "top_k": 20, "logprobs": 3},
+        {"presence_penalty": 1.5, "frequency_penalty": 1.0, "logprobs": 0},
+        {"temperature": 1.2, "seed": 3, "frequency_penalty": 0.7, "min_p": 0.01},
+    ],
+    ids=["greedy", "seeded", "cut", "penalties", "seeded-penalties"],
+)
+@pytest.mark.parametrize("parked_at", [(1,), (9,), (5, 23)])
+def test_what_was_put_aside_goes_on_token_for_token(
+    llama: GenerationLoop, how: dict, parked_at: tuple[int, ...]
+) -> None:
+    wanted = Admit(1, [3, 5, 8] * 12, 40, ignore_eos=True, **how)
+    crowd = [Admit(n, [9, n], 30, ignore_eos=True) for n in (2, 3)]
+    alone = run(llama, [wanted])
+    changes: dict[int, Callable[[GenerationLoop], None]] = {}
+    for step in parked_at:
+        changes[step] = lambda loop: loop.accept(Park(1))
+        changes[step + 6] = lambda loop: loop.accept(Resume(1))
+    told = run(llama, [wanted, *crowd], changes)
+    assert told.tokens[1] == alone.tokens[1]
+    assert told.reasons[1] == "length"
+    for (one, top), (other, other_top) in zip(told.logprobs[1], alone.logprobs[1], strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+        assert [token for token, _ in top] == [token for token, _ in other_top]
+    assert not llama.batching.parked
+
+
+def test_a_parked_generation_can_be_cancelled_and_one_that_ended_is_not_parked(
+    llama: GenerationLoop,
+) -> None:
+    parked, other = Admit(1, [3, 5], 20, ignore_eos=True), Admit(2, [4], 30, ignore_eos=True)
+    outcome = run(
+        llama,
+        [parked, other],
+        {
+            3: lambda loop: loop.accept(Park(1)),
+            5: lambda loop: loop.accept(Cancel(1)),
+            7: lambda loop: loop.accept(Resume(1)),
+            9: lambda loop: loop.accept(Park(99)),
+        },
+    )
+    assert outcome.reasons == {1: "parked", 2: "length"}
+    assert not llama.batching.parked
+    assert not llama.sampler._generators

@@ -15,8 +15,10 @@ from llmtaskpool_worker.engines.protocol import (
     Finished,
     Loading,
     ModelSpec,
+    Park,
     Ready,
     RequestFailed,
+    Resume,
     SetThreads,
     Step,
     Token,
@@ -40,6 +42,10 @@ class LettersEngine:
         self._running: dict[int, tuple[Admit, int]] = {}
         self._waiting: list[Admit] = []
         self._cancelled: list[int] = []
+        self._parking: list[int] = []
+        self._parked: dict[int, tuple[Admit, int]] = {}
+        self._resumed: list[int] = []
+        self.parkings = 0
         self._vectors: list[AdmitEmbedding] = []
         self._events: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
         self._stepping: asyncio.Task[None] | None = None
@@ -48,7 +54,7 @@ class LettersEngine:
     @property
     def held(self) -> int:
         """Requests that it runs or will run, of cancelled ones too until it has seen that."""
-        return len(self._running) + len(self._waiting)
+        return len(self._running) + len(self._waiting) + len(self._resumed)
 
     @property
     def idle(self) -> bool:
@@ -71,6 +77,11 @@ class LettersEngine:
                 self._fail(message.id, "wrong_model")
             case Cancel(id=request_id):
                 self._cancelled.append(request_id)
+            case Park(id=request_id):
+                self._parking.append(request_id)
+            case Resume(id=request_id):
+                if request_id in self._parked:
+                    self._resumed.append(request_id)
             case SetThreads(n=n):
                 self.threads = n
 
@@ -85,6 +96,8 @@ class LettersEngine:
         self.deaths += 1
         lost = [*self._running, *(r.id for r in self._waiting)]
         self._running.clear()
+        self._parked.clear()
+        self._resumed.clear()
         self._waiting.clear()
         self.hangs = False
         self._events.put_nowait(EngineDied(lost, -9, 0.0))
@@ -128,7 +141,19 @@ class LettersEngine:
             self.kill()
             return
         ended = [Finished(i, "cancelled") for i in self._cancelled if self._leave(i)]
+        for request_id in self._cancelled:
+            self._parked.pop(request_id, None)
         self._cancelled.clear()
+        for request_id in self._parking:
+            if request_id in self._running:
+                self._parked[request_id] = self._running.pop(request_id)
+                self.parkings += 1
+                ended.append(Finished(request_id, "parked"))
+        self._parking.clear()
+        for request_id in self._resumed:
+            if request_id in self._parked:
+                self._running[request_id] = self._parked.pop(request_id)
+        self._resumed.clear()
         tokens = []
         for request_id, (request, place) in [*self._running.items()]:
             tokens.append(Token(request_id, request.prompt[place]))

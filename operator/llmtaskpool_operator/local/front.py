@@ -26,7 +26,12 @@ from llmtaskpool_operator.local.front_answers import (
     refusal,
     understood,
 )
-from llmtaskpool_operator.local.front_connection import Connection, Connections, FrontLimits
+from llmtaskpool_operator.local.front_connection import (
+    READ_BYTES,
+    Connection,
+    Connections,
+    FrontLimits,
+)
 from llmtaskpool_operator.local.front_places import Places
 from llmtaskpool_operator.local.routing import Route, RoutingTable, owner_of
 
@@ -185,6 +190,9 @@ async def _answer(
     route: Route,
 ) -> web.StreamResponse:
     content = upstream.content
+    transport = upstream.connection.transport if upstream.connection is not None else None
+    if transport is not None and hasattr(transport, "max_size"):
+        transport.max_size = READ_BYTES
     route.answers += 1
     try:
         first = content.read_nowait()
@@ -199,7 +207,8 @@ async def _answer(
         await answer.prepare(request)
         if first:
             await answer.write(first)
-        async for part in pieces(content, sized="content-length" in upstream.headers):
+        sized = "content-length" in upstream.headers
+        while part := await _next_piece(content, sized=sized):
             await answer.write(part)
             route.answers += 1
             connection.moved()
@@ -210,19 +219,16 @@ async def _answer(
     return answer
 
 
-async def pieces(content: StreamReader, *, sized: bool) -> AsyncIterator[bytes]:
-    """What has come, as soon as it comes.
+async def _next_piece(content: StreamReader, *, sized: bool) -> bytes:
+    """What has come, as soon as it comes; nothing at the end.
 
-    Of a body with a length each piece as it was read, which saves a copy of it; of one in chunks
-    all that is here, because a chunk may be one byte.
+    Of a body with a length a piece as it was read, which saves a copy of it; of one in chunks all
+    that is here, because a chunk may be one byte.
     """
-    if not sized:
-        async for part in content.iter_any():
-            yield part
-        return
-    async for part, _ in content.iter_chunks():
-        if part:
-            yield part
+    if sized:
+        piece, _ = await content.readchunk()
+        return piece
+    return await content.readany()
 
 
 class _Body:
@@ -256,7 +262,8 @@ class _Body:
         yield b""  # sends the head, which aiohttp holds back for the first part
         size, request = 0, self._request
         try:
-            async for part in pieces(self._content, sized="content-length" in request.headers):
+            sized = "content-length" in request.headers
+            while part := await _next_piece(self._content, sized=sized):
                 size += len(part)
                 if size > self._most:
                     raise ValueError("too long")  # noqa: TRY301  stops the client's writer

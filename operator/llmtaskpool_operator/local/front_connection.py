@@ -24,6 +24,9 @@ from llmtaskpool_operator.local.front_places import Place, Places
 
 log = logging.getLogger("llmtaskpool.front")
 
+READ_BYTES = 64 * 1024
+"""Read from a socket at once. asyncio's own 256 KiB make malloc map and unmap memory each time."""
+
 _HEAD_END = b"\r\n\r\n"
 
 
@@ -104,6 +107,8 @@ class Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a place, and send away who rests longest when there is none."""
+        if hasattr(transport, "max_size"):
+            transport.max_size = READ_BYTES
         server = self._server
         peer = transport.get_extra_info("peername")
         self.place, victim = server.places.arrive(str(peer[0]) if peer else "", self._loop.time())

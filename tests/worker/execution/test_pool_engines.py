@@ -11,7 +11,15 @@ from llmtaskpool_worker.engines.protocol import EngineDied, LoadFailed, Step
 from llmtaskpool_worker.execution.dispatcher import Dispatcher
 from llmtaskpool_worker.execution.pool import Rejected
 from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits
-from llmtaskpool_worker.scheduling.task import Embed, Generate, TaskRequest, TaskState
+from llmtaskpool_worker.scheduling.preemption import Preemption
+from llmtaskpool_worker.scheduling.task import (
+    Embed,
+    Generate,
+    StateChanged,
+    TaskRequest,
+    TaskState,
+    TextDelta,
+)
 
 
 class Clock:
@@ -266,3 +274,85 @@ def test_one_poisonous_prompt_among_32_costs_six_crashes_and_harms_nobody() -> N
         assert engine.deaths <= 6
 
     run(story, engine)
+
+
+SOON = Preemption(wait_seconds=0.1)
+"""The engine of these tests says 10 ms for a step."""
+
+
+def urgent(text: str) -> TaskRequest:
+    return TaskRequest("chat", Generate(letters(text), 100), weight=100.0)
+
+
+def bulk(letter: str, **more) -> TaskRequest:
+    return TaskRequest("chat", Generate(letters(letter * 700), 700), weight=0.001, **more)
+
+
+async def said(pool: Dispatcher, task_id: str) -> tuple[list[str], str]:
+    """The states and the text of a task as one hears them who follows it from its start."""
+    events = [event async for event in pool.events(task_id)]
+    states = [event.state.value for event in events if isinstance(event, StateChanged)]
+    return states, "".join(event.text for event in events if isinstance(event, TextDelta))
+
+
+def test_an_urgent_chat_takes_the_place_of_bulk_which_goes_on_where_it_stood() -> None:
+    engine = LettersEngine()
+
+    async def story(pool: Dispatcher, _: Clock) -> None:
+        pool.set_threads(1, {LaneName.COMPUTE: 2})
+        tasks = [pool.submit(bulk(letter)) for letter in "ab"]
+        heard = [asyncio.create_task(said(pool, task.id)) for task in tasks]
+        await until(lambda: engine.largest_batch == 2)
+        first = pool.submit(urgent("now"))
+        assert (await pool.wait(first.id)).result.text == "now"
+        states = [pool.get(task.id).state for task in tasks]
+        assert states == [TaskState.RUNNING] * 2
+        for letter, hearing in zip("ab", heard, strict=True):
+            assert await hearing == (["queued", "running", "succeeded"], letter * 700)
+        views = [pool.get(task.id) for task in tasks]
+        assert [len(view.result.tokens) for view in views] == [700, 700]
+        assert [view.attempts for view in views] == [1, 1]
+        assert engine.parkings == 1
+
+    run(story, engine, preemption=SOON)
+
+
+def test_a_task_makes_way_twice_at_most_and_never_for_its_equals() -> None:
+    engine = LettersEngine()
+
+    async def story(pool: Dispatcher, _: Clock) -> None:
+        pool.set_threads(1, {LaneName.COMPUTE: 1})
+        task = pool.submit(bulk("a"))
+        await until(lambda: engine.largest_batch == 1)
+        equal = pool.submit(bulk("b"))
+        for _ in range(4):
+            assert (await pool.wait(pool.submit(urgent("now")).id)).result.text == "now"
+            await asyncio.sleep(0.01)
+        assert (await pool.wait(task.id)).result.text == "a" * 700
+        assert (await pool.wait(equal.id)).result.text == "b" * 700
+        assert 2 <= engine.parkings <= 4, "each of the two at most twice"
+
+    run(story, engine, preemption=SOON)
+
+
+@pytest.mark.parametrize("end", ["cancel", "crash"])
+def test_what_made_way_can_be_cancelled_and_survives_a_crash(end: str) -> None:
+    engine = LettersEngine()
+
+    async def story(pool: Dispatcher, _: Clock) -> None:
+        pool.set_threads(1, {LaneName.COMPUTE: 1})
+        task = pool.submit(bulk("a"))
+        await until(lambda: engine.largest_batch == 1)
+        other = pool.submit(urgent("n" * 90))
+        await until(lambda: engine.parkings == 1)
+        if end == "cancel":
+            assert pool.cancel(task.id).state is TaskState.CANCELLED
+        else:
+            engine.kill()
+            assert (await pool.wait(task.id)).result.text == "a" * 700
+        assert (await pool.wait(other.id)).result.text == "n" * 90
+        await until(lambda: pool.state().lanes[LaneName.COMPUTE].active == 0)
+        assert pool.state().lanes[LaneName.COMPUTE].queued == 0
+        assert engine.held == 0
+
+    run(story, engine, preemption=SOON)

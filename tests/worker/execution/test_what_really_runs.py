@@ -17,6 +17,7 @@ from llmtaskpool_worker.execution.dispatcher import Dispatcher
 from llmtaskpool_worker.execution.pool import Rejected
 from llmtaskpool_worker.kinds.registry import CallContext, HandlerError, Kind, Kinds
 from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits
+from llmtaskpool_worker.scheduling.preemption import Preemption
 from llmtaskpool_worker.scheduling.task import Call, Generate, TaskRequest, TaskState
 
 N = 2
@@ -122,7 +123,13 @@ def pool_over(handlers: Handlers, engine: LettersEngine, clock: Clock) -> Dispat
         engines=[engine],
         tokenizers={engine.spec.name: LetterTokenizer()},
         kinds=handlers.kinds(),
-        limits=Limits(compute=lane, io=lane, stall_seconds=1e9, stall_kill_seconds=1e9),
+        limits=Limits(
+            compute=lane,
+            io=lane,
+            stall_seconds=1e9,
+            stall_kill_seconds=1e9,
+            preemption=Preemption(wait_seconds=0.01),
+        ),
         clock=clock,
     )
 
@@ -162,10 +169,12 @@ class LaneMachine(RuleBasedStateMachine):
     def _submit(self, kind: str, lane: LaneName, seconds: float | None) -> str | None:
         if kind == "chat":
             payload, name = Generate(letters("y" * 400), 400), "chat"
+            weight = 100.0 if seconds is None else 0.001  # the one may take the other's place
         else:
-            payload, name = Call(), f"{kind}-{lane.value}"
+            payload, name, weight = Call(), f"{kind}-{lane.value}", 1.0
+        request = TaskRequest(name, payload, timeout_seconds=seconds, weight=weight)
         try:
-            task = self.pool.submit(TaskRequest(name, payload, timeout_seconds=seconds))
+            task = self.pool.submit(request)
         except Rejected:
             self.rejected += 1
             return None

@@ -18,6 +18,7 @@ from llmtaskpool_worker.engines.protocol import ModelSpec
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.scheduling import profile
 from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits, ResultLimits
+from llmtaskpool_worker.scheduling.preemption import Preemption
 from llmtaskpool_worker.scheduling.priority import QueuePolicy
 
 PREFIX = "LLMTASKPOOL_"
@@ -119,6 +120,12 @@ class Settings(BaseSettings):
     result_seconds: Positive = Field(
         600.0, description="How long a result is kept for its owner; less when room is short."
     )
+    preempt_factor: Annotated[float, Field(ge=0)] = Field(
+        10.0, description="A waiting task with so many times the priority takes a thread; 0: none."
+    )
+    preempt_wait_seconds: Seconds = Field(
+        2.0, description="It does so only where it would wait longer than this otherwise."
+    )
     max_attempts: Size = Field(
         3, description="A task that crashed its engine this often is reported as failed."
     )
@@ -154,7 +161,7 @@ class Settings(BaseSettings):
     max_json_depth: Annotated[int, Field(ge=1, le=150)] = Field(
         64, description="Deepest nesting of a JSON body."
     )
-    max_json_values: Size = Field(250_000, description="Most values in a JSON body.")
+    max_json_values: Size = Field(100_000, description="Most values in a JSON body.")
     bodies_bytes: Size = Field(
         256 * 1024 * 1024,
         description="Memory that the bodies of all requests may take at one time; beyond, 503.",
@@ -283,6 +290,7 @@ class Settings(BaseSettings):
             stall_seconds=self.stall_seconds,
             stall_kill_seconds=self.stall_kill_seconds,
             tpot_slo_seconds=self.tpot_slo_seconds,
+            preemption=Preemption(self.preempt_factor, self.preempt_wait_seconds),
             results=ResultLimits(bytes=self.result_bytes, ttl_seconds=self.result_seconds),
         )
 

@@ -173,7 +173,12 @@ class MemoryBroker:
 
     def publish(self, task_id: str, token: int, event: TaskEvent) -> None:
         """See Broker."""
-        self._say(self._running(task_id, token), event)
+        held = self._running(task_id, token)
+        held.say(event)
+        size = event_bytes(event)
+        held.size_bytes += size
+        if held.keep_seconds is not None:
+            self._retention.bytes += size
 
     def release(self, task_id: str, token: int, reason: str) -> None:
         """See Broker."""

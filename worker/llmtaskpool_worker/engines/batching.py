@@ -86,6 +86,7 @@ class Batching:
         self.granule = granule
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.parked: dict[int, Sequence] = {}
         self.decoding = 0
 
     @property
@@ -170,6 +171,28 @@ class Batching:
             sequence.filled, sequence.finite = 0, False
             self.waiting.appendleft(sequence)
         return changes
+
+    def park(self, request_id: int) -> list[Move | Clear] | None:
+        """Put a sequence aside with what it has drawn; None when it doesn't run or wait."""
+        for sequence in self.waiting:
+            if sequence.request.id == request_id:
+                self.waiting.remove(sequence)
+                self.parked[request_id] = sequence
+                return []
+        slot = self.find(request_id)
+        if slot is None:
+            return None
+        sequence = self.running[slot]
+        changes = self.remove(slot)
+        sequence.filled, sequence.finite = 0, False
+        self.parked[request_id] = sequence
+        return changes
+
+    def resume(self, request_id: int) -> None:
+        """Let a parked sequence wait again: it prefills what it has drawn as it does its prompt."""
+        sequence = self.parked.pop(request_id, None)
+        if sequence is not None:
+            self.waiting.append(sequence)
 
     def find(self, request_id: int) -> int | None:
         """The slot in which a request runs."""

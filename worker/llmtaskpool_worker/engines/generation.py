@@ -21,8 +21,10 @@ from llmtaskpool_worker.engines.protocol import (
     Cancel,
     Finished,
     FromEngine,
+    Park,
     Ready,
     RequestFailed,
+    Resume,
     SetThreads,
     Step,
     Token,
@@ -111,6 +113,10 @@ class GenerationLoop:
                 return self._admit(message)
             case Cancel(id=request_id):
                 self._cancel(request_id)
+            case Park(id=request_id):
+                self._park(request_id)
+            case Resume(id=request_id):
+                self.batching.resume(request_id)
             case SetThreads(n=n):
                 self.batching.threads = max(1, min(n, self.max_threads))
             case Trim():
@@ -252,7 +258,17 @@ class GenerationLoop:
             return "token_out_of_range", f"a token id is not in 0 to {self.vocab_size - 1}"
         return None
 
+    def _park(self, request_id: int) -> None:
+        """Its sampler's generator stays: the next draw is the one that would have come."""
+        changes = self.batching.park(request_id)
+        if changes is not None:
+            self.cache.apply(changes)
+            self._cancelled.append(Finished(request_id, "parked"))
+
     def _cancel(self, request_id: int) -> None:
+        if self.batching.parked.pop(request_id, None) is not None:
+            self.sampler.forget(request_id)
+            return
         for sequence in self.batching.waiting:
             if sequence.request.id == request_id:
                 self.batching.waiting.remove(sequence)

@@ -10,12 +10,14 @@ from llmtaskpool_worker.engines.protocol import (
     AdmitEmbedding,
     Cancel,
     FromEngine,
+    Park,
     Ready,
+    Resume,
     SetThreads,
     Trim,
 )
 
-LoopMessage = Admit | AdmitEmbedding | Cancel | SetThreads | Trim
+LoopMessage = Admit | AdmitEmbedding | Cancel | Park | Resume | SetThreads | Trim
 
 
 class EngineLoop(Protocol):

@@ -30,6 +30,7 @@ from llmtaskpool_worker.engines.protocol import (
     ModelSpec,
     Ready,
     RequestFailed,
+    Resume,
     SetThreads,
     Step,
     Stop,
@@ -134,7 +135,7 @@ class EngineProcess:
         """Queue a message. A request sent while no process runs is lost with the next death."""
         if isinstance(message, SetThreads):
             self._threads = message  # told again to a restarted process
-        if isinstance(message, Admit | AdmitEmbedding):
+        if isinstance(message, Admit | AdmitEmbedding | Resume):
             self._in_flight.add(message.id)
         if self._writer is not None:
             self._writer.write(framed(message))

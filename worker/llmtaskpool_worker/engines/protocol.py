@@ -45,6 +45,22 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     id: int
 
 
+class Park(msgspec.Struct, frozen=True, tag="park"):
+    """Put one generation aside at the next step boundary; it is answered by Finished(parked).
+
+    What it has drawn, its generator and its counts are kept, its cache is not. One that has ended
+    meanwhile is not answered again.
+    """
+
+    id: int
+
+
+class Resume(msgspec.Struct, frozen=True, tag="resume"):
+    """Go on with a generation that was put aside, token for token as if it had not been."""
+
+    id: int
+
+
 class SetThreads(msgspec.Struct, frozen=True, tag="threads"):
     """At most ``n`` requests run at once from the next step on; running ones are not stopped."""
 
@@ -59,7 +75,7 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Leave now; what still runs is lost."""
 
 
-ToEngine = Admit | AdmitEmbedding | Cancel | SetThreads | Trim | Stop
+ToEngine = Admit | AdmitEmbedding | Cancel | Park | Resume | SetThreads | Trim | Stop
 
 
 class Loading(msgspec.Struct, frozen=True, tag="loading"):
@@ -94,7 +110,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Finished(msgspec.Struct, frozen=True, array_like=True):
-    """A request left its slot; reason is stop (end-of-sequence), length or cancelled."""
+    """A request left its slot; reason is stop (end-of-sequence), length, cancelled, parked."""
 
     id: int
     reason: str

@@ -139,7 +139,7 @@ def _distribution(logits: Tensor, request: Admit) -> Tensor:
 
     ``logits`` are float32, the best of them finite. The likeliest token is never cut.
     """
-    logits = (logits - logits.max()) / max(request.temperature, COLDEST)
+    logits = (logits - logits.max()).div_(max(request.temperature, COLDEST))
     if 0 < request.top_k < logits.numel():
         kept = logits.topk(request.top_k)
         logits = torch.full_like(logits, -math.inf).scatter_(0, kept.indices, kept.values)

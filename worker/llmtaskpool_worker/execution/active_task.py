@@ -45,6 +45,9 @@ class ActiveTask:
     calling: asyncio.Task[Result | TaskError] | None = None
     on_loop: bool = False
     """Whether its handler runs on the event loop, where it can be cancelled."""
+    made_way: int = 0
+    parked_at: float | None = None
+    """Since when it waits with what it has drawn, after it made way for an urgent one."""
     began_at: float = 0.0
     share_began: float = 0.0
     """EngineSlots.shared_until at its start."""

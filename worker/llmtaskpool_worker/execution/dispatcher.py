@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -25,10 +24,12 @@ from llmtaskpool_worker.disclosure import where_raised
 from llmtaskpool_worker.engines.protocol import Engine, SetThreads, Trim
 from llmtaskpool_worker.execution.acceptance import Acceptance
 from llmtaskpool_worker.execution.capacity import Capacity
+from llmtaskpool_worker.execution.drain import Drain
 from llmtaskpool_worker.execution.engine_events import EngineEvents
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.execution.ledger import TaskLedger
+from llmtaskpool_worker.execution.making_way import MakingWay
 from llmtaskpool_worker.execution.placement import Placement
 from llmtaskpool_worker.execution.pool import StaleGeneration
 from llmtaskpool_worker.execution.running import Running
@@ -97,12 +98,22 @@ class Dispatcher:
         self._ledger = TaskLedger(
             broker or MemoryBroker(self.limits.results), clock, self._slots.values()
         )
+        self._drain = Drain(self._ledger, clock)
         self._lanes = {name: Lane(name, self.limits, self._load_of) for name in LaneName}
+        self._making_way = MakingWay(
+            self._ledger,
+            self._slots,
+            self._lanes[LaneName.COMPUTE],
+            self.cost,
+            self.limits.preemption,
+            clock,
+        )
         self._events = EngineEvents(
             self._ledger,
             self.cost,
             clock,
             self._lanes[LaneName.COMPUTE],
+            self._making_way,
             became_ready=self._became_ready,
         )
         self._capacity = Capacity(self._slots, self._lanes, self.cost, clock)
@@ -113,7 +124,7 @@ class Dispatcher:
             clock=clock,
             new_id=new_id,
             patience_seconds=self.limits.queue_timeout_seconds,
-            closed=lambda: self._draining_until is not None,
+            closed=lambda: self._drain.begun,
         )
         self._running = Running(
             self._ledger,
@@ -124,11 +135,11 @@ class Dispatcher:
             cost=self.cost,
             tokenizers=tokenizers if tokenizers is not None else {},
             clock=clock,
+            making_way=self._making_way,
             timeout_seconds=self.limits.run_timeout_seconds,
         )
         self._generation = 0
         self._started_at = wall_clock()
-        self._draining_until: float | None = None
         self._loops: list[asyncio.Task[None]] = []
         for kind in kinds.by_name.values():
             self.nature.declare(kind.name, kind.first_lane, movable=kind.lane == "auto")
@@ -153,15 +164,8 @@ class Dispatcher:
 
     async def stop(self, grace_seconds: float) -> None:
         """Drain for at most ``grace_seconds``, then end everything; idempotent."""
-        self.drain(grace_seconds)
-        deadline = self._clock() + grace_seconds
-        while self._ledger.active and self._clock() < deadline:
-            self._ledger.emptied.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(
-                    self._ledger.emptied.wait(), min(1.0, deadline - self._clock())
-                )
-        self._give_up_the_rest()
+        self._drain.begin(grace_seconds)
+        await self._drain.finish(grace_seconds)
         await asyncio.gather(*(s.engine.stop(2.0) for s in self._slots.values()))
         for loop in self._loops:
             loop.cancel()
@@ -176,6 +180,7 @@ class Dispatcher:
         if lane is None:
             return view
         self._running.schedule(lane)
+        self._making_way.look()
         return self._ledger.broker.get(view.id) or view
 
     def get(self, task_id: str) -> TaskView | None:
@@ -213,10 +218,8 @@ class Dispatcher:
         return ThreadsAnswer(generation=generation, threads=in_force)
 
     def drain(self, budget_seconds: float) -> DrainAnswer:
-        """See TaskPool. A second drain can shorten the budget, never lengthen it."""
-        until = self._clock() + budget_seconds
-        current = self._draining_until
-        self._draining_until = until if current is None else min(until, current)
+        """See TaskPool."""
+        self._drain.begin(budget_seconds)
         return DrainAnswer(
             phase=self._phase(),
             active=sum(len(lane.running) for lane in self._lanes.values()),
@@ -286,11 +289,6 @@ class Dispatcher:
             if slots.ready is not None:
                 slots.engine.send(message)
 
-    def _give_up_the_rest(self) -> None:
-        error = TaskError("draining", "the worker stopped before the task had ended; try again")
-        for task in list(self._ledger.active.values()):
-            self._ledger.stop(task, error)
-
     # --- time -------------------------------------------------------------------------------
 
     async def _tick(self) -> None:
@@ -311,10 +309,10 @@ class Dispatcher:
                         error = TaskError("timeout", "the task ran longer than it may")
                         self._ledger.stop(task, error)
             self._running.schedule(*self._lanes.values())
+            self._making_way.look()
             self._watch_engines(now)
             self._ledger.broker.forget(now)
-            if self._draining_until is not None and now >= self._draining_until:
-                self._give_up_the_rest()
+            self._drain.look(now)
 
     def _watch_engines(self, now: float) -> None:
         for slots in self._slots.values():
@@ -338,8 +336,8 @@ class Dispatcher:
         return self.cost.load(cost_class)
 
     def _phase(self) -> Phase:
-        if self._draining_until is not None:
-            return Phase.DRAINING if self._ledger.active else Phase.DRAINED
+        if self._drain.begun:
+            return self._drain.phase
         if any(slots.failure is not None for slots in self._slots.values()):
             return Phase.FAILED
         loading = any(slots.ready is None for slots in self._slots.values()) or self.problems()

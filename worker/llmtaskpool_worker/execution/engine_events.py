@@ -21,6 +21,7 @@ from llmtaskpool_worker.execution.active_task import ActiveTask
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.execution.ledger import TaskLedger
+from llmtaskpool_worker.execution.making_way import MakingWay
 from llmtaskpool_worker.scheduling.cost import CostModel
 from llmtaskpool_worker.scheduling.task import (
     Embedded,
@@ -43,13 +44,14 @@ class EngineEvents:
         cost: CostModel,
         clock: Callable[[], float],
         lane: Lane,
+        making_way: MakingWay,
         *,
         became_ready: Callable[[EngineSlots], None],
     ) -> None:
         self._ledger = ledger
         self._cost = cost
         self._clock = clock
-        self._lane = lane
+        self._lane, self._making_way = lane, making_way
         self._became_ready = became_ready
 
     def take_in(self, slots: EngineSlots, happened: EngineEvent) -> None:
@@ -102,7 +104,9 @@ class EngineEvents:
                 self._decode(task, partial(self._draw, task, token))
         for end in step.finished:
             task = self._of(slots, end.id)
-            if task is not None and end.reason != "cancelled":
+            if task is not None and end.reason == "parked":
+                self._making_way.parked(task)
+            elif task is not None and end.reason != "cancelled":
                 reason: FinishReason = "length" if end.reason == "length" else "stop"
                 self._decode(task, partial(self._generated, task, reason))
 
@@ -154,6 +158,10 @@ class EngineEvents:
         slots.in_flight.clear()
         convicted = slots.suspicion.crashed([task.id for task in lost], alone=alone)
         again: list[ActiveTask] = []
+        for task in self._parked_of(slots):  # what the engine kept of them is gone too
+            task.lane.queue.cancel(task.id)
+            task.parked_at = None
+            self._retry_or_tell(task, again)
         for task in lost:
             task.crashes += 1
             if task.id in convicted:
@@ -162,13 +170,22 @@ class EngineEvents:
                     f"the engine crashed in each of {task.crashes} attempts at this task",
                 )
                 self._ledger.commit(task, error)
-            elif self._ledger.broker.watched(task.id) and task.text and task.text.tokens:
-                self._ledger.commit(
-                    task, TaskError("engine_crashed", "the engine crashed; try again")
-                )
             else:
-                again.append(task)
+                self._retry_or_tell(task, again)
         self._ledger.give_back(again, "the engine crashed; trying again", slots.group_of)
+
+    def _retry_or_tell(self, task: ActiveTask, again: list[ActiveTask]) -> None:
+        """A task of a crash runs again, unless somebody has read what it drew."""
+        if self._ledger.broker.watched(task.id) and task.text and task.text.tokens:
+            self._ledger.commit(task, TaskError("engine_crashed", "the engine crashed; try again"))
+        else:
+            again.append(task)
+
+    def _parked_of(self, slots: EngineSlots) -> list[ActiveTask]:
+        waiting = (self._ledger.active.get(item.id) for item in self._lane.queue)
+        return [
+            t for t in waiting if t is not None and t.parked_at is not None and t.slots is slots
+        ]
 
     def _fail_waiting_for(self, slots: EngineSlots) -> None:
         """The model will not be there again: tell those who wait for it."""

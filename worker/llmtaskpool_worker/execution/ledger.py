@@ -152,6 +152,8 @@ class TaskLedger:
 
     def _ended(self, task: ActiveTask, view: TaskView) -> None:
         del self.active[task.id]
+        if task.parked_at is not None:
+            task.lane.queue.cancel(task.id)
         for slots in self._slots:
             slots.suspicion.left(task.id)
         self._count(**{view.state.value: 1})

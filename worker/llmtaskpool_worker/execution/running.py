@@ -15,6 +15,7 @@ from llmtaskpool_worker.execution.calls import Calls
 from llmtaskpool_worker.execution.engine_slots import EngineSlots, model_of
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.execution.ledger import TaskLedger
+from llmtaskpool_worker.execution.making_way import MakingWay
 from llmtaskpool_worker.kinds.registry import CallContext, HandlerError, Kind, Kinds
 from llmtaskpool_worker.scheduling.cost import CostModel
 from llmtaskpool_worker.scheduling.nature import Nature
@@ -47,12 +48,14 @@ class Running:
         cost: CostModel,
         tokenizers: Mapping[str, Any],
         clock: Callable[[], float],
+        making_way: MakingWay,
         timeout_seconds: float,
     ) -> None:
         self._ledger, self._slots, self._lanes = ledger, slots, lanes
         self._kinds, self._nature, self._cost = kinds, nature, cost
         self._tokenizers = tokenizers
         self._clock = clock
+        self._making_way = making_way
         self._timeout_seconds = timeout_seconds
         self._request_ids = itertools.count(1)
         self._calls = Calls()
@@ -85,6 +88,9 @@ class Running:
             self._ledger.finish_waiting(task, TaskState.EXPIRED, error)
 
     def _start(self, task: ActiveTask) -> None:
+        if task.parked_at is not None:
+            self._making_way.resume(task)
+            return
         timeout = task.request.timeout_seconds or self._timeout_seconds
         self._ledger.start(task, min(timeout, self._timeout_seconds))
         task.request_id = next(self._request_ids)

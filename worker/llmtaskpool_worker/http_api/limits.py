@@ -17,7 +17,7 @@ class HttpLimits:
     bodies_bytes: int = 256 * 1024 * 1024
     """What the bodies of all requests may hold of memory at one time, read and parsed."""
     json_depth: int = 64
-    json_values: int = 250_000
+    json_values: int = 100_000
     connections: int = 4096
     unread_seconds: float = 60.0
     """A client that takes nothing of what is sent for so long is cut off."""

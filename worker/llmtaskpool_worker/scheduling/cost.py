@@ -194,6 +194,14 @@ class CostModel:
         curves.step.load(profile.step_seconds)
         curves.prefill.load(profile.prefill_added_seconds())
 
+    def step_seconds(self, model: str, batch: int) -> float:
+        """What a step over so many sequences takes now."""
+        return self._curves(model).step.seconds(max(1, batch))
+
+    def expected_tokens(self, of: CostClass) -> float:
+        """The output length that a generation of this class probably has."""
+        return self._length(of, mean=False)
+
     def measured(self, model: str) -> tuple[dict[int, float], dict[int, float]]:
         """A model's measured step seconds by batch and prefill seconds by tokens."""
         curves = self._curves(model)

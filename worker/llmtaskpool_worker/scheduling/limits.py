@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llmtaskpool_worker.contract import LaneName
+from llmtaskpool_worker.scheduling.preemption import Preemption
 from llmtaskpool_worker.scheduling.priority import QueuePolicy
 
 DEAD_FACTOR = 2.0
@@ -62,6 +63,7 @@ class Limits:
     stall_kill_seconds: float = 30.0
     trim_idle_seconds: float = 30.0
     tpot_slo_seconds: float | None = None
+    preemption: Preemption = field(default_factory=Preemption)
     results: ResultLimits = field(default_factory=ResultLimits)
 
     @property

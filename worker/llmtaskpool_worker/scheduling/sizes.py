@@ -30,7 +30,8 @@ _POINTER = 8
 _NUMBER = sys.getsizeof(1 << 20)
 _PAIR = sys.getsizeof((0, 0.0)) + sys.getsizeof(0.5) + _NUMBER
 _LOGPROB = sys.getsizeof(TokenLogprob(0, 0.0)) + sys.getsizeof(0.5) + sys.getsizeof(())
-_DELTA = sys.getsizeof(TextDelta("")) + 2 * sys.getsizeof(())
+_DELTA_AND_POINTER = sys.getsizeof(TextDelta("")) + 2 * sys.getsizeof(()) + _POINTER
+_TOKEN = _POINTER + _NUMBER
 _STATE = sys.getsizeof(StateChanged(TaskState.QUEUED))
 _RESULT = sys.getsizeof(Generated("", (), 0, "stop")) + 2 * sys.getsizeof(())
 _SAMPLED = 64
@@ -58,8 +59,9 @@ def event_bytes(event: TaskEvent) -> int:
     """Of one event, with the tokens and alternatives that it is the first to hold."""
     if isinstance(event, StateChanged):
         return _STATE + _POINTER
-    size = _DELTA + _POINTER + sys.getsizeof(event.text)
-    size += len(event.tokens) * (_POINTER + _NUMBER)
+    size = _DELTA_AND_POINTER + sys.getsizeof(event.text) + len(event.tokens) * _TOKEN
+    if not event.logprobs:  # each token of each stream comes by here
+        return size
     return size + sum(
         _POINTER + _LOGPROB + len(one.top) * (_POINTER + _PAIR) for one in event.logprobs
     )

@@ -171,6 +171,10 @@ class TaskQueue:
             self._remove(item)
         return item
 
+    def first(self, now: float, eligible: Callable[[str | None], bool]) -> Waiting | None:
+        """The task that ``take`` would take; it stays."""
+        return self._next([group for name, group in self._groups.items() if eligible(name)], now)
+
     def cancel(self, task_id: str) -> Waiting | None:
         """Take a task out, whatever its place; None when it doesn't wait."""
         item = self._items.get(task_id)

@@ -1,0 +1,99 @@
+"""Running generations that make way for urgent ones, and go on later where they stood.
+
+A task that made way stays claimed, with its text: to its readers it is a slow one. In the engine it
+is parked; in its lane's queue it waits for a thread as all others do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import inf
+
+from llmtaskpool_worker.engines.protocol import Park, Resume
+from llmtaskpool_worker.execution.active_task import ActiveTask
+from llmtaskpool_worker.execution.engine_slots import EngineSlots
+from llmtaskpool_worker.execution.lanes import Lane
+from llmtaskpool_worker.execution.ledger import TaskLedger
+from llmtaskpool_worker.scheduling.cost import CostModel
+from llmtaskpool_worker.scheduling.preemption import (
+    Occupant,
+    Preemption,
+    expected_tokens_left,
+    who_makes_way,
+)
+from llmtaskpool_worker.scheduling.priority import priority
+from llmtaskpool_worker.scheduling.task import Generate
+from llmtaskpool_worker.scheduling.task_queue import again
+
+
+class MakingWay:
+    """Looks whether the first in the queue should have the place of one that runs."""
+
+    def __init__(
+        self,
+        ledger: TaskLedger,
+        slots: Mapping[str, EngineSlots],
+        lane: Lane,
+        cost: CostModel,
+        rule: Preemption,
+        clock: Callable[[], float],
+    ) -> None:
+        self._ledger, self._slots, self._lane = ledger, slots, lane
+        self._cost, self._rule, self._clock = cost, rule, clock
+        self._asked: int | None = None
+        """The run that was asked to make way and goes on still: one at a time."""
+
+    def look(self) -> None:
+        """Ask one running task to make way when the first in the queue is that urgent."""
+        if self._asked in self._lane.running:
+            return
+        waiting = self._lane.queue.first(self._clock(), lambda name: name in self._slots)
+        if waiting is None or waiting.group is None:
+            return
+        slots = self._slots[waiting.group]
+        if slots.ready is None or slots.suspicion.tried is not None:
+            return
+        if self._lane.free_threads and slots.free(waiting.group):
+            return
+        task = self._ledger.active[waiting.id]
+        urgent = priority(waiting.weight, self._cost.load(task.cost_class))
+        asked = who_makes_way(urgent, self._occupants(slots), self._rule)
+        if asked is not None:
+            self._asked = self._ledger.active[asked].request_id
+            slots.engine.send(Park(self._asked))
+
+    def parked(self, task: ActiveTask) -> None:
+        """The engine has put a task aside: it waits for a thread again."""
+        self._asked = None
+        assert task.waiting is not None  # noqa: S101 - it has waited before it ran
+        task.parked_at = self._clock()
+        task.made_way += 1
+        task.waiting = again(task.waiting, task.waiting.group, inf)
+        self._lane.queue.restore([task.waiting])
+
+    def resume(self, task: ActiveTask) -> None:
+        """A thread is free for it: it goes on where it stood, and its time with it."""
+        assert task.slots is not None  # noqa: S101 - only generations are parked
+        assert task.parked_at is not None  # noqa: S101 - the caller has looked
+        now = self._clock()
+        task.deadline += now - task.parked_at
+        task.parked_at = None
+        task.lane.began(task.request_id, task.id)
+        task.slots.began(task.request_id, task.id, now)
+        task.slots.engine.send(Resume(task.request_id))
+
+    def _occupants(self, slots: EngineSlots) -> list[Occupant]:
+        step = self._cost.step_seconds(slots.name, len(slots.in_flight))
+        found = []
+        for task_id in slots.in_flight.values():
+            task = self._ledger.active.get(task_id)
+            if task is None or task.text is None or not isinstance(task.request.payload, Generate):
+                continue
+            left = expected_tokens_left(
+                self._cost.expected_tokens(task.cost_class),
+                task.text.tokens,
+                task.request.payload.max_tokens,
+            )
+            rank = priority(task.request.weight, self._cost.load(task.cost_class))
+            found.append(Occupant(task_id, rank, left * step, task.made_way))
+        return found
