@@ -26,8 +26,18 @@ GROUPS = (
     Group(_WAITS, ("tests/cluster/test_installs.py",)),
     Group(
         "computes: of the tests that keep all cores busy, one runs at a time",
-        ("tests/engine", "tests/simulation", "tests/worker", "tests/local"),
+        (
+            "tests/engine",
+            "tests/simulation",
+            "tests/worker/calibration",
+            "tests/worker/assembly",
+            "tests/worker/http_api/test_http_process.py",
+            "tests/worker/http_api/test_turns.py",
+            "tests/local/test_real_local.py",
+        ),
     ),
+    Group("floods and kills: the worker and the front at their bounds", ("tests/worker/http_api",)),
+    Group("real processes that start, drain and end", ("tests/local", "tests/worker")),
     Group(_WAITS, ("tests/cluster/test_odd_metrics.py",)),
     Group(
         "one cluster for all who use the fixture `cluster`, which may be one that has a name",

@@ -97,14 +97,17 @@ def test_a_long_text_is_tokenized_beside_the_loop():
     text = "word, other " * 50_000
 
     async def encode() -> tuple[int, float]:
+        """How many tokens, and the loop's longest stall as a share of the time that it took."""
         seen: list[float] = []
         watching = asyncio.ensure_future(watch_loop(seen.append))
         await asyncio.sleep(0.05)
+        began = time.monotonic()
         tokens = await asyncio.to_thread(tokenizer.encode, text)
+        took = time.monotonic() - began
         await asyncio.sleep(0.02)
         watching.cancel()
-        return len(tokens), max(seen)
+        return len(tokens), max(seen) / took
 
     count, longest = asyncio.run(encode())
     assert count > 100_000
-    assert longest < 0.4
+    assert longest < 0.7
