@@ -123,7 +123,7 @@ class ApiProxy:
 def api_proxy(kubeconfig: Path, folder: Path) -> Iterator[ApiProxy]:
     """A proxy that uses this kubeconfig's rights for whoever comes."""
     proxy = ApiProxy()
-    loop = asyncio.new_event_loop()
+    loops: list[asyncio.AbstractEventLoop] = []
     started = threading.Event()
     stopping = asyncio.Event()
 
@@ -144,17 +144,18 @@ def api_proxy(kubeconfig: Path, folder: Path) -> Iterator[ApiProxy]:
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
             proxy.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+            loops.append(asyncio.get_running_loop())
             started.set()
             await stopping.wait()
             await runner.cleanup()
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
     assert started.wait(10)
     try:
         yield proxy
     finally:
-        loop.call_soon_threadsafe(stopping.set)
+        loops[0].call_soon_threadsafe(stopping.set)
         thread.join(10)
 
 

@@ -125,6 +125,8 @@ class ClusterStore:
             if (key := _pool_of(kind, item)) is not None:
                 found.add((key, item["metadata"]["name"]))
                 self.seen(kind, item)
+                if kind == KIND:
+                    self._pruned(key, item)
         known = self._known[kind]
         for key, objects in list(known.by_pool.items()):
             if within and key.namespace != within:
@@ -135,6 +137,19 @@ class ClusterStore:
                     self._changed(key, kind)
         known.removed = {key: gone for key, gone in known.removed.items() if gone > at}
         known.listed[within] = max(at, known.listed.get(within, -1))
+
+    def _pruned(self, key: PoolKey, body: Manifest) -> None:
+        """Take the other spec that a list has of a pool in an unchanged version.
+
+        Its CRD has changed: the server leaves out fields that it no longer knows, gives the pool
+        no new version for that, and tells no watch.
+        """
+        before = self.pool(key)
+        if before is None or version_of(before) != version_of(body):
+            return
+        if before.get("spec") != body.get("spec"):
+            self._known[KIND].by_pool[key][key.name] = _interned(kept(KIND, body))
+            self._changed(key, KIND)
 
     def _drop(self, kind: str, key: PoolKey, name: str) -> None:
         objects = self._known[kind].by_pool.get(key, {})

@@ -62,6 +62,18 @@ def test_an_older_event_never_replaces_a_newer_one(kind: str, order: tuple[int, 
     assert version_of(found) == "11"
 
 
+def test_a_field_that_the_crd_no_longer_has_is_gone_with_the_next_list() -> None:
+    store, before, after = Watched(), pool(10), pool(10)
+    before["spec"] = before["spec"] | {"fieldOfTheNextVersion": "x"}
+    store.seen(KIND, before)
+    store.news()
+    store.listed(KIND, [after], "12")
+    assert store.pool(KEY) == after
+    assert store.news() == 1
+    store.listed(KIND, [after], "13")
+    assert store.news() == 0
+
+
 def test_versions_are_numbers_and_not_texts() -> None:
     store = Watched()
     store.seen(KIND, pool(9))
