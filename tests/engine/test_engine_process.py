@@ -56,7 +56,7 @@ def play(spec: ModelSpec, story: Callable) -> None:
         engine = EngineProcess(spec, jitter=lambda: 0.0)
         await engine.start()
         try:
-            await asyncio.wait_for(story(engine), 120)
+            await asyncio.wait_for(story(engine), 270)  # it starts torch twice, on a busy machine
         finally:
             await engine.stop(5.0)
         assert engine.pid is None
