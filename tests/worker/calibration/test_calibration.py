@@ -83,7 +83,7 @@ def test_a_model_that_cannot_be_loaded_is_told():
 
 def command(*arguments: str) -> subprocess.CompletedProcess:
     program = [sys.executable, "-m", "llmtaskpool_operator", "calibrate", *arguments]
-    return subprocess.run(program, capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(program, capture_output=True, text=True, timeout=290, check=False)
 
 
 @pytest.mark.parametrize(
