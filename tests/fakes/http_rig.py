@@ -22,7 +22,7 @@ from llmtaskpool_worker.http_api.metrics import Metrics
 from llmtaskpool_worker.http_api.server import Clocks, HttpServer, control_app, data_app
 from llmtaskpool_worker.kinds.registry import Kinds
 
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 120.0
 KEY = "data-key"
 TOKEN = "control-token"
 
