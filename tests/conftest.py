@@ -6,6 +6,7 @@ With `-n` it shares them out to processes by the groups of side_by_side.py; with
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -26,6 +27,20 @@ CLUSTERS = {"cluster": {"cluster": False, "api_server": True}, "e2e": {"node": F
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
     config.option.loadscopereorder = False  # the order is that of the table
     return Groups(config, log)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Let the garbage collector pass over what tests import: a million objects, and all stay.
+
+    Half of the time of a collection went into it, and then seconds whenever it looked for garbage.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -6,15 +6,22 @@ import importlib.util
 import os
 from pathlib import Path
 
-os.environ["LANGSMITH_TRACING"] = "false"  # before the import: it would go to the net
 import openai
 import pytest
 from fakes.http_rig import KEY, serving
-from langchain_core.exceptions import ContextOverflowError
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
-from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # langchain's own, about its own code
+
+
+@pytest.fixture(scope="module", autouse=True)
+def client():
+    """Imported by the process that runs these tests, not by each that collects them: 3 seconds."""
+    global ContextOverflowError, AIMessage, HumanMessage, SystemMessage, ToolMessage
+    global ChatOpenAI, OpenAI, OpenAIEmbeddings
+    os.environ["LANGSMITH_TRACING"] = "false"  # or the import would go to the net
+    from langchain_core.exceptions import ContextOverflowError
+    from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+    from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 
 
 @pytest.fixture(scope="module")

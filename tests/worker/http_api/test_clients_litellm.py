@@ -8,12 +8,16 @@ import pytest
 from fakes.fake_pool import FakePool
 from fakes.http_rig import KEY, serving
 
-os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # before the import: it would go to the net
-import litellm
-
+HI = [{"role": "user", "content": "hi"}]
 pytestmark = pytest.mark.filterwarnings("ignore")  # litellm's own, about its own code
 
-HI = [{"role": "user", "content": "hi"}]
+
+@pytest.fixture(scope="module", autouse=True)
+def client():
+    """Imported by the process that runs these tests, not by each that collects them: 5 seconds."""
+    global litellm
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or the import would go to the net
+    import litellm
 
 
 @pytest.fixture(scope="module")
