@@ -8,6 +8,7 @@ convert while the others wait.
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -76,4 +77,18 @@ def _convert(gguf: Path, folder: Path, progress: Progress) -> None:
     model.hf_quantizer = None
     progress("writing safetensors", 0.9)
     model.save_pretrained(folder)
+    _settle(folder)
     progress("converted", 1.0)
+
+
+def _settle(folder: Path) -> None:
+    """Write the weights through to the disk, and let the page cache forget them.
+
+    A file that was just written lies in huge pages, and whoever maps it has them resident whole:
+    a tied embedding table of which 2 MiB are in use took 30. Read anew, its pages are small ones.
+    """
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+            if hasattr(os, "posix_fadvise"):  # Linux
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

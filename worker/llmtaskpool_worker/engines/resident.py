@@ -21,14 +21,21 @@ _MAPPING = re.compile(
 )
 
 
+def give_back_heap() -> None:
+    """Return freed heap pages to the system."""
+    gc.collect()
+    if sys.platform.startswith("linux"):
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):  # glibc only
+            libc.malloc_trim(ctypes.c_size_t(0))
+
+
 def give_back() -> None:
     """Return freed heap pages and untouched library pages to the system."""
-    gc.collect()
+    give_back_heap()
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "malloc_trim"):  # glibc only
-        libc.malloc_trim(ctypes.c_size_t(0))
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     for line in Path("/proc/self/maps").read_text().splitlines():
         if mapping := _MAPPING.match(line):

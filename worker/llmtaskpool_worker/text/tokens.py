@@ -13,6 +13,7 @@ from typing import Any
 import tokenizers
 
 from llmtaskpool_worker.engines.protocol import ModelSpec
+from llmtaskpool_worker.engines.resident import give_back_heap
 from llmtaskpool_worker.engines.sources import locate
 from llmtaskpool_worker.text.chat_history import Message
 from llmtaskpool_worker.text.chat_template import ChatTemplate, template_source
@@ -212,7 +213,9 @@ def _overlap(text: str, stop: str) -> int:
 
 def load_tokenizer(spec: ModelSpec) -> Tokenizer:
     """The tokenizer of a model whose folder is there. Raises OSError, ValueError."""
-    return Tokenizer(locate(spec.source))
+    tokenizer = Tokenizer(locate(spec.source))
+    give_back_heap()  # of the file's JSON, and of what was written anew: 31 MiB for SmolLM2
+    return tokenizer
 
 
 def _json(path: Path) -> dict[str, Any]:
