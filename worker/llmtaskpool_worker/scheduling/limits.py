@@ -47,7 +47,9 @@ class Limits:
     ``ageing_seconds`` is the ageing bound of priority.py. The clocks of an engine that stands
     still while work runs: after ``stall_seconds`` it is told and the worker is unready, after
     ``stall_kill_seconds`` the engine is killed and starts anew, and only after ``dead_seconds``,
-    when the kill has not helped, is the worker not alive and may be ended as a whole.
+    when the kill has not helped, is the worker not alive and may be ended as a whole. An engine at
+    rest is asked for a sign of life each ``ping_seconds``, and the same clocks run until it comes;
+    one that loads gives them by itself, and is killed after ``load_silent_seconds`` without any.
     ``tpot_slo_seconds`` is the time per output token that the latency guard protects; None: the
     memory of the engine alone bounds N.
     """
@@ -61,6 +63,8 @@ class Limits:
     max_attempts: int = 3
     stall_seconds: float = 10.0
     stall_kill_seconds: float = 30.0
+    ping_seconds: float = 5.0
+    load_silent_seconds: float = 120.0
     trim_idle_seconds: float = 30.0
     tpot_slo_seconds: float | None = None
     preemption: Preemption = field(default_factory=Preemption)
