@@ -39,7 +39,6 @@ ACCEPTED = {
     "alpha as text": {"scaling": {"alpha": "0.1"}},
     "fixed with replicas": {"replicas": 0, "scaling": {"mode": "Fixed"}},
     "a GPU": {"resources": {"limits": {"nvidia.com/gpu": 1, "memory": "8Gi"}}},
-    "affinity passed on": {"affinity": {"nodeAffinity": {"anything": [1, 2]}}},
 }
 MODEL = {"name": "a", "source": "hf://org/name@main"}
 BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -85,9 +84,13 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["spec.queue.limit", "must be of type integer"],
     ),
     "a model without source": ({"models": [{"name": "a"}]}, ["spec.models[0].source", "Required"]),
-    "a model's name in capitals": (
-        {"models": [MODEL | {"name": "Llama"}]},
+    "a model's name with a space": (
+        {"models": [MODEL | {"name": "Llama 3"}]},
         ["spec.models[0].name", "should match"],
+    ),
+    "affinity that is none": (
+        {"affinity": {"nodeAffinity": {"anything": [1, 2]}}},
+        ['unknown field "spec.affinity.nodeAffinity.anything"'],
     ),
     "two models of one name": (
         {"models": [MODEL, MODEL]},

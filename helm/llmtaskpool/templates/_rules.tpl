@@ -23,6 +23,9 @@ tests/chart/test_rbac.py, so that a new right is asked for twice.
 - apiGroups: [""]
   resources: [services, serviceaccounts]
   verbs: [get, create, patch]
+- apiGroups: [""] # spec.cache.claimTemplate
+  resources: [persistentvolumeclaims]
+  verbs: [get, create, patch]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, create, patch]

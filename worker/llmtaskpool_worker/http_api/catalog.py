@@ -40,7 +40,8 @@ class Model:
 
     ``longest_token`` is the most letters that one token stands for: it refuses a text that can't
     fit without tokenizing it. ``token_ids``: clients of this embedding model are known to use its
-    own tokenizer, so that ids they send are its ids.
+    own tokenizer, so that ids they send are its ids. ``aliases``: other names that clients may
+    ask for; answers and metrics have ``name``.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Model:
     dimensions: int | None = None
     longest_token: int = 512
     token_ids: bool = False
+    aliases: tuple[str, ...] = ()
 
     def _ready_codec(self) -> Codec:
         if self.codec is None:
@@ -207,11 +209,11 @@ class Catalog:
     """Models by name."""
 
     def __init__(self, models: Sequence[Model]) -> None:
-        self._by_name = {model.name: model for model in models}
+        self._by_name = {name: model for model in models for name in (model.name, *model.aliases)}
 
-    def all(self) -> list[Model]:
-        """In the order configured."""
-        return list(self._by_name.values())
+    def all(self) -> list[tuple[str, Model]]:
+        """Each name, aliases too, and its model, in the order configured."""
+        return list(self._by_name.items())
 
     def get(self, name: str, task: Literal["generate", "embed"] | None = None) -> Model:
         """The model called ``name``. Raises ApiError 404 when unknown, 400 for another task."""
