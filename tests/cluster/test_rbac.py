@@ -26,6 +26,8 @@ STAND_IN = (sys.executable, str(ROOT / "tests" / "fakes" / "stand_in_worker.py")
 KEPT_UNUSED = {
     # Asked for by the admission plugin OwnerReferencesPermissionEnforcement, off by default.
     ("llmtaskpool.io", "llmtaskpools/finalizers", "update"),
+    # Asked for where a pod waits for a volume: test_what_people_are_told.py has one that does.
+    ("events.k8s.io", "events", "list"),
 }
 Right = tuple[str, str, str]
 
@@ -77,8 +79,9 @@ def ran(plane: rig.ControlPlane, tmp_path: Path) -> list[dict[str, Any]]:
         try:
             operator.wait_ready(60)
             scaling = {"mode": "Fixed", "drainSeconds": 1}
+            cache = {"claimTemplate": {"size": "1Gi"}}
             for replicas in (2, 1):
-                pools.apply(manifest(scaling=scaling, replicas=replicas))
+                pools.apply(manifest(scaling=scaling, replicas=replicas, cache=cache))
                 pools.wait_ready(replicas)
             # Somebody deletes the Deployment: it is looked for before it is made again.
             old = pools.deployment()["metadata"]

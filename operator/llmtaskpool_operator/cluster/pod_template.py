@@ -86,6 +86,8 @@ def _container(spec: LLMTaskPoolSpec, held: Mounted, image: str) -> Manifest:
         "name": CONTAINER,
         "image": spec.image or image,
         "imagePullPolicy": spec.image_pull_policy or "IfNotPresent",
+        # The last lines of one that ends with an error are in the pod's status, and then in ours.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "args": [
             "serve",
             # All addresses of the pod, IPv6 and IPv4.

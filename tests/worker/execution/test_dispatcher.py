@@ -17,6 +17,7 @@ from llmtaskpool_worker.execution.dispatcher import TICK_SECONDS, Dispatcher
 from llmtaskpool_worker.execution.pool import Rejected, StaleGeneration
 from llmtaskpool_worker.kinds.registry import CallContext, HandlerError, Kind, Kinds
 from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits
+from llmtaskpool_worker.scheduling.preemption import Preemption
 from llmtaskpool_worker.scheduling.task import (
     TERMINAL,
     Call,
@@ -129,10 +130,10 @@ def test_the_order_is_that_of_weight_over_load() -> None:
     play(story())
 
 
-def test_a_task_that_waited_the_ageing_bound_goes_before_urgent_ones() -> None:
+def test_a_task_that_waited_the_ageing_bound_has_its_share_before_urgent_ones() -> None:
     async def story() -> None:
         engine, clock = LettersEngine(), Clock()
-        bounds = limits(threads=1, ageing_seconds=60.0)
+        bounds = limits(threads=1, ageing_seconds=60.0, preemption=Preemption(factor=0.0))
         async with running(engine, bounds, clock=clock) as pool:
             engine.hangs = True
             pool.submit(chat("a"))
@@ -197,6 +198,25 @@ def test_waiting_and_running_tasks_can_be_cancelled_and_hold_nothing_afterwards(
             await until(lambda: idle(pool))
             assert pool.state().work.waiting_seconds == pytest.approx(0)
             assert pool.cancel("unknown") is None
+
+    play(story())
+
+
+def test_what_nobody_waits_for_is_not_given_up_with_what_somebody_waits_for() -> None:
+    """Before: of 5,000 bulk tasks 4,203 expired after 600 s."""
+
+    async def story() -> None:
+        engine, clock = LettersEngine(), Clock()
+        async with running(engine, limits(threads=1), clock=clock) as pool:
+            engine.hangs = True
+            pool.submit(chat("a"))
+            waiting = pool.submit(chat("b", attended=True))
+            bulk = pool.submit(chat("c"))
+            clock.now += 601
+            await until(lambda: pool.get(waiting.id).state is TaskState.EXPIRED)
+            assert pool.get(bulk.id).state is TaskState.QUEUED
+            clock.now += 86_400
+            await until(lambda: pool.get(bulk.id).state is TaskState.EXPIRED)
 
     play(story())
 

@@ -124,6 +124,7 @@ class Dispatcher:
             clock=clock,
             new_id=new_id,
             patience_seconds=self.limits.queue_timeout_seconds,
+            unattended_seconds=self.limits.task_queue_timeout_seconds,
             closed=lambda: self._drain.begun,
         )
         self._running = Running(
