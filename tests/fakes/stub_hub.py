@@ -34,6 +34,7 @@ class StubHub:
         self.file_faults: deque[int | str] = deque()
         self.down = False
         self.begun: Counter[str] = Counter()
+        self.whole: Counter[str] = Counter()
         self.sent: Counter[str] = Counter()
         self.requests: list[str] = []
         self.slow = threading.Event()
@@ -44,18 +45,13 @@ class StubHub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
-    def weights_sent(self) -> int:
-        """Bytes of weights that left."""
-        return self.sent["model.safetensors"]
-
     def next_fault(self, of: deque[Any]) -> Any:
         with self._lock:
             return of.popleft() if of else None
 
-    def counted(self, name: str, begun: int, size: int) -> None:
+    def counted(self, what: Counter[str], name: str, more: int) -> None:
         with self._lock:
-            self.begun[name] += begun
-            self.sent[name] += size
+            what[name] += more
 
 
 @contextmanager
@@ -145,7 +141,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.hub.slow.wait(60)
         sent = rest[: len(rest) // 2] if fault == "cut" else rest
-        self.hub.counted(name, int(start == 0), len(sent))
+        self.hub.counted(self.hub.begun, name, 1)
+        self.hub.counted(self.hub.sent, name, len(sent))
+        self.hub.counted(self.hub.whole, name, int(fault != "cut"))
         self.wfile.write(sent)
         self.wfile.flush()
         if fault == "cut":

@@ -46,7 +46,9 @@ class OperatorSettings(BaseSettings):
     identity: Annotated[str, Field(min_length=1, max_length=253)] = Field(
         default_factory=socket.gethostname, description="Name of this replica; the pod's name."
     )
-    host: str = Field("0.0.0.0", description="Address of /livez, /readyz and /metrics.")  # noqa: S104  a pod's port
+    host: str = Field(
+        "::", description="Address of /livez, /readyz and /metrics; :: is all, by IPv6 and IPv4."
+    )
     port: Annotated[int, Field(ge=0, le=65_535)] = Field(8080, description="Their port.")
     resync_seconds: Annotated[float, Field(ge=1, le=3600)] = Field(
         60.0, description="Pools and Deployments are listed anew this often; pods five times less."
