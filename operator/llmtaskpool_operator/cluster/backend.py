@@ -98,9 +98,12 @@ class KubernetesBackend:
         return tuple(problem for problem in found if problem is not None)
 
     async def ensure_deployment(
-        self, agreed: Manifest | None = None, *, new: bool = False
+        self, agreed: Manifest | None = None, *, new: bool = False, changed: bool = False
     ) -> tuple[Problem, ...]:
         """Make or mend the Deployment; its replicas stay. Raises ApiFailure, Fenced.
+
+        That of a pool that was ``changed`` is applied whatever it is like: what its spec does not
+        ask for any more shows in no comparison.
 
         What the server refuses is told, and not asked for again at once. ``agreed`` is the one of
         the store that was last found to be as it should; that of a ``new`` pool is made without a
@@ -110,15 +113,17 @@ class KubernetesBackend:
         if (standing := self._refusals.standing(self._what, generation)) is not None:
             return (standing,)
         try:
-            found = await self._ensured(agreed, new=new)
+            found = await self._ensured(agreed, new=new, changed=changed)
         except ApiFailure as failure:
             first = self._live() is None
             return (self._refusals.refused(self._what, generation, failure, first=first),)
         self._refusals.taken(self._what)
         return found
 
-    async def _ensured(self, agreed: Manifest | None, *, new: bool) -> tuple[Problem, ...]:
-        rollouts, asked_for = self._access.rollouts, self._asked_for()
+    async def _ensured(
+        self, agreed: Manifest | None, *, new: bool, changed: bool
+    ) -> tuple[Problem, ...]:
+        rollouts, asked_for = self._access.rollouts, changed or self._asked_for()
         if rollouts.held(self._key) and not asked_for:
             return ()
         live = self._access.store.deployment(self._key)
@@ -136,8 +141,8 @@ class KubernetesBackend:
             await self._apply(self._first_replicas(), None)
         elif not self._ours(live):
             return (_taken("Deployment", self._key.name),)
-        elif not agrees(wanted := self._wanted(_replicas(live)), live):
-            same = agrees(wanted["spec"]["template"], live["spec"]["template"])
+        elif changed or not agrees(wanted := self._wanted(_replicas(live)), live):
+            same = changed or agrees(wanted["spec"]["template"], live["spec"]["template"])
             if same or asked_for or rollouts.begins(self._key):
                 await self._apply(_replicas(live), live)
         return ()

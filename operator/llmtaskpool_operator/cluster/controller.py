@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,6 +43,9 @@ CHILD_SECONDS = 2.0
 TAKEN_SECONDS = 15.0
 """So often while somebody else's object has the name of one: whoever removes it waits."""
 
+_Revision = tuple[int, tuple[tuple[str, str], ...]]
+"""What a pool asks for: its generation, which its labels don't move, and those."""
+
 log = logging.getLogger("llmtaskpool.operator")
 
 
@@ -68,9 +71,10 @@ class _Remembered:
     warnings: StartWarnings
     writes: ScaleWrites = field(default_factory=ScaleWrites)
     memory: LoopMemory = field(default_factory=LoopMemory)
-    parsed: tuple[int, LLMTaskPool] | None = None
+    parsed: tuple[_Revision, LLMTaskPool] | None = None
     problems: tuple[Problem, ...] = ()
-    children_of: int = -1
+    children_of: _Revision | None = None
+    """What the pool was when its children were looked at last."""
     children_at: float = float("-inf")
     other: str | None = None
     """The operator that serves the pool, when it is not this one."""
@@ -175,22 +179,23 @@ class Controller:
     async def _ensure(
         self, backend: KubernetesBackend, key: PoolKey, pool: LLMTaskPool, ours: _Remembered
     ) -> tuple[Problem, ...]:
-        generation, now = pool.metadata.generation, self._clock()
+        revision, now = _revision(pool.metadata.generation, pool.metadata.labels), self._clock()
         before = self._access.store.deployment(key)
         every = TAKEN_SECONDS if ours.problems else CHILDREN_SECONDS
-        due = ours.children_of != generation or now - ours.children_at > every
+        due = ours.children_of != revision or now - ours.children_at > every
         due |= ours.warned != ours.warnings.asked  # a pod waits, perhaps for one of them
         # Not at each word of somebody who deletes it again and again.
         due |= ours.child_lost and now - ours.children_at >= CHILD_SECONDS
-        new = ours.children_of < 0 and before is None
+        new = ours.children_of is None and before is None
+        changed = ours.children_of not in (None, revision)
         if due:
             ours.agreed = None
         # A pod of a new pool can't start without the others, and the claim comes before all.
         if due:
             ours.problems = await backend.ensure_children(ours.applied, new=new)
-        problems = await backend.ensure_deployment(ours.agreed, new=new)
+        problems = await backend.ensure_deployment(ours.agreed, new=new, changed=changed)
         if due:
-            ours.children_of, ours.children_at = generation, now
+            ours.children_of, ours.children_at = revision, now
             ours.warned, ours.child_lost = ours.warnings.asked, False
         same = self._access.store.deployment(key) is before
         ours.agreed = self._access.store.drop_template(key) if same and not problems else None
@@ -226,7 +231,7 @@ class Controller:
 
     async def _stand_back(self, body: Manifest, ours: _Remembered, other: str) -> None:
         """Leave the pool to another operator, and say so once."""
-        ours.children_of, ours.agreed = -1, None
+        ours.children_of, ours.agreed = None, None
         if ours.other == other:
             return
         ours.other = other
@@ -332,11 +337,16 @@ def _busy(lanes: Any) -> bool:
 
 
 def _parsed(ours: _Remembered, body: Manifest) -> LLMTaskPool:
-    generation = int(body["metadata"].get("generation", 0))
-    if ours.parsed is None or ours.parsed[0] != generation:
-        ours.parsed = (generation, parse_pool({k: v for k, v in body.items() if k != "status"}))
+    meta = body["metadata"]
+    revision = _revision(int(meta.get("generation", 0)), meta.get("labels") or {})
+    if ours.parsed is None or ours.parsed[0] != revision:
+        ours.parsed = (revision, parse_pool({k: v for k, v in body.items() if k != "status"}))
     pool = ours.parsed[1]
     return pool.model_copy(update={"status": ours.memory.status})
+
+
+def _revision(generation: int, labels: Mapping[str, str]) -> _Revision:
+    return generation, tuple(sorted(labels.items()))
 
 
 def _never_seen(body: Manifest) -> bool:

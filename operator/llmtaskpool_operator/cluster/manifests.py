@@ -67,7 +67,8 @@ def deployment(pool: LLMTaskPool, around: Surroundings, replicas: int) -> Manife
 
     A rollout starts a new pod before an old one goes, and an old one drains before it ends.
     """
-    meta = _metadata(pool, pool.metadata.name)
+    meta, passed = _metadata(pool, pool.metadata.name), propagated(pool)
+    meta["labels"] = passed | meta["labels"]
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -84,11 +85,17 @@ def deployment(pool: LLMTaskPool, around: Surroundings, replicas: int) -> Manife
             "template": {
                 # Nothing of the token is here: workers read a new one from their volume, and a
                 # key that was lost must not restart every pod of every pool.
-                "metadata": {"labels": _labels(pool.metadata.name)},
+                "metadata": {"labels": passed | _labels(pool.metadata.name)},
                 "spec": _pod(pool, around),
             },
         },
     }
+
+
+def propagated(pool: LLMTaskPool) -> dict[str, str]:
+    """Labels of the pool that its pods get too."""
+    labels = pool.metadata.labels
+    return {key: labels[key] for key in pool.spec.propagate_labels if key in labels}
 
 
 def left_behind(live: Manifest, name: str) -> bool:

@@ -98,6 +98,11 @@ def _pod_problem(pod: Manifest, now: float, memory: object, rolling: bool) -> Pr
     scheduled = condition(pod, "PodScheduled")
     if scheduled.get("reason") == "Unschedulable":
         return Problem("Unschedulable", f"{name}: {scheduled.get('message', 'no node takes it')}")
+    if scheduled.get("reason") == "SchedulingGated":
+        text = (
+            "a scheduling gate holds it: whoever set the gate (Kueue: for want of quota) lifts it"
+        )
+        return Problem("SchedulingGated", f"{name}: {text}")
     for kind, status in _statuses(pod):
         of = "" if status.get("name") == CONTAINER else f"{kind} {status.get('name')}: "
         problem = _container_problem(pod, f"{name}: {of}", status, memory, rolling)

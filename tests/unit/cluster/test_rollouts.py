@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fakes.cluster_objects import worker_state
+from fakes.cluster_objects import NAME, NAMESPACE, worker_state
 from fakes.controller_rig import AT_REST, SECRET, Rig
 from fakes.memory_cluster import KEY
+from llmtaskpool_operator.api.names import KIND
 from llmtaskpool_operator.cluster.controller import Controller, OperatorIdentity
 from llmtaskpool_operator.cluster.rollouts import Rollouts
 from llmtaskpool_operator.cluster.store import PoolKey
@@ -78,6 +79,33 @@ def test_what_somebody_changes_of_a_pool_is_done_at_once() -> None:
     rig.respec(**AT_REST, image="mine:3")
     rig.turns()
     assert rig.image == "mine:3"
+
+
+def test_a_label_of_the_pool_that_is_to_reach_its_pods_does_and_leaves_them_with_it() -> None:
+    rig = Rig(propagateLabels=["cost-center", "kueue.x-k8s.io/queue-name"], **AT_REST).settled()
+
+    def labels() -> tuple[dict[str, str], dict[str, str]]:
+        live = rig.cluster.deployment
+        return live["metadata"]["labels"], live["spec"]["template"]["metadata"]["labels"]
+
+    for given in ({"cost-center": "7", "mine": "x"}, {"cost-center": "8"}):
+        body = rig.api.find(KIND, NAMESPACE, NAME)
+        rig.cluster.put(body | {"metadata": body["metadata"] | {"labels": given}})
+        rig.now += 5
+        rig.turn()
+        for found in labels():
+            assert found["cost-center"] == given["cost-center"]
+            assert "mine" not in found
+            assert found["app.kubernetes.io/name"] == "llmtaskpool-worker"
+
+
+def test_a_changed_pool_is_applied_even_where_nothing_that_it_asks_for_is_missing() -> None:
+    rig = Rig(**AT_REST, nodeSelector={"gpu": "yes"}).settled()
+    rig.respec(**AT_REST)
+    rig.turn()
+    assert ("apply", "Deployment", NAME) in rig.api.calls
+    rig.turn()
+    assert ("apply", "Deployment", NAME) not in rig.api.calls
 
 
 def test_a_pool_that_waits_grows_with_its_load_as_it_is() -> None:
