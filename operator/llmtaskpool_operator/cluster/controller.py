@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import hmac
@@ -21,9 +20,10 @@ from llmtaskpool_operator.autoscaler.observation import Problem
 from llmtaskpool_operator.autoscaler.reconcile import LoopMemory, ReconcileResult, reconcile
 from llmtaskpool_operator.autoscaler.status import invalid_status
 from llmtaskpool_operator.autoscaler.telling import Note, notes, rfc3339, worth_writing
-from llmtaskpool_operator.cluster import manifests
+from llmtaskpool_operator.cluster import manifests, pod_facts
 from llmtaskpool_operator.cluster.api_client import ApiFailure, Fenced
 from llmtaskpool_operator.cluster.backend import ClusterAccess, KubernetesBackend, Written
+from llmtaskpool_operator.cluster.claims import ServedByAnother
 from llmtaskpool_operator.cluster.manifests import Manifest, Surroundings
 from llmtaskpool_operator.cluster.metrics import OperatorMetrics
 from llmtaskpool_operator.cluster.problem_backend import BackendWithProblems, ReplicasRefused
@@ -36,6 +36,8 @@ from llmtaskpool_operator.workers.states import PodStates
 
 CHILDREN_SECONDS = 600.0
 """Children that nobody watches are looked at again this often."""
+STAND_BACK_SECONDS = 15.0
+"""Between two looks at whether the operator that serves a pool still lives."""
 CHILD_SECONDS = 2.0
 """Between two looks at children that somebody deletes or changes."""
 TAKEN_SECONDS = 15.0
@@ -52,6 +54,7 @@ class OperatorIdentity:
     namespace: str
     worker_image: str
     key: bytes
+    lease: str = "llmtaskpool-operator"
 
 
 @dataclass(slots=True)
@@ -69,6 +72,8 @@ class _Remembered:
     problems: tuple[Problem, ...] = ()
     children_of: int = -1
     children_at: float = float("-inf")
+    other: str | None = None
+    """The operator that serves the pool, when it is not this one."""
     child_lost: bool = False
     """One of them is gone, or somebody else wrote it."""
     warned: int = 0
@@ -128,7 +133,15 @@ class Controller:
         backend = KubernetesBackend(
             pool, around, self._access, ours.states, ours.refusals, ours.warnings, ours.writes
         )
-        problems = await backend.ensure_scale() + await self._ensure(backend, key, pool, ours)
+        try:
+            if ours.other is not None and await self._access.others.lives(ours.other):
+                return STAND_BACK_SECONDS
+            problems = await self._ensure(backend, key, pool, ours)
+        except ServedByAnother as served:
+            await self._stand_back(body, ours, str(served))
+            return STAND_BACK_SECONDS
+        ours.other = None
+        problems += await backend.ensure_scale()
         began, now = ours.memory, self._clock()
         seen = BackendWithProblems(backend, problems, ours.refusals, pool)
         result = await reconcile(pool, seen, began, now)
@@ -139,7 +152,8 @@ class Controller:
             self._recorder.turn(pool, began.decided, result)
         await self._tell(body, ours, began.status, result)
         _raise_failed_writes(key, result)
-        return next_turn_seconds(result)
+        wait = next_turn_seconds(result)
+        return min(wait, CHILD_SECONDS) if ours.child_lost else wait
 
     def child_lost(self, key: PoolKey) -> None:
         """A child of the pool is gone, or changed by somebody: the next turn looks at them."""
@@ -149,6 +163,7 @@ class Controller:
     def forget(self, key: PoolKey) -> None:
         """The pool is gone."""
         if (ours := self._pools.pop(key, None)) is not None:
+            self._access.rollouts.ended(key)
             ours.states.close()
             self._metrics.forget(key.namespace, key.name)
 
@@ -170,20 +185,17 @@ class Controller:
         new = ours.children_of < 0 and before is None
         if due:
             ours.agreed = None
-        # A pod of a new pool can't start without the others; whoever changes a pool waits.
-        if due and new:
-            ours.problems = await backend.ensure_children(ours.applied, new=True)
-        deployment = backend.ensure_deployment(ours.agreed, new=new)
-        if due and not new:
-            children = backend.ensure_children(ours.applied)
-            problems, ours.problems = await asyncio.gather(deployment, children)
-        else:
-            problems = await deployment
+        # A pod of a new pool can't start without the others, and the claim comes before all.
+        if due:
+            ours.problems = await backend.ensure_children(ours.applied, new=new)
+        problems = await backend.ensure_deployment(ours.agreed, new=new)
         if due:
             ours.children_of, ours.children_at = generation, now
             ours.warned, ours.child_lost = ours.warnings.asked, False
         same = self._access.store.deployment(key) is before
         ours.agreed = self._access.store.drop_template(key) if same and not problems else None
+        if self._access.rollouts.waits(key):
+            ours.agreed = None  # it does not agree: it waits until it may be made to
         return ours.problems + problems
 
     def _remembered(self, key: PoolKey, body: Manifest) -> _Remembered:
@@ -199,6 +211,9 @@ class Controller:
                 StartWarnings(self._access.api),
             )
             ours.memory = LoopMemory(status=_status_of(body))
+            live = self._access.store.deployment(key)
+            if live is not None and pod_facts.rollout(live) and not pod_facts.is_late(live):
+                self._access.rollouts.found(key)
         return ours
 
     def _around(self, ours: _Remembered) -> Surroundings:
@@ -206,7 +221,22 @@ class Controller:
             image=self._identity.worker_image,
             control_token=ours.token,
             namespace=self._identity.namespace,
+            operator=f"{self._identity.namespace}/{self._identity.lease}",
         )
+
+    async def _stand_back(self, body: Manifest, ours: _Remembered, other: str) -> None:
+        """Leave the pool to another operator, and say so once."""
+        ours.children_of, ours.agreed = -1, None
+        if ours.other == other:
+            return
+        ours.other = other
+        meta, mine = body["metadata"], f"{self._identity.namespace}/{self._identity.lease}"
+        text = (
+            f"the operator {mine} stands back: {other} serves this pool, and lives. Let only one "
+            "of them see it: the chart's `namespaces`, or uninstall one"
+        )
+        log.warning("%s/%s: %s", meta["namespace"], meta["name"], text)
+        await self._write_event(body, Note("Warning", "OtherOperator", "Observe", text))
 
     async def _tell(
         self,

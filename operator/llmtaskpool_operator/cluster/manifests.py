@@ -21,6 +21,8 @@ from llmtaskpool_operator.workers.options import environment_of, options_of
 Manifest = dict[str, Any]
 
 POOL_LABEL = f"{GROUP}/pool"
+OPERATOR = f"{GROUP}/operator"
+"""Annotation of the token's Secret: whose pool it is."""
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 CONTAINER = "worker"
 DATA, CONTROL = "data", "control"
@@ -39,19 +41,21 @@ _CACHE = "/var/cache/llmtaskpool"
 class Surroundings:
     """What children need beside the pool's spec.
 
-    ``control_token`` is for the workers' control port; ``namespace`` is the operator's own.
+    ``control_token`` is for the workers' control port; ``namespace`` is the operator's own, and
+    ``operator`` is NAMESPACE/LEASE of it.
     """
 
     image: str
     control_token: str
     namespace: str
+    operator: str = "llmtaskpool-system/llmtaskpool-operator"
 
 
 def children(pool: LLMTaskPool, around: Surroundings) -> tuple[Manifest, ...]:
     """All children but the Deployment, in the order in which they should be made."""
     return (
+        _token(pool, around),  # the first: with it goes the claim to the pool
         _service_account(pool),
-        _token(pool, around),
         _network_policy(pool, around),
         _service(pool),
         _disruption_budget(pool),
@@ -85,6 +89,16 @@ def deployment(pool: LLMTaskPool, around: Surroundings, replicas: int) -> Manife
             },
         },
     }
+
+
+def left_behind(live: Manifest, name: str) -> bool:
+    """Whether an object is a child of a pool of that name which went and left it (orphan).
+
+    Provably: it has our labels with the pool's name, and no owner any more.
+    """
+    meta = live.get("metadata") or {}
+    labels = meta.get("labels") or {}
+    return not meta.get("ownerReferences") and _labels(name).items() <= labels.items()
 
 
 def selector_labels(name: str) -> dict[str, str]:
@@ -149,7 +163,8 @@ def _token(pool: LLMTaskPool, around: Surroundings) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": _metadata(pool, _token_name(pool)),
+        "metadata": _metadata(pool, _token_name(pool))
+        | {"annotations": {OPERATOR: around.operator}},
         "type": "Opaque",
         "data": {"token": base64.b64encode(around.control_token.encode()).decode()},
     }

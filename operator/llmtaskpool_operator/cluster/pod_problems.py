@@ -10,6 +10,7 @@ from llmtaskpool_operator.cluster.manifests import CONTAINER, Manifest
 from llmtaskpool_operator.cluster.pod_facts import (
     condition,
     is_going,
+    is_late,
     is_lost,
     is_ready,
     name_of,
@@ -62,8 +63,7 @@ def problems(
         problem = (warned or {}).get(name_of(pod)) or _pod_problem(pod, now, memory, rolling)
         if problem is not None:
             found.setdefault(problem.reason, problem)
-    progress = condition(deployment or {}, "Progressing")
-    if progress.get("reason") == "ProgressDeadlineExceeded":
+    if deployment is not None and is_late(deployment):
         text = "new pods did not get ready in the time that a start may take"
         found["RolloutStuck"] = Problem("RolloutStuck", text, stalled=True)
     return tuple(sorted(found.values(), key=lambda problem: not problem.stalled))
