@@ -8,6 +8,7 @@ from typing import Any
 
 from llmtaskpool_worker.disclosure import shown
 from llmtaskpool_worker.engines.protocol import ModelSpec
+from llmtaskpool_worker.engines.upstream.address import address_of, check_options
 
 
 def parse_model(text: str) -> ModelSpec:
@@ -28,7 +29,14 @@ def parse_model(text: str) -> ModelSpec:
     task = options.pop("task", "generate")
     if task not in ("generate", "embed"):
         raise ValueError(f"model {name}: task is {shown(task)}: use generate or embed")
-    return ModelSpec(name=name, source=parts[0], task=str(task), options=options)
+    spec = ModelSpec(name=name, source=parts[0], task=str(task), options=options)
+    if spec.forwards:
+        try:
+            address_of(spec.source)
+            check_options(options)
+        except ValueError as error:
+            raise ValueError(f"model {name}: {error}") from None
+    return spec
 
 
 def _scalar(text: str) -> str | int | float | bool | None:
