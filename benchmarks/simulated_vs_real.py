@@ -98,7 +98,7 @@ class Bench:
             "scaling": {"minReplicas": 1, "maxReplicas": 1},
             "threads": {"compute": compute},
             "slo": {"ttftSeconds": 10, "tpotSeconds": 0.5},
-            "queue": {"ageingSeconds": 0},
+            "queue": {"ageingSeconds": 0, "agedShare": 1},
         }
 
 

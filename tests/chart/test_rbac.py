@@ -14,6 +14,7 @@ Right = tuple[str, str, str]
 SERVED: set[Right] = {
     *(("llmtaskpool.io", "llmtaskpools", verb) for verb in ("list", "watch")),
     ("llmtaskpool.io", "llmtaskpools/status", "patch"),
+    ("llmtaskpool.io", "llmtaskpools/scale", "patch"),
     ("llmtaskpool.io", "llmtaskpools/finalizers", "update"),
     *(("apps", "deployments", verb) for verb in ("get", "list", "watch", "create", "patch")),
     *(("", "pods", verb) for verb in ("list", "watch", "patch")),
@@ -25,11 +26,12 @@ SERVED: set[Right] = {
             ("policy", "poddisruptionbudgets"),
             ("networking.k8s.io", "networkpolicies"),
         )
-        for verb in ("get", "create", "patch")
+        for verb in ("get", "list", "watch", "create", "patch")
     ),
     ("", "secrets", "create"),
     ("", "secrets", "patch"),
     ("events.k8s.io", "events", "create"),
+    ("events.k8s.io", "events", "list"),
 }
 
 
@@ -53,7 +55,8 @@ def test_cluster_wide_it_may_do_what_it_does_and_nothing_else(helm: Helm) -> Non
 
 
 def test_it_never_reads_secrets_writes_specs_or_deletes_anything() -> None:
-    assert ("", "secrets", "get") not in SERVED
+    for verb in ("get", "list", "watch"):
+        assert ("", "secrets", verb) not in SERVED
     assert ("llmtaskpool.io", "llmtaskpools", "patch") not in SERVED
     assert not [right for right in SERVED if right[2] in {"delete", "deletecollection", "*"}]
 

@@ -24,6 +24,7 @@ from llmtaskpool_worker.engines.protocol import (
     AdmitEmbedding,
     AdmitForward,
     Answered,
+    Beat,
     Cancel,
     Engine,
     EngineDied,
@@ -33,6 +34,7 @@ from llmtaskpool_worker.engines.protocol import (
     Loading,
     ModelSpec,
     Piece,
+    Ping,
     Ready,
     RequestFailed,
     SetThreads,
@@ -191,6 +193,14 @@ def test_a_request_gives_its_tokens_one_by_one_and_then_one_reason(play: Play) -
         assert told.reasons() == {short: "length", longer: "length"}
         assert told.ends[0].id == short
         assert told.late == []
+
+    play(story)
+
+
+def test_a_ping_is_answered_by_a_beat_at_rest(play: Play) -> None:
+    async def story(caller: Caller) -> None:
+        caller.engine.send(Ping())
+        await caller.until(lambda told: any(isinstance(one, Beat) for one in told.others))
 
     play(story)
 

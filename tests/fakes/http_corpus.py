@@ -389,6 +389,7 @@ class _Answers:
             if status >= 200:
                 break
             self.interim.append(status)
+        assert fields.get(b"x-request-id"), f"{status} without a request id"
         if not bodiless and status != 204:
             self._skip(fields)
         self.statuses.append(status)

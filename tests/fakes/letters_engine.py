@@ -16,6 +16,7 @@ from llmtaskpool_worker.engines.protocol import (
     Loading,
     ModelSpec,
     Park,
+    Ping,
     Ready,
     RequestFailed,
     Resume,
@@ -37,6 +38,7 @@ class LettersEngine:
         self.hangs = False
         self.threads = slots
         self.deaths = 0
+        self.pings = 0
         self.largest_batch = 0
         self.started: list[int] = []
         self._running: dict[int, tuple[Admit, int]] = {}
@@ -84,6 +86,10 @@ class LettersEngine:
                     self._resumed.append(request_id)
             case SetThreads(n=n):
                 self.threads = n
+            case Ping():
+                self.pings += 1
+                if not self.hangs:
+                    self.beat()
 
     async def events(self) -> AsyncIterator[EngineEvent]:
         while (event := await self._events.get()) is not None:

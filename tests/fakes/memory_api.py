@@ -63,6 +63,8 @@ class MemoryApi:
         namespace: str = "",
         selector: str = "",
         kept: Callable[[Any], Any] = lambda body: body,
+        *,
+        fields: str = "",
     ) -> Listed:
         await self._asked("list", kind, "")
         found = [one for key, one in self.objects.items() if key[0] == kind]
@@ -110,11 +112,16 @@ class MemoryApi:
         self._same(live, meta["resourceVersion"])
         return self.put(manifest)
 
-    async def merge(self, kind: str, namespace: str, name: str, patch: Any) -> Any:
-        await self._asked("merge", kind, name, patch)
+    async def merge(
+        self, kind: str, namespace: str, name: str, patch: Any, *, subresource: str = ""
+    ) -> Any:
+        verb = f"merge/{subresource}" if subresource else "merge"
+        await self._asked(verb, kind, name, patch)
         live = self.find(kind, namespace, name)
         if live is None:
             raise ApiFailure(404, "404: not found")
+        if "resourceVersion" in patch.get("metadata", {}):
+            self._same(live, patch["metadata"]["resourceVersion"])
         return self.put(_merged(live, patch))
 
     def _same(self, live: Any, version: str) -> None:

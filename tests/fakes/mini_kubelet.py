@@ -108,6 +108,8 @@ class MiniKubelet:
         """Pods that outlived their grace period."""
         self.deaf: set[str] = set()
         """Pods whose readiness is not looked at: they stay as they are."""
+        self.left: set[str] = set()
+        """Namespaces and images whose pods it leaves to the test, which tells their status."""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._beat = 0.0
@@ -159,7 +161,11 @@ class MiniKubelet:
         status, answer = self._request("GET", "/api/v1/pods?labelSelector=llmtaskpool.io/pool")
         if status != 200:
             return
-        items = {pod["metadata"]["uid"]: pod for pod in json.loads(answer)["items"]}
+        items = {
+            pod["metadata"]["uid"]: pod
+            for pod in json.loads(answer)["items"]
+            if not self.left & {pod["metadata"]["namespace"], pod["spec"]["containers"][0]["image"]}
+        }
         for uid, pod in items.items():
             if uid not in self.pods:
                 self._begin(uid, pod)

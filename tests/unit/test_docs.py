@@ -18,9 +18,9 @@ from llmtaskpool_operator.api.crdgen import UNSEEN
 from llmtaskpool_operator.api.reference import as_markdown
 from llmtaskpool_operator.api.scaling import ScalingMode
 from llmtaskpool_operator.api.status import ConditionType
-from llmtaskpool_operator.autoscaler import status
+from llmtaskpool_operator.autoscaler import model_trouble, status
 from llmtaskpool_operator.autoscaler.law import Bound
-from llmtaskpool_operator.cluster import backend, pod_facts
+from llmtaskpool_operator.cluster import backend, pod_problems, refusals, start_warnings
 from llmtaskpool_worker.__main__ import app as worker_app
 
 ROOT = Path(__file__).parents[2]
@@ -180,13 +180,13 @@ def test_manifests_in_pages_are_what_kubernetes_takes() -> None:
 def reasons() -> set[str]:
     """Every reason that a condition can have, read from the code that makes conditions."""
     found = {bound.value for bound in Bound} | {mode.value for mode in ScalingMode}
-    for module in (status, pod_facts, backend):
+    for module in (status, model_trouble, pod_problems, start_warnings, refusals, backend):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
                 continue
             given = {word.arg: word.value for word in node.keywords}
             place = {"condition": 2, "Problem": 0}.get(node.func.id)
-            if place is None:
+            if place is None or (module is pod_problems and place):  # a reader, not a maker
                 continue
             value = node.args[place] if len(node.args) > place else given["reason"]
             kept = [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]
@@ -197,7 +197,7 @@ def reasons() -> set[str]:
                 if isinstance(one, ast.Constant) and isinstance(one.value, str)
             }
     found.add(UNSEEN["reason"])
-    return found | set(pod_facts._FATAL_WAITS) | set(pod_facts._SLOW_WAITS)
+    return found | set(pod_problems._FATAL_WAITS) | set(pod_problems._SLOW_WAITS)
 
 
 def test_operations_says_what_to_do_at_each_alert() -> None:

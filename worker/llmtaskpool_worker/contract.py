@@ -5,6 +5,7 @@ Pure: the operator imports this module, so it imports nothing but pydantic.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -18,6 +19,11 @@ READYZ = "/readyz"
 METRICS = "/metrics"
 OPEN_ROUTES = frozenset({LIVEZ, READYZ, METRICS})
 """The only routes that answer without a key when a key is set."""
+
+REQUEST_ID = "x-request-id"
+"""The header with a request's id: of every answer, and in the log."""
+GOOD_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+"""A client's own is kept when it is one of these."""
 
 CONTROL_STATE = "/control/v1/state"
 CONTROL_THREADS = "/control/v1/threads"

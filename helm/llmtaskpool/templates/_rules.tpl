@@ -11,6 +11,9 @@ tests/chart/test_rbac.py, so that a new right is asked for twice.
 - apiGroups: [llmtaskpool.io]
   resources: [llmtaskpools/status]
   verbs: [patch]
+- apiGroups: [llmtaskpool.io] # the number that /scale needs, where a manifest in mode External has none
+  resources: [llmtaskpools/scale]
+  verbs: [patch]
 - apiGroups: [llmtaskpool.io] # children name their pool as owner, with blockOwnerDeletion
   resources: [llmtaskpools/finalizers]
   verbs: [update]
@@ -20,21 +23,21 @@ tests/chart/test_rbac.py, so that a new right is asked for twice.
 - apiGroups: [""] # watched; patched with their deletion cost
   resources: [pods]
   verbs: [list, watch, patch]
-- apiGroups: [""]
+- apiGroups: [""] # watched by their metadata: what somebody deletes comes back at once
   resources: [services, serviceaccounts]
-  verbs: [get, create, patch]
+  verbs: [get, list, watch, create, patch]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
-  verbs: [get, create, patch]
+  verbs: [get, list, watch, create, patch]
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
-  verbs: [get, create, patch]
+  verbs: [get, list, watch, create, patch]
 - apiGroups: [""] # control tokens are written and never read
   resources: [secrets]
   verbs: [create, patch]
-- apiGroups: [events.k8s.io]
+- apiGroups: [events.k8s.io] # listed: that a volume can't be mounted stands nowhere else
   resources: [events]
-  verbs: [create]
+  verbs: [create, list]
 {{- end -}}
 
 {{/* In its own namespace: the lease, and the key that control tokens are derived from. */}}

@@ -72,8 +72,9 @@ class LLMTaskPoolSpec(Wire):
     )
     """Models that every worker serves, from one queue; none: only io tasks."""
     replicas: Annotated[int, Field(ge=0, le=10_000)] | None = None
-    """Replicas when `scaling.mode` is Fixed or External. The operator never writes it; leave it
-    out in the other modes."""
+    """Replicas when `scaling.mode` is Fixed or External; leave it out in the other modes. In
+    External leave it out too: whoever scales writes it through `/scale`, and the operator puts the
+    number of now there once, so that `/scale` can be read."""
     scaling: Scaling = Field(default_factory=Scaling)
     """How replicas are decided."""
     threads: Threads = Field(default_factory=Threads)

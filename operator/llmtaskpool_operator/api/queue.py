@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from llmtaskpool_worker.scheduling.aged_share import DEFAULT_AGED_SHARE
 from pydantic import Field
 
 from llmtaskpool_operator.api.rules import Wire
@@ -15,14 +16,21 @@ class Queue(Wire):
     limit: Annotated[int, Field(ge=1, le=1_000_000)] = 256
     """Tasks that may wait per lane; more are answered 429 with Retry-After."""
     policy: Literal["priority", "newest-first"] = "priority"
-    """priority: falling weight / load, within the bound of `ageingSeconds`. newest-first: the
-    same until the oldest has waited that long, then the newest first."""
+    """priority: falling weight / load, with a share for those who waited `ageingSeconds`.
+    newest-first: the same until the oldest has waited that long, then the newest first."""
     ageing_seconds: Annotated[float, Field(ge=0, le=86_400)] = 300
-    """The seconds after which a task goes before all that have waited less, so that nothing waits
+    """The seconds after which a task has aged: it has a part in `agedShare`, so that nothing waits
     for ever."""
+    aged_share: Annotated[float, Field(ge=0, le=1)] = DEFAULT_AGED_SHARE
+    """The share of thread-seconds that tasks which have aged get at least, the oldest first; all
+    else is falling weight / load. 0: none. 1: they go before all others, which is first come,
+    first served once a backlog has aged."""
     timeout_seconds: Annotated[float, Field(ge=0.1, le=86_400)] | None = None
-    """A task that has waited for so many seconds is given up (503; a task of `/v1/tasks` ends as
-    expired). Default: the worker's own limit, 600."""
+    """A request that has waited for so many seconds is given up with 503. Default: the worker's
+    own limit, 600."""
+    task_timeout_seconds: Annotated[float, Field(ge=0.1, le=2_592_000)] | None = None
+    """A task of `/v1/tasks` that has waited for so many seconds ends as expired. Default: the
+    worker's own limit, 86,400."""
 
 
 class Slo(Wire):

@@ -95,9 +95,9 @@ class Scaling(Wire):
 
     mode: ScalingMode = ScalingMode.AUTO
     """Auto: the operator decides and `spec.replicas` is ignored. External: whoever writes
-    `/scale` (HPA, KEDA, kubectl) decides; threads are still tuned. Fixed: `spec.replicas` holds.
-    Advise: nothing is done, threads included; what would be stands in the message of the condition
-    ScalingLimited, which `llmtaskpool explain` shows."""
+    `/scale` (HPA, KEDA, kubectl) decides, within the bounds; threads are still tuned. Fixed:
+    `spec.replicas` holds. Advise: nothing is done, threads included; what would be stands in the
+    message of the condition ScalingLimited, which `llmtaskpool explain` shows."""
     min_replicas: Annotated[int, Field(ge=0, le=10_000)] = 1
     """The least replicas. 0 lets an idle pool go away. On a cluster nothing holds requests until
     a pod is there again: use it with a scheduler of your own in front, or with `schedules`."""

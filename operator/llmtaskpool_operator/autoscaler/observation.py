@@ -22,11 +22,13 @@ class PodObservation:
 
     ``age_seconds`` is the age of ``state``; ``ready``: it takes tasks; ``draining``: it goes.
     ``error`` is what was wrong with its last answer, with the field's name where it is one field.
+    ``lost``: it drains, should long have ended, and nobody can say whether it has.
     """
 
     name: str
     ready: bool
     draining: bool = False
+    lost: bool = False
     state: WorkerState | None = None
     age_seconds: float = 0.0
     error: str | None = None
@@ -41,12 +43,14 @@ class PodObservation:
 class Problem:
     """Something in the pool's way: one word and a sentence with the remedy.
 
-    ``stalled``: it does not go away by itself.
+    ``stalled``: it does not go away by itself. ``blocks``: while it lasts the pool can't be ready,
+    however many of its pods are.
     """
 
     reason: str
     message: str
     stalled: bool = False
+    blocks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,8 @@ class PoolObservation:
 
     ``rival`` is who else writes the replicas that are the operator's to decide, if anybody.
     ``scalable``: there is, or will be, something of this pool's to ask for replicas.
+    ``rollout`` is what a change of the pods still waits for; empty when each is as it should be.
+    ``wakes``: somebody holds requests and asks for a pod while there is none.
     """
 
     replicas: int
@@ -62,6 +68,8 @@ class PoolObservation:
     problems: tuple[Problem, ...] = ()
     rival: str | None = None
     scalable: bool = True
+    rollout: str = ""
+    wakes: bool = True
 
     @property
     def staying(self) -> tuple[PodObservation, ...]:

@@ -61,6 +61,22 @@ def _held(pod: PodObservation) -> int:
     return sum(lane.active + lane.queued for lane in pod.state.lanes.values())
 
 
+def given_replicas(spec: LLMTaskPoolSpec) -> int:
+    """What a pool asks for in the modes Fixed and External; within its bounds in External."""
+    scaling = spec.scaling
+    given = scaling.min_replicas if spec.replicas is None else spec.replicas
+    if scaling.mode is ScalingMode.FIXED:
+        return given
+    return min(max(given, scaling.min_replicas), scaling.max_replicas)
+
+
+def _given(spec: LLMTaskPoolSpec, wanted: int) -> str:
+    if spec.replicas in (None, wanted):
+        return "spec.replicas"
+    bound = "maxReplicas" if wanted < (spec.replicas or 0) else "minReplicas"
+    return f"spec.replicas is {spec.replicas}, scaling.{bound} is {wanted}"
+
+
 def _threads(seen: PoolObservation, decided: PoolDecision) -> list[Action]:
     pods = {pod.name: pod for pod in seen.staying}
     actions: list[Action] = []
@@ -90,8 +106,10 @@ def _replicas(spec: LLMTaskPoolSpec, seen: PoolObservation, decided: PoolDecisio
     if scaling.paused or not seen.scalable:
         return []
     if scaling.mode in (ScalingMode.FIXED, ScalingMode.EXTERNAL):
-        wanted = spec.replicas if spec.replicas is not None else scaling.min_replicas
-        reason = f"{wanted} replicas: spec.replicas, scaling.mode is {scaling.mode}"
+        wanted = given_replicas(spec)
+        reason = f"{wanted} replicas: {_given(spec, wanted)}, scaling.mode is {scaling.mode}"
+        if seen.rival is not None:
+            reason += f"; {seen.rival} had asked for {seen.replicas}"
     elif decided.replicas is not None:
         wanted, reason = decided.replicas.desired, reason_of(decided.replicas)
     else:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from llmtaskpool_worker.contract import LaneName, Phase
+from llmtaskpool_worker.contract import LaneName
 
 from llmtaskpool_operator.api.pool import LLMTaskPool
 from llmtaskpool_operator.api.scaling import ScalingMode
@@ -23,8 +23,9 @@ from llmtaskpool_operator.api.status import (
 )
 from llmtaskpool_operator.autoscaler.decide import PoolDecision
 from llmtaskpool_operator.autoscaler.law import Bound
+from llmtaskpool_operator.autoscaler.model_trouble import model_trouble
 from llmtaskpool_operator.autoscaler.observation import PoolObservation, Problem, lacking
-from llmtaskpool_operator.autoscaler.plan import Action, SetReplicas, SetThreads
+from llmtaskpool_operator.autoscaler.plan import Action, SetReplicas, SetThreads, given_replicas
 from llmtaskpool_operator.autoscaler.reasons import reason_of
 
 DEAD_BAND = 0.05
@@ -55,7 +56,7 @@ def status_of(
         replicas=len(seen.staying),
         desired_replicas=wanted,
         ready_replicas=ready,
-        draining_replicas=len(seen.pods) - len(seen.staying),
+        draining_replicas=sum(pod.draining and not pod.lost for pod in seen.pods),
         selector=before.selector,
         utilization=None if utilization is None else round(utilization, 4),
         queued=sum(lane.queued for lane in lanes),
@@ -183,19 +184,22 @@ def _conditions(
     old = {condition.type: condition for condition in before.conditions}
     condition = _Maker(old, pool.metadata.generation, at)
     wanted, ready = status.desired_replicas, status.ready_replicas
-    failed = [p.name for p in seen.staying if p.state and p.state.phase is Phase.FAILED]
     count = f"{ready} of {wanted} replicas are ready"
-    problems = list(seen.problems)
-    if failed:
-        message = f"models could not be loaded in {', '.join(failed)}"
-        problems.insert(0, Problem("ModelsFailed", message, stalled=True))
+    problems = [*model_trouble(seen.staying), *seen.problems]
+    if not wanted and _sleeps_for_good(pool, seen):
+        problems.append(Problem("NothingWakes", _ASLEEP))
+    problems.sort(key=lambda problem: not problem.stalled)
     stalled = next((problem for problem in problems if problem.stalled), None)
+    blocked = next((problem for problem in problems if problem.blocks), None)
+    # What stalls a change does not unmake pods that serve as before.
+    holds = ready >= wanted and blocked is None
+    why = None if holds else blocked or stalled
     made = [
         condition(
             ConditionType.READY,
-            ready >= wanted and stalled is None,
-            stalled.reason if stalled else "AllReady" if ready >= wanted else "NotAllReady",
-            count if stalled is None else f"{count}; {stalled.message}",
+            holds,
+            why.reason if why else "AllReady" if holds else "NotAllReady",
+            count if why is None else f"{count}; {why.message}",
         ),
         _metrics(condition, pool, seen, decided),
         condition(
@@ -207,10 +211,7 @@ def _conditions(
         _active(condition, pool),
     ]
     if seen.rival is not None:
-        message = (
-            f"{seen.rival} writes replicas while scaling.mode is {pool.spec.scaling.mode}, and is "
-            "not followed: set scaling.mode to External, or stop it"
-        )
+        message = _conflict(pool, seen.rival)
         made.append(condition(ConditionType.SCALING_CONFLICT, True, "OtherWriter", message))
     if decided.replicas is not None:
         bound = decided.replicas.bound
@@ -222,15 +223,65 @@ def _conditions(
                 reason_of(decided.replicas),
             )
         )
+    elif pool.spec.scaling.mode is ScalingMode.EXTERNAL:
+        made += _beyond(condition, pool)
     elif (kept := old.get(ConditionType.SCALING_LIMITED.value)) is not None:
         made.append(kept)
     if stalled is not None:
         made.append(condition(ConditionType.STALLED, True, stalled.reason, stalled.message))
+    elif seen.rollout:
+        made.append(
+            condition(
+                ConditionType.RECONCILING, holds=True, reason="RollingOut", message=seen.rollout
+            )
+        )
     elif ready != wanted or status.draining_replicas:
         made.append(
             condition(ConditionType.RECONCILING, holds=True, reason="Scaling", message=count)
         )
     return made
+
+
+_ASLEEP = (
+    "no pod is there and scaling.minReplicas is 0: on a cluster nothing holds a request or wakes "
+    "the pool, so clients can't connect: raise minReplicas, or give scaling.schedules"
+)
+
+
+def _sleeps_for_good(pool: LLMTaskPool, seen: PoolObservation) -> bool:
+    """Whether it has no pod, wants none, and nobody is there to change that."""
+    scaling = pool.spec.scaling
+    auto = scaling.mode is ScalingMode.AUTO and not scaling.schedules
+    return auto and seen.scalable and not seen.wakes and scaling.min_replicas == 0
+
+
+def _conflict(pool: LLMTaskPool, rival: str) -> str:
+    mode, name = pool.spec.scaling.mode, pool.metadata.name
+    if mode is not ScalingMode.AUTO:
+        return (
+            f"{rival} changed replicas, which spec.replicas of the pool says while scaling.mode is "
+            f"{mode}; it is put back: scale the pool instead: kubectl scale llmtaskpool/{name}"
+        )
+    return (
+        f"{rival} writes replicas while scaling.mode is {mode}, and is not followed: set "
+        "scaling.mode to External, or stop it and remove spec.replicas; told until 10 min after "
+        "the last write"
+    )
+
+
+def _beyond(condition: _Maker, pool: LLMTaskPool) -> list[Condition]:
+    """Of mode External: what somebody wrote to /scale, where the pool's bounds don't allow it."""
+    given, scaling, allowed = pool.spec.replicas, pool.spec.scaling, given_replicas(pool.spec)
+    if given is None or given == allowed:
+        return []
+    high = given > allowed
+    bound, name = (Bound.MAXIMUM, "max") if high else (Bound.MINIMUM, "min")
+    message = (
+        f"spec.replicas is {given}, written through /scale, and scaling.{name}Replicas is "
+        f"{allowed}, which holds: {'raise' if high else 'lower'} it, or bound whoever scales "
+        f"to {scaling.min_replicas}..{scaling.max_replicas}"
+    )
+    return [condition(ConditionType.SCALING_LIMITED, True, bound.value, message)]
 
 
 def _metrics(

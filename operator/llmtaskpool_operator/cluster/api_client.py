@@ -35,6 +35,7 @@ _APPLY = "application/apply-patch+yaml"
 _JSON = "application/json"
 _MERGE = "application/merge-patch+json"
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+_METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _PATHS = {
     KIND: f"apis/{GROUP}/{VERSION}/{{}}/{PLURAL}",
     "Deployment": "apis/apps/v1/{}/deployments",
@@ -140,20 +141,66 @@ class KubernetesApi:
         namespace: str = "",
         selector: str = "",
         kept: Callable[[Manifest], Manifest] = lambda body: body,
+        *,
+        fields: str = "",
+        whole: bool = True,
     ) -> Listed:
         """All objects of a kind in a namespace, or in all; of each what ``kept`` returns.
 
+        ``selector`` is of labels, ``fields`` of fields; not ``whole``: their metadata alone.
         Raises ApiFailure.
         """
         items: list[Manifest] = []
-        query = {"limit": str(PAGE)} | ({"labelSelector": selector} if selector else {})
+        chosen = {"labelSelector": selector, "fieldSelector": fields}
+        query = {"limit": str(PAGE)} | {name: text for name, text in chosen.items() if text}
         while True:
-            page = await self._json("list", "GET", _path(kind, namespace), query)
+            accept = _JSON if whole else _METADATA_LIST
+            page = await self._json("list", "GET", _path(kind, namespace), query, accept=accept)
             items += map(kept, page.get("items") or ())
             meta = page.get("metadata", {})
             if not meta.get("continue"):
                 return Listed(tuple(items), str(meta.get("resourceVersion", "")))
             query["continue"] = meta["continue"]
+
+    async def watch(
+        self, kind: str, namespace: str, selector: str, version: str, seconds: int
+    ) -> AsyncIterator[tuple[str, Manifest]]:
+        """Events since ``version``, each its type and the metadata of its object, then bookmarks.
+
+        Ends after about so many seconds. Raises ApiFailure, with code 410 for a version too old.
+        """
+        query = {
+            "watch": "true",
+            "labelSelector": selector,
+            "resourceVersion": version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(seconds),
+        }
+        headers = {"Accept": _METADATA}
+        call = await self._client.param_serialize(
+            "GET", _path(kind, namespace), header_params=headers, auth_settings=["BearerToken"]
+        )
+        url, answer = f"{call[1]}?{urlencode(query)}", None
+        try:
+            async with asyncio.timeout(seconds + REQUEST_SECONDS):
+                answer = await self._client.call_api("GET", url, call[2])
+                if answer.status >= 400:
+                    found = _parsed(await answer.read())
+                    raise ApiFailure(answer.status, f"{answer.status}: {found.get('message', '')}")
+                async for line in answer.response.content:
+                    event = _parsed(line)
+                    body = event.get("object") or {}
+                    if event.get("type") == "ERROR":
+                        code = int(body.get("code") or 0)
+                        raise ApiFailure(code, f"{code}: {body.get('message', 'the watch ended')}")
+                    yield str(event.get("type", "")), body
+        except TimeoutError:
+            raise ApiFailure(0, "a watch stood still") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise ApiFailure(0, f"{type(error).__name__} on a watch of {kind}") from None
+        finally:
+            if answer is not None:
+                answer.response.close()
 
     async def apply(
         self,
@@ -201,9 +248,11 @@ class KubernetesApi:
         path = _path(manifest["kind"], meta["namespace"], meta["name"])
         return await self._write("update", "PUT", path, {"fieldManager": MANAGER}, manifest)
 
-    async def merge(self, kind: str, namespace: str, name: str, patch: Manifest) -> Manifest:
+    async def merge(
+        self, kind: str, namespace: str, name: str, patch: Manifest, *, subresource: str = ""
+    ) -> Manifest:
         """Merge-patch an object. Raises ApiFailure, Fenced."""
-        path = _path(kind, namespace, name)
+        path = _path(kind, namespace, name, subresource)
         return await self._write("patch", "PATCH", path, {"fieldManager": MANAGER}, patch, _MERGE)
 
     async def served(self) -> bool:

@@ -15,11 +15,19 @@ from llmtaskpool_operator.api.names import KIND
 from llmtaskpool_operator.api.pool import LLMTaskPool
 from llmtaskpool_operator.api.scaling import ScalingMode
 from llmtaskpool_operator.autoscaler.observation import PodObservation, PoolObservation, Problem
-from llmtaskpool_operator.autoscaler.plan import Action, SetReplicas, SetThreads
-from llmtaskpool_operator.cluster import manifests, pod_facts
-from llmtaskpool_operator.cluster.api_client import MANAGER, ApiFailure, KubernetesApi
-from llmtaskpool_operator.cluster.differences import REPLICAS, agrees, owned_by, writer_of
+from llmtaskpool_operator.autoscaler.plan import (
+    Action,
+    SetReplicas,
+    SetThreads,
+    given_replicas,
+)
+from llmtaskpool_operator.cluster import manifests, pod_facts, pod_problems
+from llmtaskpool_operator.cluster.api_client import ApiFailure, KubernetesApi
+from llmtaskpool_operator.cluster.differences import agrees, owned_by
 from llmtaskpool_operator.cluster.manifests import Manifest, Surroundings
+from llmtaskpool_operator.cluster.refusals import Refusals, is_refusal, told
+from llmtaskpool_operator.cluster.rivals import ScaleWrites, rival_of
+from llmtaskpool_operator.cluster.start_warnings import StartWarnings
 from llmtaskpool_operator.cluster.store import ClusterStore, PoolKey, has_template
 from llmtaskpool_operator.workers.client import WorkerClient, WorkerUnreachable
 from llmtaskpool_operator.workers.states import PodStates
@@ -46,13 +54,24 @@ class KubernetesBackend:
     """Implements reconcile.Backend for one pool."""
 
     def __init__(
-        self, pool: LLMTaskPool, around: Surroundings, access: ClusterAccess, states: PodStates
+        self,
+        pool: LLMTaskPool,
+        around: Surroundings,
+        access: ClusterAccess,
+        states: PodStates,
+        refusals: Refusals | None = None,
+        warnings: StartWarnings | None = None,
+        writes: ScaleWrites | None = None,
     ) -> None:
         self._pool = pool
         self._around = around
         self._access = access
         self._states = states
         self._key = PoolKey(pool.metadata.namespace, pool.metadata.name)
+        self._refusals = refusals or Refusals(lambda: 0.0)
+        self._warnings = warnings or StartWarnings(access.api)
+        self._writes = writes or ScaleWrites()
+        self._what = f"Deployment {pool.metadata.name}"
 
     async def ensure_children(
         self, written: Written | None = None, *, new: bool = False
@@ -76,9 +95,22 @@ class KubernetesBackend:
     ) -> tuple[Problem, ...]:
         """Make or mend the Deployment; its replicas stay. Raises ApiFailure, Fenced.
 
-        ``agreed`` is the one of the store that was last found to be as it should; that of a
-        ``new`` pool is made without a look first.
+        What the server refuses is told, and not asked for again at once. ``agreed`` is the one of
+        the store that was last found to be as it should; that of a ``new`` pool is made without a
+        look first.
         """
+        generation = self._pool.metadata.generation
+        if (standing := self._refusals.standing(self._what, generation)) is not None:
+            return (standing,)
+        try:
+            found = await self._ensured(agreed, new=new)
+        except ApiFailure as failure:
+            first = self._live() is None
+            return (self._refusals.refused(self._what, generation, failure, first=first),)
+        self._refusals.taken(self._what)
+        return found
+
+    async def _ensured(self, agreed: Manifest | None, *, new: bool) -> tuple[Problem, ...]:
         live = self._access.store.deployment(self._key)
         if live is None and new:
             made = await self._access.api.make(self._wanted(self._first_replicas()))
@@ -98,11 +130,42 @@ class KubernetesBackend:
             await self._apply(_replicas(live), live)
         return ()
 
+    async def ensure_scale(self) -> tuple[Problem, ...]:
+        """See that /scale can be read in mode External: it needs a number in spec.replicas.
+
+        Written through /scale itself, once, where the manifest has none: no manager owns it, so
+        who applies the manifest, by whichever way, neither conflicts with it nor takes it away.
+        """
+        pool, body = self._pool, self._access.store.pool(self._key)
+        if pool.spec.scaling.mode is not ScalingMode.EXTERNAL or pool.spec.replicas is not None:
+            return ()
+        what, generation = f"/scale of {KIND} {self._key.name}", pool.metadata.generation
+        standing = self._refusals.standing(what, generation)
+        if standing is not None or body is None:
+            return () if standing is None else (standing,)
+        live = self._live()
+        replicas = self._first_replicas() if live is None else _replicas(live)
+        # Somebody may write it right now: theirs holds, by the version.
+        version = {"resourceVersion": str(body["metadata"]["resourceVersion"])}
+        patch = {"metadata": version, "spec": {"replicas": replicas}}
+        api, key = self._access.api, self._key
+        try:
+            await api.merge(KIND, key.namespace, key.name, patch, subresource="scale")
+        except ApiFailure as failure:
+            if failure.code == 409:
+                return ()
+            return (self._refusals.refused(what, generation, failure, first=False),)
+        return ()
+
     async def observe(self, now: float) -> PoolObservation:
         """The pool by what was watched, and what its pods answer now."""
         live, every = self._live(), self._access.store.pods(self._key)
         pods = tuple(pod for pod in every if not pod_facts.is_over(pod))
-        answers = await self._states.read(self._clients(pods))
+        silent = pod_problems.starting_in_silence(pods, now)
+        answers, warned = await asyncio.gather(
+            self._states.read(self._clients(pods)), self._warnings.of(silent, now)
+        )
+        pool, memory = self._pool, self._pool.spec.resources.limits.get("memory")
         return PoolObservation(
             replicas=0 if live is None else _replicas(live),
             pods=tuple(
@@ -110,6 +173,7 @@ class KubernetesBackend:
                     name=name,
                     ready=pod_facts.is_ready(pod),
                     draining=pod_facts.is_going(pod),
+                    lost=pod_facts.is_lost(pod, now),
                     state=answers[name].state if name in answers else None,
                     age_seconds=max(0.0, now - answers[name].at) if name in answers else 0.0,
                     error=answers[name].error if name in answers else None,
@@ -117,9 +181,11 @@ class KubernetesBackend:
                 for pod in pods
                 for name in (pod_facts.name_of(pod),)
             ),
-            problems=pod_facts.problems(live, pods),
-            rival=self._rival(live),
+            problems=pod_problems.problems(live, pods, now=now, memory=memory, warned=warned),
+            rival=rival_of(pool, self._access.store.pool(self._key), live, self._writes, now),
             scalable=live is not None,
+            rollout="" if live is None else pod_facts.rollout(live),
+            wakes=False,
         )
 
     async def apply(self, action: Action) -> None:
@@ -137,10 +203,24 @@ class KubernetesBackend:
                     raise ApiFailure(404, "there is no Deployment of ours: the next turn makes it")
                 if action.victims:
                     await self._mark(frozenset(action.victims))
-                await self._apply(action.replicas, live)
+                if self._refusals.standing(self._what, self._pool.metadata.generation):
+                    await self._scale(action.replicas, live)
+                else:
+                    await self._apply(action.replicas, live)
 
     async def _ensure_child(
         self, wanted: Manifest, written: Written, *, new: bool = False
+    ) -> Problem | None:
+        try:
+            return await self._ensured_child(wanted, written, new=new)
+        except ApiFailure as failure:
+            if not is_refusal(failure):
+                raise
+            kind, meta = wanted["kind"], wanted["metadata"]
+            return told(failure, f"{kind} {meta['name']}", first=kind not in written)
+
+    async def _ensured_child(
+        self, wanted: Manifest, written: Written, *, new: bool
     ) -> Problem | None:
         kind, meta = wanted["kind"], wanted["metadata"]
         made = await self._access.api.make(wanted, whole=False) if new else None
@@ -150,6 +230,7 @@ class KubernetesBackend:
             if live is not None and not owned_by(live, self._pool.metadata.uid):
                 return _taken(kind, meta["name"])
             if live is not None and self._as_wanted(wanted, live, written):
+                written.setdefault(kind, (str(live["metadata"]["resourceVersion"]), wanted))
                 return None
             made = await self._access.api.apply(wanted, whole=False)
         written[kind] = (str(made["metadata"]["resourceVersion"]), wanted)
@@ -181,23 +262,9 @@ class KubernetesBackend:
         """What a new Deployment asks for; one that was deleted gets back what it had."""
         scaling, status = self._pool.spec.scaling, self._pool.status
         if scaling.mode in (ScalingMode.FIXED, ScalingMode.EXTERNAL):
-            given = self._pool.spec.replicas
-            return scaling.min_replicas if given is None else given
+            return given_replicas(self._pool.spec)
         had = 0 if status is None else status.desired_replicas
         return min(max(had, scaling.min_replicas), scaling.max_replicas)
-
-    def _rival(self, live: Manifest | None) -> str | None:
-        """Who else writes replicas in a mode in which only the operator should."""
-        if self._pool.spec.scaling.mode is not ScalingMode.AUTO:
-            return None
-        pool = self._access.store.pool(self._key)
-        # A write through a custom resource's /scale leaves no manager in managedFields (1.37).
-        if pool and self._pool.spec.replicas is not None and writer_of(pool, REPLICAS) is None:
-            return "whoever writes /scale (HPA, KEDA, kubectl scale)"
-        on_deployment = writer_of(live, REPLICAS) if live else None
-        if on_deployment not in (None, MANAGER):
-            return f"{on_deployment} (on the Deployment)"
-        return None
 
     async def _read(self) -> Manifest | None:
         found = await self._access.api.get("Deployment", self._key.namespace, self._key.name)
@@ -225,6 +292,17 @@ class KubernetesBackend:
                 self._access.store.seen("Deployment", made)
                 return
         raise ApiFailure(409, f"Deployment {self._key.name} changed {CONFLICT_RETRIES} times")
+
+    async def _scale(self, replicas: int, live: Manifest) -> None:
+        """Replicas alone: the template that the pool asks for is refused, and the old one lives.
+
+        Not an apply: what it leaves out would be taken away.
+        """
+        version = {"resourceVersion": str(live["metadata"]["resourceVersion"])}
+        patch = {"metadata": version, "spec": {"replicas": replicas}}
+        key = self._key
+        made = await self._access.api.merge("Deployment", key.namespace, key.name, patch)
+        self._access.store.seen("Deployment", made)
 
     async def _mark(self, victims: frozenset[str]) -> None:
         """Give the victims, and nobody else, a low deletion cost."""
@@ -257,4 +335,4 @@ def _replicas(deployment: Manifest) -> int:
 
 def _taken(kind: str, name: str) -> Problem:
     text = f"there is a {kind} {name} that is not this {KIND}'s: remove it, or rename the pool"
-    return Problem("NameTaken", text, stalled=True)
+    return Problem("NameTaken", text, stalled=True, blocks=True)

@@ -17,7 +17,7 @@ from llmtaskpool_operator.api.names import API_VERSION, KIND
 from llmtaskpool_operator.api.pool import LLMTaskPool
 from llmtaskpool_operator.api.status import LLMTaskPoolStatus
 from llmtaskpool_operator.autoscaler.law import DEFAULTS
-from llmtaskpool_operator.autoscaler.observation import PoolObservation, Problem
+from llmtaskpool_operator.autoscaler.observation import Problem
 from llmtaskpool_operator.autoscaler.reconcile import LoopMemory, ReconcileResult, reconcile
 from llmtaskpool_operator.autoscaler.status import invalid_status
 from llmtaskpool_operator.autoscaler.telling import Note, notes, rfc3339, worth_writing
@@ -26,12 +26,18 @@ from llmtaskpool_operator.cluster.api_client import ApiFailure, Fenced
 from llmtaskpool_operator.cluster.backend import ClusterAccess, KubernetesBackend, Written
 from llmtaskpool_operator.cluster.manifests import Manifest, Surroundings
 from llmtaskpool_operator.cluster.metrics import OperatorMetrics
+from llmtaskpool_operator.cluster.problem_backend import BackendWithProblems, ReplicasRefused
+from llmtaskpool_operator.cluster.refusals import Refusals
+from llmtaskpool_operator.cluster.rivals import ScaleWrites
+from llmtaskpool_operator.cluster.start_warnings import StartWarnings
 from llmtaskpool_operator.cluster.store import PoolKey, status_in
 from llmtaskpool_operator.replay.record import Recorder
 from llmtaskpool_operator.workers.states import PodStates
 
 CHILDREN_SECONDS = 600.0
 """Children that nobody watches are looked at again this often."""
+CHILD_SECONDS = 2.0
+"""Between two looks at children that somebody deletes or changes."""
 TAKEN_SECONDS = 15.0
 """So often while somebody else's object has the name of one: whoever removes it waits."""
 
@@ -55,11 +61,18 @@ class _Remembered:
     uid: str
     token: str
     states: PodStates
+    refusals: Refusals
+    warnings: StartWarnings
+    writes: ScaleWrites = field(default_factory=ScaleWrites)
     memory: LoopMemory = field(default_factory=LoopMemory)
     parsed: tuple[int, LLMTaskPool] | None = None
     problems: tuple[Problem, ...] = ()
     children_of: int = -1
     children_at: float = float("-inf")
+    child_lost: bool = False
+    """One of them is gone, or somebody else wrote it."""
+    warned: int = 0
+    """Of ``warnings.asked``, as it was when children were looked at last."""
     applied: Written = field(default_factory=dict)
     agreed: Manifest | None = None
     """The Deployment as it was when it was as it should be: to compare is dear."""
@@ -111,17 +124,27 @@ class Controller:
             for note in notes(before, status, 0, ()):
                 await self._write_event(body, note)
             return CHILDREN_SECONDS
-        backend = KubernetesBackend(pool, self._around(ours), self._access, ours.states)
-        problems = await self._ensure(backend, key, pool, ours)
+        around = self._around(ours)
+        backend = KubernetesBackend(
+            pool, around, self._access, ours.states, ours.refusals, ours.warnings, ours.writes
+        )
+        problems = await backend.ensure_scale() + await self._ensure(backend, key, pool, ours)
         began, now = ours.memory, self._clock()
-        result = await reconcile(pool, _WithProblems(backend, problems), began, now)
+        seen = BackendWithProblems(backend, problems, ours.refusals, pool)
+        result = await reconcile(pool, seen, began, now)
         ours.memory = result.memory
+        seen.settle(result)
         self._metrics.decided(key.namespace, key.name, result)
         if self._recorder is not None:
             self._recorder.turn(pool, began.decided, result)
         await self._tell(body, ours, began.status, result)
         _raise_failed_writes(key, result)
         return next_turn_seconds(result)
+
+    def child_lost(self, key: PoolKey) -> None:
+        """A child of the pool is gone, or changed by somebody: the next turn looks at them."""
+        if (ours := self._pools.get(key)) is not None:
+            ours.child_lost = True
 
     def forget(self, key: PoolKey) -> None:
         """The pool is gone."""
@@ -141,6 +164,9 @@ class Controller:
         before = self._access.store.deployment(key)
         every = TAKEN_SECONDS if ours.problems else CHILDREN_SECONDS
         due = ours.children_of != generation or now - ours.children_at > every
+        due |= ours.warned != ours.warnings.asked  # a pod waits, perhaps for one of them
+        # Not at each word of somebody who deletes it again and again.
+        due |= ours.child_lost and now - ours.children_at >= CHILD_SECONDS
         new = ours.children_of < 0 and before is None
         if due:
             ours.agreed = None
@@ -155,6 +181,7 @@ class Controller:
             problems = await deployment
         if due:
             ours.children_of, ours.children_at = generation, now
+            ours.warned, ours.child_lost = ours.warnings.asked, False
         same = self._access.store.deployment(key) is before
         ours.agreed = self._access.store.drop_template(key) if same and not problems else None
         return ours.problems + problems
@@ -165,7 +192,11 @@ class Controller:
         if ours is None or ours.uid != uid:
             self.forget(key)
             ours = self._pools[key] = _Remembered(
-                uid, control_token(self._identity.key, uid), PodStates(self._clock)
+                uid,
+                control_token(self._identity.key, uid),
+                PodStates(self._clock),
+                Refusals(self._clock),
+                StartWarnings(self._access.api),
             )
             ours.memory = LoopMemory(status=_status_of(body))
         return ours
@@ -243,21 +274,6 @@ class Controller:
             log.warning("%s/%s: event not written: %s", meta["namespace"], meta["name"], failure)
 
 
-@dataclass(frozen=True, slots=True)
-class _WithProblems:
-    """A backend whose observation has also what stood in the way of the children."""
-
-    backend: KubernetesBackend
-    problems: tuple[Problem, ...]
-
-    async def observe(self, now: float) -> PoolObservation:
-        seen = await self.backend.observe(now)
-        return replace(seen, problems=self.problems + seen.problems)
-
-    async def apply(self, action: Any) -> None:
-        await self.backend.apply(action)
-
-
 def control_token(key: bytes, uid: str) -> str:
     """The token of one pool's workers: HMAC-SHA256 of its uid, so that it need not be read back."""
     digest = hmac.new(key, uid.encode(), hashlib.sha256).digest()
@@ -312,4 +328,6 @@ def _raise_failed_writes(key: PoolKey, result: ReconcileResult) -> None:
     for failure in result.failures:
         if isinstance(failure.error, ApiFailure | Fenced):
             raise failure.error
+        if isinstance(failure.error, ReplicasRefused):
+            continue
         log.warning("%s: %s: %s", key, failure.action.reason, failure.error)

@@ -58,12 +58,18 @@ def only_field(entry: Manifest, path: tuple[str, ...]) -> Manifest | None:
 
 def writer_of(live: Manifest, path: tuple[str, ...]) -> str | None:
     """Who, by managedFields, last wrote the field at ``path``; None when nobody is on record."""
+    latest = last_write(live, path)
+    return latest[1] if latest else None
+
+
+def last_write(live: Manifest, path: tuple[str, ...]) -> tuple[str, str] | None:
+    """When, as an RFC 3339 time, and by whom the field at ``path`` was written last."""
     latest: tuple[str, str] | None = None
     for entry in live.get("metadata", {}).get("managedFields") or ():
         if _owns(entry, path):
             found = (str(entry.get("time", "")), str(entry.get("manager", "unknown")))
             latest = max(latest, found) if latest else found
-    return latest[1] if latest else None
+    return latest
 
 
 def _owns(entry: Manifest, path: tuple[str, ...]) -> bool:

@@ -260,6 +260,8 @@ def _container(spec: LLMTaskPoolSpec, around: Surroundings, *, keyed: bool) -> M
         "name": CONTAINER,
         "image": spec.image or around.image,
         "imagePullPolicy": "IfNotPresent",
+        # The last lines of one that ends with an error are in the pod's status, and then in ours.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "args": [
             "serve",
             *("--host", "0.0.0.0", "--control-host", "0.0.0.0"),  # noqa: S104  the pod's address

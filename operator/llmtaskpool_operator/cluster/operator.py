@@ -17,6 +17,7 @@ from functools import partial
 from llmtaskpool_operator.api.names import KIND
 from llmtaskpool_operator.cluster.api_client import ApiFailure, Fenced, KubernetesApi, connected
 from llmtaskpool_operator.cluster.backend import ClusterAccess
+from llmtaskpool_operator.cluster.children_watch import ChildrenWatch
 from llmtaskpool_operator.cluster.controller import Controller, OperatorIdentity
 from llmtaskpool_operator.cluster.election import Election
 from llmtaskpool_operator.cluster.handlers import watch
@@ -167,14 +168,26 @@ class Operator:
             controller = Controller(access, identity, self.metrics, self._clocks.wall, recorder)
             for key in self.store.pools():
                 self.queue.add(key)
+            children = ChildrenWatch(
+                access.api, self._settings.namespaces, partial(self._child_lost, controller)
+            )
+            watching = asyncio.create_task(children.run())
             try:
                 await self._work(controller)
             finally:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
                 controller.forget_all()
         finally:
             self._leading = False
             self.queue.clear()
             self.metrics.leading(False)
+
+    def _child_lost(self, controller: Controller, key: PoolKey) -> None:
+        body = self.store.pool(key)
+        if body is not None and not body["metadata"].get("deletionTimestamp"):
+            controller.child_lost(key)
+            self.queue.add(key, GATHER_SECONDS)
 
     async def _work(self, controller: Controller) -> None:
         """Give each pool that is due a turn, a number of them at one time, for ever.

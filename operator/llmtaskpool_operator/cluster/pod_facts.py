@@ -1,22 +1,14 @@
-"""What the status of pods and Deployments tells: ready, going, and what is in the way. Pure."""
+"""What the status of pods and Deployments tells: ready, going, lost, rolled out. Pure."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
-from llmtaskpool_operator.autoscaler.observation import Problem
-from llmtaskpool_operator.cluster.manifests import CONTAINER, Manifest
+from llmtaskpool_operator.cluster.manifests import Manifest
 
-_FATAL_WAITS = {
-    "InvalidImageName": "correct the image's name",
-    "ErrImageNeverPull": "load the image onto the node",
-    "CreateContainerConfigError": "make what it names, or correct the name",
-}
-_SLOW_WAITS = {
-    "ImagePullBackOff": "check the image's name and the pull secret",
-    "ErrImagePull": "check the image's name and the pull secret",
-    "CrashLoopBackOff": "read its log: kubectl logs",
-}
+LOST_SECONDS = 10.0
+"""A pod that should have ended so long ago: its node does not tell of it any more."""
 
 
 def name_of(pod: Manifest) -> str:
@@ -42,47 +34,44 @@ def is_over(pod: Manifest) -> bool:
 
 def is_ready(pod: Manifest) -> bool:
     """Kubernetes says that it takes requests."""
-    return _condition(pod, "Ready").get("status") == "True" and not is_going(pod)
+    return condition(pod, "Ready").get("status") == "True" and not is_going(pod)
 
 
-def problems(deployment: Manifest | None, pods: tuple[Manifest, ...]) -> tuple[Problem, ...]:
-    """What keeps the pool from what it should be, the gravest first, one for each reason."""
-    found: dict[str, Problem] = {}
-    if deployment is not None:
-        failure = _condition(deployment, "ReplicaFailure")
-        if failure.get("status") == "True":
-            text = f"pods can't be made: {failure.get('message', '')}"
-            found["PodsRefused"] = Problem("PodsRefused", text, stalled=True)
-        progress = _condition(deployment, "Progressing")
-        if progress.get("reason") == "ProgressDeadlineExceeded":
-            found["RolloutStuck"] = Problem("RolloutStuck", "new pods don't get ready")
-    for pod in pods:
-        problem = _pod_problem(pod)
-        if problem is not None:
-            found.setdefault(problem.reason, problem)
-    return tuple(sorted(found.values(), key=lambda problem: not problem.stalled))
+def is_lost(pod: Manifest, now: float) -> bool:
+    """It was deleted and should be gone, grace and all, but its node has not said so."""
+    ends = seconds(pod["metadata"].get("deletionTimestamp"))
+    return ends is not None and now > ends + LOST_SECONDS
 
 
-def _pod_problem(pod: Manifest) -> Problem | None:
-    if is_going(pod):
+def seconds(time: object) -> float | None:
+    """An RFC 3339 time as seconds since the epoch; None where there is none."""
+    try:
+        return datetime.fromisoformat(str(time)).timestamp()
+    except ValueError:
         return None
-    name = name_of(pod)
-    scheduled = _condition(pod, "PodScheduled")
-    if scheduled.get("reason") == "Unschedulable":
-        return Problem("Unschedulable", f"{name}: {scheduled.get('message', 'no node takes it')}")
-    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
-    for status in statuses:
-        if status.get("name") != CONTAINER:
-            continue
-        waiting: dict[str, Any] = (status.get("state") or {}).get("waiting") or {}
-        reason = str(waiting.get("reason", ""))
-        if reason in _FATAL_WAITS or reason in _SLOW_WAITS:
-            remedy = _FATAL_WAITS.get(reason) or _SLOW_WAITS[reason]
-            why = str(waiting.get("message") or reason)
-            return Problem(reason, f"{name}: {why}: {remedy}", stalled=reason in _FATAL_WAITS)
-    return None
 
 
-def _condition(body: Manifest, kind: str) -> dict[str, Any]:
+def rollout(deployment: Manifest) -> str:
+    """What a change of the Deployment still waits for; empty when all pods are of it."""
+    status, meta = deployment.get("status") or {}, deployment.get("metadata") or {}
+    total, updated = int(status.get("replicas") or 0), int(status.get("updatedReplicas") or 0)
+    if int(status.get("observedGeneration") or 0) < int(meta.get("generation") or 0):
+        return "Kubernetes has not looked at the last change of the Deployment yet"
+    if total > updated:
+        return f"{updated} of {total} pods are as the spec says now: {total - updated} old ones go"
+    return ""
+
+
+def rolls_out(deployment: Manifest | None) -> bool:
+    """Whether pods of a template are started that none of has ever got all ready."""
+    if deployment is None:
+        return False
+    progress = condition(deployment, "Progressing")
+    new = progress.get("reason") not in (None, "NewReplicaSetAvailable")
+    return new or bool(rollout(deployment))
+
+
+def condition(body: Manifest, kind: str) -> dict[str, Any]:
+    """Its condition of that type, empty when it has none."""
     conditions = (body.get("status") or {}).get("conditions") or ()
     return next((one for one in conditions if one.get("type") == kind), {})

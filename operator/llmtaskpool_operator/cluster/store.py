@@ -21,7 +21,7 @@ WATCHED = (KIND, "Deployment", "Pod")
 _POD_METADATA = (
     "name", "namespace", "uid", "resourceVersion", "labels", "annotations", "deletionTimestamp",
 )  # fmt: skip
-_POD_STATUS = ("phase", "podIP", "conditions", "containerStatuses")
+_POD_STATUS = ("phase", "podIP", "conditions", "containerStatuses", "initContainerStatuses")
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from uuid import uuid4
 
 from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, web
+from llmtaskpool_worker.contract import GOOD_REQUEST_ID, REQUEST_ID
 from multidict import CIMultiDict, CIMultiDictProxy
 
 HOP_BY_HOP = frozenset(
@@ -74,11 +76,15 @@ def passed_on(headers: Mapping[str, str]) -> CIMultiDict[str]:
 
 
 class _Unsigned(web.Response):
-    """Without aiohttp's Server field: a client need not know what answers."""
+    """With a request id, without aiohttp's Server field: a client need not know what answers."""
 
     async def _prepare_headers(self) -> None:
         await super()._prepare_headers()
         self.headers.popall("Server", None)
+        given = "" if self._req is None else self._req.headers.get(REQUEST_ID, "")
+        if not GOOD_REQUEST_ID.fullmatch(given):
+            given = f"req_{uuid4().hex}"
+        self.headers[REQUEST_ID] = given
 
 
 class PassedAnswer(web.StreamResponse):

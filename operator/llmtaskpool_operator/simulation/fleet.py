@@ -13,6 +13,7 @@ from heapq import heappop, heappush
 from math import inf, log2
 
 import numpy as np
+from llmtaskpool_worker.scheduling.aged_share import DEFAULT_AGED_SHARE
 from llmtaskpool_worker.scheduling.priority import QueuePolicy
 from llmtaskpool_worker.scheduling.task_queue import TaskQueue, Waiting
 
@@ -37,7 +38,7 @@ class Fleet:
 
     def __init__(
         self, model: PodModel, trace: Trace, *, tpot_slo_seconds: float, queue: QueuePolicy | None,
-        ageing_seconds: float,
+        ageing_seconds: float, aged_share: float = DEFAULT_AGED_SHARE,
     ) -> None:  # fmt: skip
         self.model = model
         self.knee = model.knee(tpot_slo_seconds)
@@ -69,7 +70,7 @@ class Fleet:
         self._first_come = queue is None
         self.queue = TaskQueue(
             load=self._load, max_tasks=n + 1, max_bytes=1, ageing_seconds=ageing_seconds,
-            policy=queue or QueuePolicy.PRIORITY,
+            aged_share=aged_share, policy=queue or QueuePolicy.PRIORITY,
         )  # fmt: skip
         self._head = -1
         self.queued = self.arrived = self.finished = 0

@@ -155,6 +155,7 @@ class _Run:
             model, trace, tpot_slo_seconds=spec.slo.tpot_seconds,
             queue=None if setting.first_come else policy,
             ageing_seconds=inf if setting.first_come else spec.queue.ageing_seconds,
+            aged_share=spec.queue.aged_share,
         )  # fmt: skip
         self._threads = setting.fixed_threads or spec.threads.compute.initial
         lane = thread_policy(spec.threads.compute)

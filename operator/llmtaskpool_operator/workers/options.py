@@ -27,10 +27,13 @@ def environment_of(spec: LLMTaskPoolSpec) -> dict[str, str]:
         "LLMTASKPOOL_IO_THREADS_MAX": str(spec.threads.io.max),
         "LLMTASKPOOL_QUEUE_POLICY": spec.queue.policy,
         "LLMTASKPOOL_AGEING_SECONDS": f"{max(spec.queue.ageing_seconds, 1e-3):g}",
+        "LLMTASKPOOL_AGED_SHARE": f"{spec.queue.aged_share:g}",
         "LLMTASKPOOL_TPOT_SLO_SECONDS": f"{spec.slo.tpot_seconds:g}",
     }
     if spec.auth.cors_origins:
         values["LLMTASKPOOL_CORS_ORIGINS"] = ",".join(spec.auth.cors_origins)
     if spec.queue.timeout_seconds is not None:
         values["LLMTASKPOOL_QUEUE_TIMEOUT_SECONDS"] = f"{spec.queue.timeout_seconds:g}"
+    if spec.queue.task_timeout_seconds is not None:
+        values["LLMTASKPOOL_TASK_QUEUE_TIMEOUT_SECONDS"] = f"{spec.queue.task_timeout_seconds:g}"
     return values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 from aiohttp import web
@@ -83,3 +84,50 @@ def test_who_does_not_lead_writes_nothing():
     _, sent = ask(call, may_write=False)
 
     assert sent == []
+
+
+def watched(lines, status=200):
+    """The events that a watch gave, and the server's view of the request."""
+    asked = []
+
+    async def handler(request):
+        asked.append(dict(request.query) | {"path": request.path, "as": request.headers["Accept"]})
+        if status != 200:
+            return web.json_response({"message": "no"}, status=status)
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        for line in lines:
+            await answer.write(json.dumps(line).encode() + b"\n")
+        return answer
+
+    async def go():
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", handler)
+        async with TestServer(app) as server:
+            configuration = Configuration(host=str(server.make_url("")).rstrip("/"))
+            async with ApiClient(configuration) as client:
+                api = KubernetesApi(client)
+                watch = api.watch("Service", "team", "llmtaskpool.io/pool", "7", 5)
+                return [event async for event in watch]
+
+    return asyncio.run(go()), asked
+
+
+def test_a_watch_asks_for_metadata_since_a_version_and_gives_each_event():
+    event = {"type": "DELETED", "object": {"metadata": {"name": "chat"}}}
+    bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "9"}}}
+    events, [asked] = watched([event, bookmark])
+
+    assert events == [("DELETED", event["object"]), ("BOOKMARK", bookmark["object"])]
+    assert asked["path"] == "/api/v1/namespaces/team/services"
+    assert "PartialObjectMetadata" in asked["as"]
+    assert (asked["watch"], asked["resourceVersion"]) == ("true", "7")
+    assert (asked["labelSelector"], asked["timeoutSeconds"]) == ("llmtaskpool.io/pool", "5")
+
+
+def test_a_watch_of_a_version_too_old_and_one_that_is_forbidden_fail_with_their_code():
+    expired = {"type": "ERROR", "object": {"code": 410, "message": "too old"}}
+    for lines, status, code in (([expired], 200, 410), ([], 403, 403), ([], 410, 410)):
+        with pytest.raises(ApiFailure) as raised:
+            watched(lines, status)
+        assert raised.value.code == code

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fakes.cluster_objects import NAME, NAMESPACE, UID, pod_body, pool_body, worker_state
 from fakes.controller_rig import AT_REST, ODD, SECRET, STATUS, Rig
+from fakes.memory_cluster import KEY
 from llmtaskpool_operator.api.names import KIND
 from llmtaskpool_operator.cluster.api_client import ApiFailure, Fenced
 from llmtaskpool_operator.cluster.controller import (
@@ -123,6 +124,47 @@ def test_children_are_looked_at_when_the_spec_changes_and_every_ten_minutes() ->
     rig.respec(**AT_REST, image="worker:2")
     rig.turn()
     assert rig.api.find("Service", NAMESPACE, NAME) is not None
+
+
+def test_a_child_that_is_said_to_be_gone_comes_back_at_the_next_turn() -> None:
+    rig = Rig(**AT_REST).settled()
+    rig.controller.child_lost(KEY)
+    for _ in range(2):
+        del rig.api.objects["Service", NAMESPACE, NAME]
+        rig.now += 1.5
+        rig.turn()
+    assert rig.api.find("Service", NAMESPACE, NAME) is None  # one word is good for one look
+    rig.controller.child_lost(KEY)
+    rig.now += 1.5
+    rig.turn()
+    assert rig.api.find("Service", NAMESPACE, NAME) is not None
+
+
+def test_who_deletes_a_child_again_and_again_gets_it_back_every_two_seconds_at_most() -> None:
+    rig = Rig(**AT_REST).settled()
+    looks = 0
+    for _ in range(40):
+        rig.controller.child_lost(KEY)
+        rig.now += 0.5
+        rig.turn()
+        looks += bool(rig.api.calls)
+    assert looks == 10
+
+
+def test_a_pod_that_starts_in_silence_makes_the_operator_look_for_what_it_may_miss() -> None:
+    rig = Rig(**AT_REST).settled()
+    token = ("Secret", NAMESPACE, f"{NAME}-llmtaskpool-control")
+    del rig.api.objects[token]
+    placed = {
+        "type": "PodScheduled",
+        "status": "True",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    rig.cluster.pods("b", ready=False, conditions=[placed], podIP="")
+    for _ in range(2):
+        rig.now += 1
+        rig.turn()
+    assert token in rig.api.objects
 
 
 def test_a_deployment_that_somebody_deleted_comes_back_with_what_it_had() -> None:

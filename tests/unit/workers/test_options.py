@@ -28,3 +28,13 @@ def test_without_origins_nothing_is_said_of_them():
 def test_what_is_no_origin_is_refused_in_the_spec(origin):
     with pytest.raises(ValidationError):
         spec(corsOrigins=[origin])
+
+
+def test_the_share_of_the_aged_and_the_patience_of_tasks_reach_the_worker(monkeypatch):
+    said = LLMTaskPoolSpec.model_validate(
+        {"queue": {"agedShare": 0.25, "taskTimeoutSeconds": 7200}}
+    )
+    for name, value in environment_of(said).items():
+        monkeypatch.setenv(name, value)
+    limits = settings.load().pool_limits()
+    assert (limits.aged_share, limits.task_queue_timeout_seconds) == (0.25, 7200)

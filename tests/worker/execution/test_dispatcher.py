@@ -12,10 +12,12 @@ from fakes.letters_engine import POISON, LettersEngine, LetterTokenizer, letters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llmtaskpool_worker.contract import LaneName, Phase
-from llmtaskpool_worker.execution.dispatcher import Dispatcher
+from llmtaskpool_worker.engines.protocol import Loading
+from llmtaskpool_worker.execution.dispatcher import TICK_SECONDS, Dispatcher
 from llmtaskpool_worker.execution.pool import Rejected, StaleGeneration
 from llmtaskpool_worker.kinds.registry import CallContext, HandlerError, Kind, Kinds
 from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits
+from llmtaskpool_worker.scheduling.preemption import Preemption
 from llmtaskpool_worker.scheduling.task import (
     TERMINAL,
     Call,
@@ -128,10 +130,10 @@ def test_the_order_is_that_of_weight_over_load() -> None:
     play(story())
 
 
-def test_a_task_that_waited_the_ageing_bound_goes_before_urgent_ones() -> None:
+def test_a_task_that_waited_the_ageing_bound_has_its_share_before_urgent_ones() -> None:
     async def story() -> None:
         engine, clock = LettersEngine(), Clock()
-        bounds = limits(threads=1, ageing_seconds=60.0)
+        bounds = limits(threads=1, ageing_seconds=60.0, preemption=Preemption(factor=0.0))
         async with running(engine, bounds, clock=clock) as pool:
             engine.hangs = True
             pool.submit(chat("a"))
@@ -196,6 +198,25 @@ def test_waiting_and_running_tasks_can_be_cancelled_and_hold_nothing_afterwards(
             await until(lambda: idle(pool))
             assert pool.state().work.waiting_seconds == pytest.approx(0)
             assert pool.cancel("unknown") is None
+
+    play(story())
+
+
+def test_what_nobody_waits_for_is_not_given_up_with_what_somebody_waits_for() -> None:
+    """Before: of 5,000 bulk tasks 4,203 expired after 600 s."""
+
+    async def story() -> None:
+        engine, clock = LettersEngine(), Clock()
+        async with running(engine, limits(threads=1), clock=clock) as pool:
+            engine.hangs = True
+            pool.submit(chat("a"))
+            waiting = pool.submit(chat("b", attended=True))
+            bulk = pool.submit(chat("c"))
+            clock.now += 601
+            await until(lambda: pool.get(waiting.id).state is TaskState.EXPIRED)
+            assert pool.get(bulk.id).state is TaskState.QUEUED
+            clock.now += 86_400
+            await until(lambda: pool.get(bulk.id).state is TaskState.EXPIRED)
 
     play(story())
 
@@ -266,6 +287,67 @@ def test_an_engine_that_stands_still_is_told_then_killed_and_the_worker_stays_al
             assert engine.deaths == 1
             assert (pool.state().phase, pool.alive()) == (Phase.READY, True)
             assert pool.state().model_problems == {}
+
+    play(story())
+
+
+def test_an_engine_that_stands_still_at_rest_is_told_and_killed_before_anybody_needs_it() -> None:
+    """Before: it showed with the first request, which then waited for its kill and its load."""
+
+    async def story() -> None:
+        engine, clock = LettersEngine(), Clock()
+        bounds = limits(stall_seconds=10.0, stall_kill_seconds=20.0)
+        async with running(engine, bounds, clock=clock) as pool:
+            clock.now += 6
+            await until(lambda: engine.pings == 1 and engine.idle)
+            clock.now += 11
+            assert pool.state().phase is Phase.READY
+            await until(lambda: engine.pings == 2 and engine.idle)
+            engine.hangs = True
+            clock.now += 6
+            await until(lambda: engine.pings == 3)
+            clock.now += 11
+            assert (pool.state().phase, pool.alive()) == (Phase.STARTING, True)
+            problem = pool.state().model_problems["letters"]
+            assert problem.message == "its engine has stood still for 11 s and answers nothing"
+            clock.now += 10
+            await until(lambda: engine.deaths == 1)
+            await until(lambda: pool.state().phase is Phase.READY)
+            assert pool.state().model_problems == {}
+
+    play(story())
+
+
+class SilentLoad(LettersEngine):
+    """Stands still while it loads, until it is killed."""
+
+    async def start(self) -> None:
+        self._events.put_nowait(Loading("loading", 0.5))
+        self._stepping = asyncio.create_task(self._step_for_ever())
+
+
+def test_an_engine_that_is_silent_while_it_loads_is_killed_and_loads_anew() -> None:
+    """Before: the worker said "starting" for ever."""
+
+    async def story() -> None:
+        engine, clock = SilentLoad(), Clock()
+        pool = Dispatcher(
+            engines=[engine], limits=limits(load_silent_seconds=60.0), tokenizers={}, clock=clock
+        )
+        await pool.start()
+        try:
+            await until(lambda: engine.idle)
+            clock.now += 59
+            engine.beat()
+            await until(lambda: engine.idle)
+            clock.now += 59
+            await asyncio.sleep(2 * TICK_SECONDS)
+            assert engine.deaths == 0
+            clock.now += 2
+            await until(lambda: engine.deaths == 1)
+            await until(lambda: pool.state().phase is Phase.READY)
+        finally:
+            await pool.stop(0.0)
 
     play(story())
 

@@ -317,6 +317,23 @@ def test_an_urgent_chat_takes_the_place_of_bulk_which_goes_on_where_it_stood() -
     run(story, engine, preemption=SOON)
 
 
+def test_the_place_that_is_made_is_for_the_urgent_and_not_for_those_who_have_aged() -> None:
+    engine = LettersEngine()
+
+    async def story(pool: Dispatcher, clock: Clock) -> None:
+        pool.set_threads(1, {LaneName.COMPUTE: 1})
+        tasks = [pool.submit(bulk(letter)) for letter in "abc"]
+        await until(lambda: engine.largest_batch == 1)
+        clock.now += 301
+        assert (await pool.wait(pool.submit(urgent("now")).id)).result.text == "now"
+        assert [chr(token) for token in engine.started] == ["a", "n"]
+        assert engine.parkings == 1
+        for task in tasks:
+            assert (await pool.wait(task.id)).state is TaskState.SUCCEEDED
+
+    run(story, engine, preemption=SOON)
+
+
 def test_a_task_makes_way_twice_at_most_and_never_for_its_equals() -> None:
     engine = LettersEngine()
 

@@ -18,6 +18,7 @@ from llmtaskpool_worker.engines.protocol import ModelSpec
 from llmtaskpool_worker.engines.upstream.address import address_of, check_host
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.scheduling import profile
+from llmtaskpool_worker.scheduling.aged_share import DEFAULT_AGED_SHARE
 from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits, ResultLimits
 from llmtaskpool_worker.scheduling.preemption import Preemption
 from llmtaskpool_worker.scheduling.priority import QueuePolicy
@@ -112,10 +113,16 @@ class Settings(BaseSettings):
         QueuePolicy.PRIORITY, description="Order of the queues: priority or newest-first."
     )
     ageing_seconds: Positive = Field(
-        300.0, description="A task that waited this long goes before all that did not."
+        300.0, description="Tasks that waited this long have a share of the thread-seconds."
+    )
+    aged_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        DEFAULT_AGED_SHARE, description="That share; 0: none, 1: they go before all others."
     )
     queue_timeout_seconds: Positive = Field(
-        600.0, description="A task that waited this long is given up."
+        600.0, description="A request that waited this long is given up."
+    )
+    task_queue_timeout_seconds: Positive = Field(
+        86_400.0, description="A task of /v1/tasks that waited this long is given up."
     )
     run_timeout_seconds: Positive = Field(
         3600.0, description="A task that ran this long is stopped."
@@ -300,7 +307,9 @@ class Settings(BaseSettings):
             io=LaneLimits(self.io_threads, max(self.io_threads, self.io_threads_max), **queue),
             policy=self.queue_policy,
             ageing_seconds=self.ageing_seconds,
+            aged_share=self.aged_share,
             queue_timeout_seconds=self.queue_timeout_seconds,
+            task_queue_timeout_seconds=self.task_queue_timeout_seconds,
             run_timeout_seconds=self.run_timeout_seconds,
             max_attempts=self.max_attempts,
             stall_seconds=self.stall_seconds,

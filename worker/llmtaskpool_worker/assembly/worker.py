@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,6 +22,7 @@ from llmtaskpool_worker.assembly.descriptors import CONTROL_CONNECTIONS, connect
 from llmtaskpool_worker.assembly.settings import Settings
 from llmtaskpool_worker.contract import GpuReading, Phase
 from llmtaskpool_worker.disclosure import where_raised
+from llmtaskpool_worker.engines.load_errors import may_pass
 from llmtaskpool_worker.engines.protocol import (
     AdmitForward,
     Engine,
@@ -50,6 +52,9 @@ LoadCodec = Callable[[ModelSpec], Codec]
 
 CLEAN_UP_SECONDS = 5.0
 """After the grace period, engines and connections get so long to end."""
+
+CODEC_RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
+"""What may pass (a file that is away) is tried again after these."""
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -91,14 +96,22 @@ class CataloguedEngine:
     async def events(self) -> AsyncIterator[EngineEvent]:
         """As the engine's; Ready is passed on once the tokenizer is there too."""
         async for happened in self._engine.events():
-            if isinstance(happened, Ready):
-                failure = await self._learn(happened)
-                yield happened if failure is None else failure
+            if not isinstance(happened, Ready):
+                self._tell(happened)
+                yield happened
                 continue
-            self._tell(happened)
-            yield happened
+            waits = chain(CODEC_RETRY_SECONDS, repeat(CODEC_RETRY_SECONDS[-1]))
+            while (failure := await self._learn(happened, next(waits))) is not None:
+                self._tell(failure)
+                yield failure
+                if failure.retrying_in_seconds is None:
+                    break
+                await asyncio.sleep(failure.retrying_in_seconds)
+            else:
+                yield happened
 
-    async def _learn(self, ready: Ready) -> LoadFailed | None:
+    async def _learn(self, ready: Ready, wait: float) -> LoadFailed | None:
+        """What the model can do; else why not, and to be tried again after ``wait`` or never."""
         name = self.spec.name
         if self._model.codec is not None:
             return None  # a restart changes nothing of the text
@@ -110,9 +123,12 @@ class CataloguedEngine:
             log.error(  # noqa: TRY400  a traceback has paths
                 "tokenizer not loaded", extra={"model": name, "error": where_raised(error)}
             )
-            failure = LoadFailed(f"The tokenizer of {name} can't be loaded: check its folder.")
-            self._tell(failure)
-            return failure
+            passes = may_pass(error)
+            return LoadFailed(
+                f"The tokenizer of {name} can't be loaded: check its folder.",
+                may_pass=passes,
+                retrying_in_seconds=wait if passes else None,
+            )
         self._model.context_length = ready.context_length
         self._model.vocab_size = ready.vocab_size
         self._model.dimensions = ready.embedding_dimensions
@@ -131,9 +147,8 @@ class CataloguedEngine:
         try:
             self._model.counter = await asyncio.to_thread(TokenCounter, Path(path))
         except Exception:
-            failure = LoadFailed(f"The option tokenizer of {self.spec.name} is no tokenizer.json.")
-            self._tell(failure)
-            return failure
+            told = f"The option tokenizer of {self.spec.name} names no tokenizer.json."
+            return LoadFailed(told)
         return None
 
     def _tell(self, happened: EngineEvent) -> None:

@@ -17,7 +17,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from llmtaskpool_worker.disclosure import where_raised
@@ -30,6 +31,7 @@ from llmtaskpool_worker.engines.protocol import (
     LoadFailed,
     Loading,
     ModelSpec,
+    Ping,
     Stop,
     ToEngine,
 )
@@ -56,7 +58,8 @@ def main() -> int:
         return 0
     spec = decode_spec(first)
     try:
-        loop = _load(spec, connection)
+        with _signs_of_life(connection):
+            loop = _load(spec, connection)
     except _CanNotLoad as error:
         _send(connection, LoadFailed(str(error), may_pass=error.may_pass))
         return EXIT_CAN_NOT_LOAD
@@ -107,6 +110,9 @@ def _serve(loop: EngineLoop, inbox: queue.SimpleQueue[ToEngine], connection: soc
                 message = inbox.get()
                 if isinstance(message, Stop):
                     return 0
+                if isinstance(message, Ping):
+                    _send(connection, Beat())
+                    continue
                 _send(connection, *loop.accept(message))
             pulse.rest()
             _send(connection, *loop.step())
@@ -131,9 +137,33 @@ def _listen(connection: socket.socket, inbox: queue.SimpleQueue[ToEngine]) -> No
     os._exit(0)  # even in the middle of a step
 
 
+_SENDING = threading.Lock()
+"""While it loads, two threads send."""
+
+
 def _send(connection: socket.socket, *events: FromEngine) -> None:
     if events:
-        connection.sendall(b"".join(framed(event) for event in events))
+        with _SENDING:
+            connection.sendall(b"".join(framed(event) for event in events))
+
+
+@contextmanager
+def _signs_of_life(connection: socket.socket) -> Iterator[None]:
+    """Beat while the model loads: a load may take an hour, and a stopped process looks the same."""
+    loaded = threading.Event()
+
+    def beat() -> None:
+        with suppress(OSError):  # the parent is gone
+            while not loaded.wait(BEAT_SECONDS):
+                _send(connection, Beat())
+
+    beating = threading.Thread(target=beat, daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        loaded.set()
+        beating.join()
 
 
 def set_up_torch(options: Mapping[str, Any]) -> None:

@@ -83,11 +83,15 @@ class Trim(msgspec.Struct, frozen=True, tag="trim"):
     """Give back the memory that no running request needs."""
 
 
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Show that you hear: asked of an engine at rest, and answered by Beat."""
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Leave now; what still runs is lost."""
 
 
-ToEngine = Admit | AdmitEmbedding | Cancel | Park | Resume | SetThreads | Trim | Stop
+ToEngine = Admit | AdmitEmbedding | Cancel | Park | Resume | SetThreads | Trim | Ping | Stop
 
 
 class Loading(msgspec.Struct, frozen=True, tag="loading"):
@@ -172,7 +176,7 @@ class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
 
 
 class Beat(msgspec.Struct, frozen=True, tag="beat"):
-    """A long step moves on: some layer of it has begun. Not sent by short ones."""
+    """A sign of life: each second while it loads, amid a long step, and in answer to Ping."""
 
 
 class Piece(msgspec.Struct, frozen=True, tag="piece"):

@@ -19,8 +19,10 @@ from llmtaskpool_worker.scheduling.task_queue import QueueFullError, Waiting
 
 
 class Acceptance:
-    """Accepts requests into the lanes' queues. ``patience_seconds``: the longest wait by default.
+    """Accepts requests into the lanes' queues.
 
+    ``patience_seconds``: the longest wait by default of a task that its client waits for,
+    ``unattended_seconds`` of one whose result is fetched later.
     ``closed`` says whether the worker drains.
     """
 
@@ -33,11 +35,13 @@ class Acceptance:
         clock: Callable[[], float],
         new_id: Callable[[], str],
         patience_seconds: float,
+        unattended_seconds: float,
         closed: Callable[[], bool],
     ) -> None:
         self._placement, self._ledger, self._cost = placement, ledger, cost
         self._clock, self._new_id = clock, new_id
         self._patience_seconds = patience_seconds
+        self._unattended_seconds = unattended_seconds
         self._closed = closed
 
     def accept(self, request: TaskRequest) -> tuple[TaskView, Lane | None]:
@@ -83,7 +87,8 @@ class Acceptance:
         if self._closed():
             raise Rejected("draining", "this worker is stopping", retry_after_seconds=1.0)
         request, lane = task.request, task.lane
-        patience = request.queue_timeout_seconds or self._patience_seconds
+        usual = self._patience_seconds if request.attended else self._unattended_seconds
+        patience = request.queue_timeout_seconds or usual
         task.waiting = Waiting(
             id=task.id,
             group=request.model or request.kind,

@@ -21,7 +21,7 @@ from llmtaskpool_worker.contract import (
     WorkerState,
 )
 from llmtaskpool_worker.disclosure import where_raised
-from llmtaskpool_worker.engines.protocol import Engine, SetThreads, Trim
+from llmtaskpool_worker.engines.protocol import Engine, Ping, SetThreads, Trim
 from llmtaskpool_worker.execution.acceptance import Acceptance
 from llmtaskpool_worker.execution.capacity import Capacity
 from llmtaskpool_worker.execution.drain import Drain
@@ -127,6 +127,7 @@ class Dispatcher:
             clock=clock,
             new_id=new_id,
             patience_seconds=self.limits.queue_timeout_seconds,
+            unattended_seconds=self.limits.task_queue_timeout_seconds,
             closed=lambda: self._drain.begun,
         )
         self._running = Running(
@@ -161,6 +162,7 @@ class Dispatcher:
     async def start(self) -> None:
         """Start the engines and the loops; returns at once (phase: starting)."""
         for slots in self._slots.values():
+            slots.heard_at = self._clock()
             await slots.engine.start()
             self._loops.append(asyncio.create_task(self._follow(slots)))
         self._loops.append(asyncio.create_task(self._tick()))
@@ -309,9 +311,8 @@ class Dispatcher:
             await asyncio.sleep(TICK_SECONDS)
             now, late = self._clock(), loop.time() - before - TICK_SECONDS
             if late > ASLEEP_SECONDS:
-                # What engines said meanwhile is still to be read: no reason to kill them.
                 for slots in self._slots.values():
-                    slots.progress_at += late
+                    slots.slept(late)
             for lane in self._lanes.values():
                 for task_id in [*lane.running.values()]:
                     task = self._ledger.active.get(task_id)
@@ -334,6 +335,15 @@ class Dispatcher:
                 told = {"model": slots.name, "seconds": seconds, "in_flight": len(slots.in_flight)}
                 log.warning("engine stalled", extra=told)
             slots.stall_told = stalled
+            if slots.is_due(now, self.limits.ping_seconds):
+                slots.asked_at = now
+                slots.engine.send(Ping())
+            silent = slots.silent_for(now)
+            if silent >= self.limits.load_silent_seconds:
+                told = {"model": slots.name, "seconds": round(silent, 1)}
+                log.warning("engine silent while it loads", extra=told)
+                slots.heard_at = now
+                slots.engine.kill()
             if slots.seats is None and slots.stalled_for(now) >= self.limits.stall_kill_seconds:
                 slots.engine.kill()
             idle = slots.idle_since

@@ -63,13 +63,14 @@ class EngineEvents:
 
     def take_in(self, slots: EngineSlots, happened: EngineEvent) -> None:
         """One event of the engine behind ``slots``."""
+        slots.heard_at = self._clock()
         match happened:
             case Step():
                 self._step(slots, happened)
             case Piece() | Answered() | TurnedAway() | ConnectionLost() | Gauges():
                 self.server.take_in(slots, happened)
             case Vector(id=request_id, vector=vector, tokens=tokens):
-                slots.progress_at = self._clock()
+                slots.moved(self._clock())
                 share = slots.shared_until(slots.progress_at)
                 task = self._of(slots, request_id)
                 if task is not None:
@@ -80,7 +81,7 @@ class EngineEvents:
                 if task is not None:
                     self._ledger.commit(task, TaskError(code, message))
             case Beat():
-                slots.progress_at = self._clock()
+                slots.moved(self._clock())
             case Ready():
                 slots.ready, slots.was_ready, slots.trouble = happened, True, None
                 slots.idle_since = self._clock()
@@ -91,16 +92,18 @@ class EngineEvents:
             case LoadFailed(message=message, retrying_in_seconds=None):
                 slots.failure = message
                 self._fail_waiting_for(slots)
-            case LoadFailed(message=message):
+            case LoadFailed(message=message, retrying_in_seconds=wait):
+                slots.heard_at += wait or 0.0
                 slots.trouble = ModelProblem(code="retrying", message=message)
-            case EngineDied(reason=reason):
+            case EngineDied(reason=reason, restarting_in_seconds=wait):
+                slots.heard_at += wait
                 slots.trouble = ModelProblem(code="restarting", message=reason)
                 self._crashed(slots)
 
     def _step(self, slots: EngineSlots, step: Step) -> None:
         """What one step drew: text for its tasks, ends, and what it cost."""
         slots.steps += 1
-        slots.progress_at = self._clock()
+        slots.moved(self._clock())
         slots.kv_used, slots.kv_total = step.kv_tokens_used, step.kv_tokens_total
         own = slots.unhindered.own_seconds(step.decode_batch, step.seconds, step.cpu_seconds)
         if slots.guard is not None and step.decode_batch:
@@ -158,7 +161,7 @@ class EngineEvents:
 
     def _crashed(self, slots: EngineSlots) -> None:
         """The engine died: tell whose output can't be unsaid, suspect the others."""
-        slots.ready = None
+        slots.ready, slots.asked_at = None, None
         active = self._ledger.active
         lost = [active[i] for i in slots.in_flight.values() if i in active]
         lost.sort(key=lambda task: task.waiting.sequence if task.waiting else 0)

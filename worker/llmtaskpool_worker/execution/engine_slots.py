@@ -43,6 +43,10 @@ class EngineSlots:
     suspicion: Suspicion = field(default_factory=lambda: Suspicion(max_attempts=3))
     steps: int = 0
     progress_at: float = 0.0
+    heard_at: float = 0.0
+    """When it last said anything; or, before it starts anew, when that will be."""
+    asked_at: float | None = None
+    """Since when a Ping waits for its answer."""
     idle_since: float | None = None
     kv_used: int = 0
     kv_total: int = 0
@@ -115,7 +119,8 @@ class EngineSlots:
         """A request is on its way to the engine."""
         self.shared_until(now)
         if not self.in_flight:
-            self.progress_at, self.idle_since = now, None
+            self.progress_at = now if self.asked_at is None else self.asked_at
+            self.idle_since = None
         self.in_flight[request_id] = task_id
 
     def shared_until(self, now: float) -> float:
@@ -138,8 +143,30 @@ class EngineSlots:
         return task_id
 
     def stalled_for(self, now: float) -> float:
-        """Seconds without progress while something runs; 0 when idle. Slow is not dead."""
-        return now - self.progress_at if self.in_flight else 0.0
+        """Seconds without progress while something runs, or without an answer. Slow isn't dead."""
+        if self.in_flight:
+            return now - self.progress_at
+        return 0.0 if self.asked_at is None else now - self.asked_at
+
+    def moved(self, now: float) -> None:
+        """It said something that shows that it moves on."""
+        self.progress_at, self.asked_at = now, None
+
+    def is_due(self, now: float, ping_seconds: float) -> bool:
+        """Whether it is at rest, and to be asked for a sign of life."""
+        at_rest = self.ready is not None and not self.in_flight and self.asked_at is None
+        return at_rest and now - self.heard_at >= ping_seconds
+
+    def silent_for(self, now: float) -> float:
+        """Seconds without any sign of life while it loads."""
+        return now - self.heard_at if self.ready is None and self.failure is None else 0.0
+
+    def slept(self, seconds: float) -> None:
+        """We did not listen for so long: what it said meanwhile is still to be read."""
+        self.progress_at += seconds
+        self.heard_at += seconds
+        if self.asked_at is not None:
+            self.asked_at += seconds
 
     def problem(self, now: float, stall_seconds: float) -> ModelProblem | None:
         """Why it takes nothing now; None when it does, or loads for the first time.
@@ -154,8 +181,9 @@ class EngineSlots:
             return self.trouble
         stalled = self.stalled_for(now)
         if stalled >= stall_seconds:
-            message = f"its engine has stood still for {stalled:.0f} s with work to do"
-            if self.seats is not None:
+            doing = "with work to do" if self.in_flight else "and answers nothing"
+            message = f"its engine has stood still for {stalled:.0f} s {doing}"
+            if self.seats is not None and self.in_flight:
                 message = (
                     f"its server has sent no token for {stalled:.0f} s with {len(self.in_flight)} "
                     "requests in flight"

@@ -32,6 +32,7 @@ class Lane:
             max_bytes=self.limits.queue_bytes,
             ageing_seconds=limits.ageing_seconds,
             policy=limits.policy,
+            aged_share=limits.aged_share,
         )
 
     @property

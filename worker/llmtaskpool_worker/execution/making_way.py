@@ -27,7 +27,7 @@ from llmtaskpool_worker.scheduling.task_queue import again
 
 
 class MakingWay:
-    """Looks whether the first in the queue should have the place of one that runs."""
+    """Looks whether the most urgent in the queue should have the place of one that runs."""
 
     def __init__(
         self,
@@ -44,10 +44,10 @@ class MakingWay:
         """The run that was asked to make way and goes on still: one at a time."""
 
     def look(self) -> None:
-        """Ask one running task to make way when the first in the queue is that urgent."""
+        """Ask one running task to make way when one in the queue is that urgent."""
         if self._asked in self._lane.running:
             return
-        waiting = self._lane.queue.first(self._clock(), lambda name: name in self._slots)
+        waiting = self._lane.queue.most_urgent(lambda name: name in self._slots)
         if waiting is None or waiting.group is None:
             return
         slots = self._slots[waiting.group]
@@ -61,6 +61,7 @@ class MakingWay:
         if asked is not None:
             self._asked = self._ledger.active[asked].request_id
             slots.engine.send(Park(self._asked))
+            self._lane.queue.pass_aged(waiting)
 
     def parked(self, task: ActiveTask) -> None:
         """The engine has put a task aside: it waits for a thread again."""

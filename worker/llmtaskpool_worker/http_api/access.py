@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable
-from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmtaskpool_worker.contract import CONTROL_STATE, OPEN_ROUTES
+from llmtaskpool_worker.contract import CONTROL_STATE, OPEN_ROUTES, REQUEST_ID
 from llmtaskpool_worker.disclosure import where_raised
-from llmtaskpool_worker.http_api.errors import ApiError
+from llmtaskpool_worker.http_api.errors import ApiError, request_id
 from llmtaskpool_worker.http_api.sse import ClientLeft
 
-REQUEST_ID = "x-request-id"
-_GOOD_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _CLIENT_LEFT = 499
 """nginx's status for a client that left: nothing was sent, only the log has it."""
 
@@ -41,7 +37,7 @@ class Access:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        request_id = request_id_of(Headers(scope=scope))
+        own_id = request_id(Headers(scope=scope).get(REQUEST_ID, ""))
         status = 0
         began = time.monotonic()
 
@@ -50,7 +46,7 @@ class Access:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers[REQUEST_ID] = request_id
+                headers[REQUEST_ID] = own_id
                 if self._leaving():
                     headers["connection"] = "close"  # the next request goes to another worker
             await send(message)
@@ -62,7 +58,7 @@ class Access:
         except Exception as error:
             # Not log.exception: a traceback and its message may hold a client's words.
             log.error(  # noqa: TRY400
-                "request failed", extra={"request_id": request_id, "error": where_raised(error)}
+                "request failed", extra={"request_id": own_id, "error": where_raised(error)}
             )
             if status:  # half an answer is out: only cutting it off tells that it is not whole
                 raise _CutOff from None
@@ -74,19 +70,13 @@ class Access:
                 logging.DEBUG if polled else logging.INFO,
                 "request",
                 extra={
-                    "request_id": request_id,
+                    "request_id": own_id,
                     "method": scope["method"],
                     "route": getattr(route, "path", "-"),
                     "status": status,
                     "seconds": round(time.monotonic() - began, 4),
                 },
             )
-
-
-def request_id_of(headers: Headers) -> str:
-    """The request's own id when it is a good one, else a new one."""
-    given = headers.get(REQUEST_ID, "")
-    return given if _GOOD_ID.fullmatch(given) else f"req_{uuid4().hex}"
 
 
 class _CutOff(Exception):

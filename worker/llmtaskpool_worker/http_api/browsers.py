@@ -9,8 +9,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from llmtaskpool_worker.http_api.access import REQUEST_ID, request_id_of
-from llmtaskpool_worker.http_api.errors import ApiError
+from llmtaskpool_worker.contract import REQUEST_ID
+from llmtaskpool_worker.http_api.errors import ApiError, request_id
 
 EXPOSED = (REQUEST_ID, "retry-after", "location")
 """Headers of an answer that scripts may read."""
@@ -49,5 +49,5 @@ class Cors(CORSMiddleware):
                 code="origin_not_allowed",
             ).response()
             response.headers["vary"] = vary
-        response.headers[REQUEST_ID] = request_id_of(request_headers)
+        response.headers[REQUEST_ID] = request_id(request_headers.get(REQUEST_ID, ""))
         return response

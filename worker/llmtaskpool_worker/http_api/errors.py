@@ -12,11 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
+from uuid import uuid4
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from llmtaskpool_worker.contract import GOOD_REQUEST_ID, REQUEST_ID
 from llmtaskpool_worker.disclosure import shown
 from llmtaskpool_worker.execution.pool import Rejected, Unsuccessful
 from llmtaskpool_worker.scheduling.task import TaskError, TaskState, TaskView
@@ -55,6 +57,11 @@ _FAILED_STATUS = {
     "upstream_unauthorized": 502,
     "upstream_failed": 502,
 }
+
+
+def request_id(given: str = "") -> str:
+    """The client's own id when it is a good one, else a new one."""
+    return given if GOOD_REQUEST_ID.fullmatch(given) else f"req_{uuid4().hex}"
 
 
 class ApiError(Exception):
@@ -106,8 +113,12 @@ class ApiError(Exception):
         return JSONResponse(self.body(), status_code=self.status, headers=self.headers())
 
     def as_http(self) -> bytes:
-        """The whole answer as HTTP/1.1, for a connection that is refused before it is routed."""
+        """The whole answer as HTTP/1.1, for a connection that is refused before it is routed.
+
+        Its request id is a new one: what the client sent may be unreadable.
+        """
         response = self.response()
+        response.headers[REQUEST_ID] = request_id()
         phrase = HTTPStatus(self.status).phrase
         lines = [f"HTTP/1.1 {self.status} {phrase}".encode("ascii")]
         lines += [name + b": " + value for name, value in response.raw_headers]

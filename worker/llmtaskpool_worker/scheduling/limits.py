@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llmtaskpool_worker.contract import LaneName
+from llmtaskpool_worker.scheduling.aged_share import DEFAULT_AGED_SHARE
 from llmtaskpool_worker.scheduling.preemption import Preemption
 from llmtaskpool_worker.scheduling.priority import QueuePolicy
 
@@ -44,10 +45,14 @@ class ResultLimits:
 class Limits:
     """All bounds of one worker.
 
-    ``ageing_seconds`` is the ageing bound of priority.py. The clocks of an engine that stands
+    ``ageing_seconds`` and ``aged_share`` are those of aged_share.py. ``queue_timeout_seconds``
+    bounds the wait of a task whose client waits with it, ``task_queue_timeout_seconds`` that of
+    one whose result is fetched later. The clocks of an engine that stands
     still while work runs: after ``stall_seconds`` it is told and the worker is unready, after
     ``stall_kill_seconds`` the engine is killed and starts anew, and only after ``dead_seconds``,
-    when the kill has not helped, is the worker not alive and may be ended as a whole.
+    when the kill has not helped, is the worker not alive and may be ended as a whole. An engine at
+    rest is asked for a sign of life each ``ping_seconds``, and the same clocks run until it comes;
+    one that loads gives them by itself, and is killed after ``load_silent_seconds`` without any.
     ``tpot_slo_seconds`` is the time per output token that the latency guard protects; None: the
     memory of the engine alone bounds N.
     """
@@ -56,11 +61,15 @@ class Limits:
     io: LaneLimits = LaneLimits(threads=32, threads_max=1024)
     policy: QueuePolicy = QueuePolicy.PRIORITY
     ageing_seconds: float = 300.0
+    aged_share: float = DEFAULT_AGED_SHARE
     queue_timeout_seconds: float = 600.0
+    task_queue_timeout_seconds: float = 86_400.0
     run_timeout_seconds: float = 3600.0
     max_attempts: int = 3
     stall_seconds: float = 10.0
     stall_kill_seconds: float = 30.0
+    ping_seconds: float = 5.0
+    load_silent_seconds: float = 120.0
     trim_idle_seconds: float = 30.0
     tpot_slo_seconds: float | None = None
     preemption: Preemption = field(default_factory=Preemption)

@@ -17,8 +17,8 @@ SMALLEST_LOAD_SECONDS = 1e-6
 class QueuePolicy(StrEnum):
     """The order of a queue.
 
-    PRIORITY: falling P, ties by arrival; a task that has waited ``ageing_seconds`` goes before
-    all that have not, in order of arrival among those.
+    PRIORITY: falling P, ties by arrival; those that have waited ``ageing_seconds`` get a share of
+    the thread-seconds, the oldest first (aged_share.py).
 
     NEWEST_FIRST: as PRIORITY until the oldest has waited ``ageing_seconds``; from then on (an
     overloaded queue, where the oldest have missed their time anyway) the newest goes first.
@@ -40,5 +40,5 @@ def order(weights: Sequence[float], loads_seconds: Sequence[float]) -> list[int]
 
 
 def aged(arrived_at: float, now: float, ageing_seconds: float) -> bool:
-    """Whether a task has waited its bound, so that no later, more urgent one may pass it."""
+    """Whether a task has waited its bound, and has a part in the share of the aged."""
     return now - arrived_at >= ageing_seconds

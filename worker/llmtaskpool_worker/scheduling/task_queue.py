@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush
 from math import inf
 
+from llmtaskpool_worker.scheduling.aged_share import DEFAULT_AGED_SHARE, AgedShare
 from llmtaskpool_worker.scheduling.priority import QueuePolicy, aged, priority
 
 
@@ -101,10 +102,12 @@ class TaskQueue:
         max_bytes: int,
         ageing_seconds: float,
         policy: QueuePolicy = QueuePolicy.PRIORITY,
+        aged_share: float = DEFAULT_AGED_SHARE,
     ) -> None:
         self._load = load
         self.max_tasks, self.max_bytes = max_tasks, max_bytes
         self.ageing_seconds, self.policy = ageing_seconds, policy
+        self._aged = AgedShare(aged_share)
         self.bytes = 0
         self._sequence = 0
         self._items: dict[str, Waiting] = {}
@@ -166,14 +169,31 @@ class TaskQueue:
     def take(self, now: float, eligible: Callable[[str | None], bool]) -> Waiting | None:
         """Take the task that goes next among groups that are eligible; None if there is none."""
         groups = [group for name, group in self._groups.items() if eligible(name)]
-        item = self._next(groups, now)
-        if item is not None:
-            self._remove(item)
+        oldest = _oldest(groups)
+        if oldest is None:
+            return None
+        best = self._best(groups)
+        item = best
+        if aged(oldest.arrived_at, now, self.ageing_seconds):
+            if self.policy is QueuePolicy.NEWEST_FIRST:
+                item = _newest(groups)
+            elif self._aged.is_due():
+                item = oldest
+            for_its_age = item is oldest and item is not best
+            self._aged.started(self._load(item.cost_class), for_its_age=for_its_age)
+        elif not aged(self.oldest_arrival() or now, now, self.ageing_seconds):
+            self._aged.nobody_waits_long()
+        self._remove(item)
         return item
 
-    def first(self, now: float, eligible: Callable[[str | None], bool]) -> Waiting | None:
-        """The task that ``take`` would take; it stays."""
-        return self._next([group for name, group in self._groups.items() if eligible(name)], now)
+    def most_urgent(self, eligible: Callable[[str | None], bool]) -> Waiting | None:
+        """The task with the highest P among eligible groups, whatever its age; it stays."""
+        groups = [group for name, group in self._groups.items() if eligible(name)]
+        return self._best(groups) if groups else None
+
+    def pass_aged(self, item: Waiting) -> None:
+        """The next free thread is made for this one: the aged have their turn after it."""
+        self._aged.pass_for(self._load(item.cost_class))
 
     def cancel(self, task_id: str) -> Waiting | None:
         """Take a task out, whatever its place; None when it doesn't wait."""
@@ -200,12 +220,8 @@ class TaskQueue:
         oldest = _oldest(self._groups.values())
         return None if oldest is None else oldest.arrived_at
 
-    def _next(self, groups: Collection[_Group], now: float) -> Waiting | None:
-        oldest = _oldest(groups)
-        if oldest is None:
-            return None
-        if aged(oldest.arrived_at, now, self.ageing_seconds):
-            return _newest(groups) if self.policy is QueuePolicy.NEWEST_FIRST else oldest
+    def _best(self, groups: Collection[_Group]) -> Waiting:
+        """Of groups that aren't empty; falling P, ties by arrival."""
         best: Waiting | None = None
         best_key = (inf, 0)
         for group in groups:
@@ -216,6 +232,7 @@ class TaskQueue:
                 key = (-priority(top.weight, self._load(cost_class)), top.sequence)
                 if best is None or key < best_key:
                     best, best_key = top, key
+        assert best is not None  # noqa: S101  a group is there as long as somebody waits in it
         return best
 
     def _remove(self, item: Waiting) -> None:
@@ -239,6 +256,6 @@ def _oldest(groups: Collection[_Group]) -> Waiting | None:
     return min(firsts, key=lambda item: item.sequence, default=None)
 
 
-def _newest(groups: Collection[_Group]) -> Waiting | None:
+def _newest(groups: Collection[_Group]) -> Waiting:
     lasts = [next(reversed(group.by_arrival.values())) for group in groups]
-    return max(lasts, key=lambda item: item.sequence, default=None)
+    return max(lasts, key=lambda item: item.sequence)

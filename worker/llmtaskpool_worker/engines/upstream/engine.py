@@ -18,6 +18,7 @@ from llmtaskpool_worker.engines.protocol import (
     AdmitEmbedding,
     AdmitForward,
     Answered,
+    Beat,
     Cancel,
     ConnectionLost,
     EngineDied,
@@ -25,6 +26,7 @@ from llmtaskpool_worker.engines.protocol import (
     LoadFailed,
     Loading,
     ModelSpec,
+    Ping,
     RequestFailed,
     SetThreads,
     Step,
@@ -104,6 +106,8 @@ class UpstreamEngine:
                 self._tell(RequestFailed(request_id, "wrong_model", told))
             case Cancel(id=request_id):
                 self._cancel(request_id)
+            case Ping():
+                self._tell(Beat())  # whether the server answers is looked after here
             case SetThreads(n=n):
                 self._threads = n
                 self._fill()
@@ -242,6 +246,7 @@ class UpstreamEngine:
                 if why != told and (known or self._clock() - began >= PATIENCE_SECONDS):
                     told = why
                     self._tell(LoadFailed(why, may_pass=True, retrying_in_seconds=delay))
+                self._tell(Beat())
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, LONGEST_BACKOFF_SECONDS)
             else:
