@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from fakes.letters_engine import LettersEngine
+from fakes.llama_server import llama_serving
 from fakes.vllm_stub import VllmStub, stub_serving
 from llmtaskpool_worker.engines.process import EngineProcess
 from llmtaskpool_worker.engines.protocol import (
@@ -74,7 +75,9 @@ class Told:
                 self.ends += event.finished
             case Piece(id=id_, choice=choice):
                 self._note_piece(id_, choice)
-            case Answered(id=id_, reason=reason):
+            case Answered(id=id_, reason=reason, usage=usage):
+                if usage is not None:  # a letter of several tokens comes in one piece
+                    self.tokens[id_] = [0] * usage["completion_tokens"]
                 self.ends.append(Finished(id_, reason))
                 self.batches.append(set())
             case Gauges():
@@ -90,7 +93,9 @@ class Told:
         """A server's batch is what it said between two words of one stream."""
         if id_ in {one.id for one in self.ends}:
             self.late.append(id_)
-        self.tokens.setdefault(id_, []).append(ord(choice["text"]))
+        if not choice["text"]:
+            return
+        self.tokens.setdefault(id_, []).append(0)
         if not self.batches or id_ in self.batches[-1]:
             self.batches.append(set())
         self.batches[-1].add(id_)
@@ -151,11 +156,16 @@ def long_context(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
     return folder
 
 
-@pytest.fixture(scope="module", params=["process", "letters", "server"])
+@pytest.fixture(scope="module", params=["process", "letters", "vllm stub", "llama.cpp"])
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
-    if request.param == "server":
-        with stub_serving(VllmStub()) as stub:
-            spec = ModelSpec("stub", f"openai:{stub.url}")
+    if request.param in ("vllm stub", "llama.cpp"):
+        serving = (
+            stub_serving(VllmStub())
+            if request.param == "vllm stub"
+            else llama_serving(slots=8, context=8 * (2 * LONG + 256))
+        )
+        with serving as server:
+            spec = ModelSpec("served", f"openai:{server.url}")
             yield lambda: UpstreamEngine(spec, address_of(spec.source))
         return
     if request.param == "letters":

@@ -147,9 +147,8 @@ class CataloguedEngine:
         try:
             self._model.counter = await asyncio.to_thread(TokenCounter, Path(path))
         except Exception:
-            failure = LoadFailed(f"The option tokenizer of {self.spec.name} is no tokenizer.json.")
-            self._tell(failure)
-            return failure
+            told = f"The option tokenizer of {self.spec.name} names no tokenizer.json."
+            return LoadFailed(told)
         return None
 
     def _tell(self, happened: EngineEvent) -> None:

@@ -186,7 +186,7 @@ class EngineSlots:
         if stalled >= stall_seconds:
             doing = "with work to do" if self.in_flight else "and answers nothing"
             message = f"its engine has stood still for {stalled:.0f} s {doing}"
-            if self.seats is not None:
+            if self.seats is not None and self.in_flight:
                 message = (
                     f"its server has sent no token for {stalled:.0f} s with {len(self.in_flight)} "
                     "requests in flight"

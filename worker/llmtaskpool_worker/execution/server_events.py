@@ -37,20 +37,20 @@ class ServerEvents:
         """One event of the server behind ``slots``."""
         match happened:
             case Piece(id=request_id, choice=choice):
-                slots.progress_at = self._clock()
+                slots.moved(self._clock())
                 task = self._ledger.active.get(slots.in_flight.get(request_id, ""))
                 if task is not None and task.forwarded is not None:
                     self._took(slots)
                     self._ledger.publish(task, task.forwarded.push(choice))
             case Answered(id=request_id, reason=reason):
-                slots.progress_at = self._clock()
-                share = slots.shared_until(slots.progress_at)
+                slots.moved(self._clock())
+                share = slots.shared_until(self._clock())
                 task = self._of(slots, request_id)
                 if task is not None and reason != "cancelled":
                     self._took(slots)
                     self._answered(task, happened, share - task.share_began)
             case TurnedAway(id=request_id, retry_after_seconds=seconds):
-                slots.progress_at = self._clock()  # it answers
+                slots.moved(self._clock())
                 task = self._of(slots, request_id)
                 if slots.seats is not None:
                     slots.seats.refused(len(slots.in_flight), seconds, self._clock())

@@ -246,6 +246,7 @@ class UpstreamEngine:
                 if why != told and (known or self._clock() - began >= PATIENCE_SECONDS):
                     told = why
                     self._tell(LoadFailed(why, may_pass=True, retrying_in_seconds=delay))
+                self._tell(Beat())
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, LONGEST_BACKOFF_SECONDS)
             else:
