@@ -1,7 +1,7 @@
-"""What a caller may rely on of any Engine (protocol.Engine), asserted of the real one and the fake.
+"""What a caller may rely on of any Engine (protocol.Engine), asserted of the real ones and a fake.
 
 The task pool's tests run over LettersEngine: what they show holds of EngineProcess as far as both
-keep these promises.
+keep these promises. A server's engine keeps them with requests in place of token ids.
 """
 
 from __future__ import annotations
@@ -17,24 +17,32 @@ from typing import Any
 
 import pytest
 from fakes.letters_engine import LettersEngine
+from fakes.llama_server import llama_serving
+from fakes.vllm_stub import VllmStub, stub_serving
 from llmtaskpool_worker.engines.process import EngineProcess
 from llmtaskpool_worker.engines.protocol import (
     Admit,
     AdmitEmbedding,
+    AdmitForward,
+    Answered,
     Beat,
     Cancel,
     Engine,
     EngineDied,
     EngineEvent,
     Finished,
+    Gauges,
     Loading,
     ModelSpec,
+    Piece,
     Ping,
     Ready,
     RequestFailed,
     SetThreads,
     Step,
 )
+from llmtaskpool_worker.engines.upstream.address import address_of
+from llmtaskpool_worker.engines.upstream.engine import UpstreamEngine
 
 LONG = 2000
 """Output tokens of a request that no test waits for."""
@@ -54,6 +62,7 @@ class Told:
     """Ids of tokens that came after their request had ended."""
     batches: list[set[int]] = field(default_factory=list)
     others: list[EngineEvent] = field(default_factory=list)
+    beats: int = 0
 
     def note(self, event: EngineEvent) -> None:
         match event:
@@ -64,10 +73,32 @@ class Told:
                     self.tokens.setdefault(token.id, []).append(token.token)
                 self.batches.append({token.id for token in event.tokens})
                 self.ends += event.finished
+            case Piece(id=id_, choice=choice):
+                self._note_piece(id_, choice)
+            case Answered(id=id_, reason=reason, usage=usage):
+                if usage is not None:  # a letter of several tokens comes in one piece
+                    self.tokens[id_] = [0] * usage["completion_tokens"]
+                self.ends.append(Finished(id_, reason))
+                self.batches.append(set())
+            case Gauges():
+                pass
             case RequestFailed():
                 self.failed[event.id] = event.code
+            case Beat():  # it may come at any time
+                self.beats += 1
             case _:
                 self.others.append(event)
+
+    def _note_piece(self, id_: int, choice: dict[str, Any]) -> None:
+        """A server's batch is what it said between two words of one stream."""
+        if id_ in {one.id for one in self.ends}:
+            self.late.append(id_)
+        if not choice["text"]:
+            return
+        self.tokens.setdefault(id_, []).append(0)
+        if not self.batches or id_ in self.batches[-1]:
+            self.batches.append(set())
+        self.batches[-1].add(id_)
 
     def reasons(self) -> dict[int, str]:
         return {one.id: one.reason for one in self.ends}
@@ -88,6 +119,10 @@ class Caller:
     def submit(self, tokens: int, *, request_id: int | None = None) -> int:
         """Ask for so many tokens. The fake repeats the prompt, so it is as long."""
         number = next(self.ids) if request_id is None else request_id
+        if self.engine.spec.forwards:
+            body = {"prompt": "a" * tokens, "max_tokens": tokens, "ignore_eos": True}
+            self.engine.send(AdmitForward(number, "completions", json.dumps(body).encode()))
+            return number
         prompt = [2 + place % 90 for place in range(tokens)]
         self.engine.send(Admit(number, prompt, tokens, ignore_eos=True))
         return number
@@ -121,12 +156,24 @@ def long_context(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
     return folder
 
 
-@pytest.fixture(scope="module", params=["process", "letters"])
-def make(request: pytest.FixtureRequest, long_context: Path) -> Make:
+@pytest.fixture(scope="module", params=["process", "letters", "vllm stub", "llama.cpp"])
+def make(request: pytest.FixtureRequest) -> Iterator[Make]:
+    if request.param in ("vllm stub", "llama.cpp"):
+        serving = (
+            stub_serving(VllmStub())
+            if request.param == "vllm stub"
+            else llama_serving(slots=8, context=8 * (2 * LONG + 256))
+        )
+        with serving as server:
+            spec = ModelSpec("served", f"openai:{server.url}")
+            yield lambda: UpstreamEngine(spec, address_of(spec.source))
+        return
     if request.param == "letters":
-        return LettersEngine
+        yield LettersEngine
+        return
+    long_context = request.getfixturevalue("long_context")
     spec = ModelSpec("tiny", str(long_context), options={"torch_threads": 1})
-    return lambda: EngineProcess(spec, jitter=lambda: 0.0)
+    yield lambda: EngineProcess(spec, jitter=lambda: 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +213,7 @@ def test_a_request_gives_its_tokens_one_by_one_and_then_one_reason(play: Play) -
 def test_a_ping_is_answered_by_a_beat_at_rest(play: Play) -> None:
     async def story(caller: Caller) -> None:
         caller.engine.send(Ping())
-        await caller.until(lambda told: any(isinstance(one, Beat) for one in told.others))
+        await caller.until(lambda told: told.beats > 0)
 
     play(story)
 

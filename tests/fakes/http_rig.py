@@ -175,7 +175,7 @@ def serving_engines(*engines: Engine, codec: LetterCodec | None = None, **chosen
     """A Rig over the real Dispatcher with these engines, wired as the worker wires its own."""
     by_name = {engine.spec.name: engine for engine in engines}
     texts = tuple(
-        f"{e.spec.name}=nowhere,task={e.spec.task}"
+        f"{e.spec.name}={e.spec.source},task={e.spec.task}"
         + "".join(f",alias={alias}" for alias in e.spec.aliases)
         + "".join(f",{name}={value}" for name, value in e.spec.options.items())
         for e in engines

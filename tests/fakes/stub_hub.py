@@ -91,7 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(401, {"error": "x"}, {"X-Error-Code": "GatedRepo"} if hub.gated else {})
             return
         api = path.startswith("/api/")
-        asks = api or self.command == "GET"  # a fault of files is for a download
+        # A fault of files is for a download of the weights: files come side by side.
+        asks = api or (self.command == "GET" and path.endswith(".safetensors"))
         fault = hub.next_fault(hub.info_faults if api else hub.file_faults) if asks else None
         if isinstance(fault, int):
             headers = {"X-Error-Code": "RevisionNotFound"} if fault == 404 else {}

@@ -135,6 +135,22 @@ class ModelProblem(_Message):
     message: str
 
 
+class UpstreamState(_Message):
+    """The server behind a model: our own counts, and what its metrics page says, if it does.
+
+    ``limit`` is the most requests that are in flight now; ``turned_away_total`` those that it
+    answered with 429 or 503, which wait again.
+    """
+
+    in_flight: Count
+    limit: Count
+    turned_away_total: Count = 0
+    running: Seconds | None = None
+    waiting: Seconds | None = None
+    cache_usage: Seconds | None = None
+    preemptions_total: Seconds | None = None
+
+
 class WorkerState(_Message):
     """The answer of ``GET /control/v1/state``: all that the operator reads from a worker."""
 
@@ -159,6 +175,8 @@ class WorkerState(_Message):
     """Where models that are loaded run, by their names: "cpu", or a kind of accelerator."""
     model_problems: dict[str, ModelProblem] = {}
     """What is wrong with models now, by their names; one that loads for the first time is not."""
+    upstreams: dict[str, UpstreamState] = {}
+    """The servers behind models, by the models' names."""
 
 
 class ThreadsRequest(_Message):

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, field_validator
 
 from llmtaskpool_operator.api.cache import Cache
 from llmtaskpool_operator.api.environment import EnvFrom, EnvVar
-from llmtaskpool_operator.api.labels import Annotations, Labels, OwnLabels
+from llmtaskpool_operator.api.labels import Annotations, LabelKey, Labels, OwnLabels
 from llmtaskpool_operator.api.models import Model, SecretKey
 from llmtaskpool_operator.api.names import DNS_1035, NAME_MAX
 from llmtaskpool_operator.api.placement import ATOMIC, Affinity, Toleration, TopologySpread
@@ -33,6 +33,7 @@ from llmtaskpool_operator.api.service import Service
 from llmtaskpool_operator.api.status import LLMTaskPoolStatus
 from llmtaskpool_operator.api.threads import Threads
 
+OWN_LABELS = ("llmtaskpool.io/", "app.kubernetes.io/")
 ORIGIN = r"^(\*|https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?)$"
 """Of a web page, as a browser tells it."""
 
@@ -139,6 +140,13 @@ class LLMTaskPoolSpec(Wire):
     """How pods are replaced when the spec changes."""
     disruption_budget: DisruptionBudget = Field(default_factory=DisruptionBudget)
     """How many pods a drain of nodes may take at once."""
+    propagate_labels: Annotated[
+        list[LabelKey],
+        Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = Field(default_factory=list)
+    """Keys of labels of the pool that its Deployment and its pods get too, such as
+    `kueue.x-k8s.io/queue-name` or `cost-center`; those that it has not are left out. A change of
+    such a label is a rollout. Keys of ours are refused: pods are found by them."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -154,6 +162,14 @@ class LLMTaskPoolSpec(Wire):
             "models",
             "an alias is the name or alias of another model: give every model names of its own",
             lambda s: _names_are_clear(s.models),
+        ),
+        Rule(
+            "!has(self.propagateLabels) || self.propagateLabels.all(k, "
+            "!k.startsWith('llmtaskpool.io/') && !k.startsWith('app.kubernetes.io/'))",
+            "propagateLabels",
+            "propagateLabels names a label of llmtaskpool.io/ or app.kubernetes.io/, which the "
+            "operator sets itself: give the label another key",
+            lambda s: not any(key.startswith(OWN_LABELS) for key in s.propagate_labels),
         ),
     )
 
@@ -187,7 +203,7 @@ class ObjectMeta(Wire):
     uid: str = ""
     """Its identity, given by the API server."""
     labels: dict[str, str] = Field(default_factory=dict)
-    """Labels of the object; they change nothing here."""
+    """Labels of the object; `spec.propagateLabels` says which of them reach pods."""
 
 
 class LLMTaskPool(Wire):

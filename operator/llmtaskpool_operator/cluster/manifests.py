@@ -33,15 +33,20 @@ __all__ = [
     "CONTAINER",
     "DATA",
     "DELETION_COST",
+    "OPERATOR",
     "POOL_LABEL",
     "Manifest",
     "Surroundings",
     "children",
     "deployment",
+    "left_behind",
+    "propagated",
     "selector",
     "selector_labels",
 ]
 
+OPERATOR = f"{GROUP}/operator"
+"""Annotation of the token's Secret: whose pool it is."""
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 APPLIED = f"{GROUP}/applied"
 """Annotation of children: a mark of what was applied."""
@@ -53,28 +58,29 @@ STUCK_AFTER_SECONDS = 60
 class Surroundings:
     """What children need beside the pool's spec.
 
-    ``control_token`` is for the workers' control port; ``namespace`` is the operator's own;
-    ``workers`` are the defaults of the cluster.
+    ``control_token`` is for the workers' control port; ``namespace`` is the operator's own, and
+    ``operator`` is NAMESPACE/LEASE of it; ``workers`` are the defaults of the cluster.
     """
 
     image: str
     control_token: str
     namespace: str
+    operator: str = "llmtaskpool-system/llmtaskpool-operator"
     workers: WorkerDefaults = field(default_factory=WorkerDefaults)
 
 
 def children(pool: LLMTaskPool, around: Surroundings) -> tuple[Manifest, ...]:
     """All children but the Deployment, in the order in which they should be made."""
     made = [
-        _token(pool, around),
+        _token(pool, around),  # the first: with it goes the claim to the pool
         _network_policy(pool, around),
         _service(pool),
         _disruption_budget(pool),
     ]
     if pool.spec.service_account.name is None:
-        made.insert(0, _service_account(pool))
+        made.insert(1, _service_account(pool))
     if pool.spec.cache.claim_template is not None:
-        made.insert(0, _claim(pool))
+        made.insert(1, _claim(pool))
     return tuple(one if one["kind"] == "Secret" else _stamped(one) for one in made)
 
 
@@ -84,15 +90,17 @@ def deployment(pool: LLMTaskPool, around: Surroundings, replicas: int) -> Manife
     By default a rollout starts a new pod before an old one goes, and an old one drains before it
     ends.
     """
-    name, rollout = pool.metadata.name, pool.spec.rollout
+    name, rollout, passed = pool.metadata.name, pool.spec.rollout, propagated(pool)
     spec = with_defaults(pool.spec, around.workers)
-    meta: Manifest = {"labels": spec.pod_labels | labels(name)}
+    whole = metadata(pool, name)
+    whole["labels"] = passed | whole["labels"]
+    meta: Manifest = {"labels": spec.pod_labels | passed | labels(name)}
     if spec.pod_annotations:
         meta["annotations"] = dict(spec.pod_annotations)
     made = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": metadata(pool, name),
+        "metadata": whole,
         "spec": {
             "revisionHistoryLimit": 3,
             "progressDeadlineSeconds": rollout.start_seconds + STUCK_AFTER_SECONDS,
@@ -126,6 +134,22 @@ def _stamped(wanted: Manifest) -> Manifest:
     meta = wanted["metadata"]
     meta["annotations"] = meta.get("annotations", {}) | {APPLIED: mark}
     return wanted
+
+
+def propagated(pool: LLMTaskPool) -> dict[str, str]:
+    """Labels of the pool that its pods get too."""
+    given = pool.metadata.labels
+    return {key: given[key] for key in pool.spec.propagate_labels if key in given}
+
+
+def left_behind(live: Manifest, name: str) -> bool:
+    """Whether an object is a child of a pool of that name which went and left it (orphan).
+
+    Provably: it has our labels with the pool's name, and no owner any more.
+    """
+    meta = live.get("metadata") or {}
+    given = meta.get("labels") or {}
+    return not meta.get("ownerReferences") and labels(name).items() <= given.items()
 
 
 def _claim(pool: LLMTaskPool) -> Manifest:
@@ -162,7 +186,7 @@ def _token(pool: LLMTaskPool, around: Surroundings) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": metadata(pool, token_name(pool)),
+        "metadata": metadata(pool, token_name(pool)) | {"annotations": {OPERATOR: around.operator}},
         "type": "Opaque",
         "data": {"token": base64.b64encode(around.control_token.encode()).decode()},
     }

@@ -95,6 +95,8 @@ def test_every_variable_is_read(started) -> None:
         "NAMESPACES": "a",
         "RECORD": "all",
         "WORKERS": '{"podLabels": {"team": "ml"}}',
+        "LEASE": "prod-operator",
+        "MAX_CONCURRENT_ROLLOUTS": "7",
     }
     assert set(variables) == {name.upper() for name in OperatorSettings.model_fields}
     assert invoke(**variables).exit_code == 0

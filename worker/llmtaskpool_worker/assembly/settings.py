@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT
 from llmtaskpool_worker.engines.model_option import parse_model
 from llmtaskpool_worker.engines.protocol import ModelSpec
+from llmtaskpool_worker.engines.upstream.address import address_of, check_host
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.scheduling import profile
 from llmtaskpool_worker.scheduling.aged_share import DEFAULT_AGED_SHARE
@@ -78,6 +79,11 @@ class Settings(BaseSettings):
         (),
         description="Models as name=source[,task=embed][,alias=name][,option=value], separated by "
         "semicolons.",
+    )
+    upstream_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Hosts that models of servers (openai:http://host/v1) may be on beside this "
+        "machine and Services of the own namespace, as host or host:port, separated by commas.",
     )
     cache_dir: Path | None = Field(
         None, description="Where converted weights are kept; unset: the user's cache folder."
@@ -244,7 +250,7 @@ class Settings(BaseSettings):
             profile.read(path)
         return value
 
-    @field_validator("fetch_hosts", mode="before")
+    @field_validator("fetch_hosts", "upstream_hosts", mode="before")
     @classmethod
     def _split_hosts(cls, value: object) -> object:
         return [h for h in re.split(r"[,\s]+", value) if h] if isinstance(value, str) else value
@@ -276,6 +282,16 @@ class Settings(BaseSettings):
                 f"{self.stall_kill_seconds:g}: an engine is told to stand still before it is "
                 "killed for it; lower the first or raise the second"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_upstreams(self) -> Settings:
+        for spec in self.model_specs():
+            if spec.forwards:
+                try:
+                    check_host(address_of(spec.source), self.upstream_hosts)
+                except ValueError as error:
+                    raise ValueError(f"model {spec.name}: {error}") from None
         return self
 
     def model_specs(self) -> list[ModelSpec]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -24,6 +25,7 @@ from llmtaskpool_worker.contract import GpuReading, Phase
 from llmtaskpool_worker.disclosure import where_raised
 from llmtaskpool_worker.engines.load_errors import may_pass
 from llmtaskpool_worker.engines.protocol import (
+    AdmitForward,
     Engine,
     EngineDied,
     EngineEvent,
@@ -80,7 +82,7 @@ class CataloguedEngine:
         """As the engine's."""
         await self._engine.start()
 
-    def send(self, message: ToEngine) -> None:
+    def send(self, message: ToEngine | AdmitForward) -> None:
         """As the engine's."""
         self._engine.send(message)
 
@@ -114,6 +116,8 @@ class CataloguedEngine:
         name = self.spec.name
         if self._model.codec is not None:
             return None  # a restart changes nothing of the text
+        if self.spec.forwards:
+            return await self._count_by(ready)
         try:
             codec = await asyncio.to_thread(self._load_codec, self.spec)
         except Exception as error:
@@ -131,6 +135,21 @@ class CataloguedEngine:
         self._model.dimensions = ready.embedding_dimensions
         self._model.codec = codec
         self._codecs[name] = codec
+        return None
+
+    async def _count_by(self, ready: Ready) -> LoadFailed | None:
+        """A server's model reads texts itself; they are counted here where a tokenizer is given."""
+        self._model.context_length = ready.context_length or None
+        path = self.spec.options.get("tokenizer")
+        if path is None or self._model.counter is not None:
+            return None
+        from llmtaskpool_worker.text.token_count import TokenCounter
+
+        try:
+            self._model.counter = await asyncio.to_thread(TokenCounter, Path(path))
+        except Exception:
+            told = f"The option tokenizer of {self.spec.name} names no tokenizer.json."
+            return LoadFailed(told)
         return None
 
     def _tell(self, happened: EngineEvent) -> None:
@@ -189,6 +208,7 @@ def build(
         model = Model(spec.name, "embed" if spec.task == "embed" else "generate", created)
         model.token_ids = spec.options.get("token_ids") is True
         model.aliases = spec.aliases
+        model.forwards = spec.forwards
         models.append(model)
         engines.append(CataloguedEngine(make_engine(spec), model, codecs, load_codec, announce))
     catalog = Catalog(models)
@@ -281,6 +301,18 @@ def announce_on_stdout(line: dict[str, Any]) -> None:
         log.warning("nobody reads standard output")
 
 
+def make_engine(spec: ModelSpec) -> Engine:
+    """The engine of a model: a server's, or a process of our own."""
+    if spec.forwards:
+        from llmtaskpool_worker.engines.upstream.address import address_of
+        from llmtaskpool_worker.engines.upstream.engine import UpstreamEngine  # it imports aiohttp
+
+        return UpstreamEngine(spec, address_of(spec.source))
+    from llmtaskpool_worker.engines.process import EngineProcess
+
+    return EngineProcess(spec)
+
+
 async def run(settings: Settings, announce: Announce = announce_on_stdout) -> int:
     """Serve until SIGTERM or SIGINT; the exit code.
 
@@ -292,7 +324,6 @@ async def run(settings: Settings, announce: Announce = announce_on_stdout) -> in
         KeysUnreadable, OSError: a key file or an address can't be had.
         SettingsError: a setting's file can't be used.
     """
-    from llmtaskpool_worker.engines.process import EngineProcess
     from llmtaskpool_worker.text.tokens import load_tokenizer
 
     tell_engines(settings)
@@ -303,7 +334,7 @@ async def run(settings: Settings, announce: Announce = announce_on_stdout) -> in
     load_entry_points(kinds)
     worker = build(
         settings,
-        make_engine=EngineProcess,
+        make_engine=make_engine,
         load_codec=load_tokenizer,
         clocks=Clocks(time.monotonic, time.time),
         kinds=kinds,

@@ -55,7 +55,8 @@ def download(
             raise
         except Exception as error:
             refused = _refused(name, revision, error)
-            if refused.may_pass and (there := _complete(name, revision)) is not None:
+            away = refused.may_pass or _is_offline()
+            if away and (there := _complete(name, revision)) is not None:
                 return there
             raise refused from None
 
@@ -77,6 +78,13 @@ def _fetch(name: str, revision: str) -> Path:
             name, revision=revision, allow_patterns=HUB_FILES, cache_dir=hub_folder()
         )
     )
+
+
+def _is_offline() -> bool:
+    """Whether whoever runs this has said that there is no network."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def _is_there(name: str, commit: str, file: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from llmtaskpool_worker.disclosure import shown
 from llmtaskpool_worker.engines.protocol import ModelSpec
+from llmtaskpool_worker.engines.upstream.address import address_of, check_options
 
 _NAME = re.compile(r"\w[\w.:/-]{0,127}", re.ASCII)
 """The same as in a pool's spec: names of the hub and of other servers do."""
@@ -38,7 +39,14 @@ def parse_model(text: str) -> ModelSpec:
     task = options.pop("task", "generate")
     if task not in ("generate", "embed"):
         raise ValueError(f"model {name}: task is {shown(task)}: use generate or embed")
-    return ModelSpec(name, parts[0], str(task), options, tuple(aliases))
+    spec = ModelSpec(name, parts[0], str(task), options, tuple(aliases))
+    if spec.forwards:
+        try:
+            address_of(spec.source)
+            check_options(options)
+        except ValueError as error:
+            raise ValueError(f"model {name}: {error}") from None
+    return spec
 
 
 def _alias(name: str, alias: str) -> str:

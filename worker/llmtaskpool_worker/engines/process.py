@@ -25,6 +25,7 @@ from llmtaskpool_worker.engines.last_words import LastWords
 from llmtaskpool_worker.engines.protocol import (
     Admit,
     AdmitEmbedding,
+    AdmitForward,
     EngineDied,
     EngineEvent,
     LoadFailed,
@@ -128,8 +129,12 @@ class EngineProcess:
         """Start the engine process and keep it running."""
         self._running = asyncio.create_task(self._keep_running())
 
-    def send(self, message: ToEngine) -> None:
+    def send(self, message: ToEngine | AdmitForward) -> None:
         """Queue a message. A request sent while no process runs is lost with the next death."""
+        if isinstance(message, AdmitForward):
+            told = "this engine takes tokens, and no requests of OpenAI's API"
+            self._events.put_nowait(RequestFailed(message.id, "wrong_model", told))
+            return
         if isinstance(message, SetThreads):
             self._threads = message  # told again to a restarted process
         if isinstance(message, Admit | AdmitEmbedding | Resume):

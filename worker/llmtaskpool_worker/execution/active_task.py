@@ -19,6 +19,7 @@ from llmtaskpool_worker.scheduling.task import (
     TaskRequest,
 )
 from llmtaskpool_worker.scheduling.task_queue import Waiting
+from llmtaskpool_worker.text.forwarded import ForwardedChoice
 from llmtaskpool_worker.text.generated import GenerationText
 
 
@@ -41,6 +42,8 @@ class ActiveTask:
     request_id: int = 0
     """Of its run: unique among all runs of a worker, and its engine's name for it."""
     text: GenerationText | None = None
+    forwarded: ForwardedChoice | None = None
+    """What the server behind its model has answered so far."""
     context: CallContext | None = None
     calling: asyncio.Task[Result | TaskError] | None = None
     on_loop: bool = False
@@ -51,6 +54,13 @@ class ActiveTask:
     began_at: float = 0.0
     share_began: float = 0.0
     """EngineSlots.shared_until at its start."""
+
+    @property
+    def drawn(self) -> int:
+        """Tokens that this run has given so far, or chunks of them."""
+        if self.forwarded is not None:
+            return self.forwarded.chunks
+        return 0 if self.text is None else self.text.tokens
 
 
 def admit_message(request_id: int, payload: Generate) -> Admit:

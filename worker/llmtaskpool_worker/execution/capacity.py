@@ -33,9 +33,15 @@ class Capacity:
             return cap
         ready = [s for s in self._slots.values() if s.ready is not None]
         if ready:
-            cap = min(cap, sum(s.ready.max_threads for s in ready if s.ready is not None))
+            cap = min(cap, sum(s.holds for s in ready))
         guarded = [self._guarded(s, s.guard) for s in ready if s.guard is not None]
         return max(1, min([cap, *guarded]))
+
+    def look(self) -> None:
+        """Settle anew what servers behind models can hold."""
+        for slots in self._slots.values():
+            if slots.seats is not None:
+                slots.bound(self._cost.measured(slots.name)[0], self._clock())
 
     def _guarded(self, slots: EngineSlots, guard: LatencyGuard) -> int:
         knee = self._cost.model(slots.name).knee(guard.slo_seconds)

@@ -39,6 +39,7 @@ from llmtaskpool_worker.scheduling.latency_guard import LatencyGuard
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.nature import Nature, kind_states
 from llmtaskpool_worker.scheduling.profile import CalibrationProfile
+from llmtaskpool_worker.scheduling.seats import Seats
 from llmtaskpool_worker.scheduling.suspicion import Suspicion
 from llmtaskpool_worker.scheduling.task import TaskError, TaskEvent, TaskRequest, TaskView
 
@@ -93,6 +94,8 @@ class Dispatcher:
         for slots in self._slots.values():
             if slo is not None and slots.task == "generate":
                 slots.guard = LatencyGuard(slo)
+            if slots.engine.spec.forwards:
+                slots.seats = Seats(self.limits.compute.threads_max)
         self._worker_id, self._clock, self._wall_clock = worker_id, clock, wall_clock
         self._gpus, self._rss_bytes = gpus, rss_bytes
         self._ledger = TaskLedger(
@@ -256,12 +259,19 @@ class Dispatcher:
                 if slots.ready is not None
             },
             model_problems=self.problems(),
+            upstreams={
+                name: upstream
+                for name, slots in self._slots.items()
+                if (upstream := slots.upstream()) is not None
+            },
         )
 
     def alive(self) -> bool:
         """See TaskPool."""
         now, bound = self._clock(), self.limits.dead_seconds
-        return all(slots.stalled_for(now) < bound for slots in self._slots.values())
+        # A server that stands still doesn't go again because this worker is ended.
+        ours = (slots for slots in self._slots.values() if slots.seats is None)
+        return all(slots.stalled_for(now) < bound for slots in ours)
 
     def problems(self) -> dict[str, ModelProblem]:
         """See TaskPool."""
@@ -314,6 +324,7 @@ class Dispatcher:
                     if task is not None and task.claim is not None and task.deadline <= now:
                         error = TaskError("timeout", "the task ran longer than it may")
                         self._ledger.stop(task, error)
+            self._capacity.look()
             self._running.schedule(*self._lanes.values())
             self._making_way.look()
             self._watch_engines(now)
@@ -338,7 +349,7 @@ class Dispatcher:
                 log.warning("engine silent while it loads", extra=told)
                 slots.heard_at = now
                 slots.engine.kill()
-            if slots.stalled_for(now) >= self.limits.stall_kill_seconds:
+            if slots.seats is None and slots.stalled_for(now) >= self.limits.stall_kill_seconds:
                 slots.engine.kill()
             idle = slots.idle_since
             if slots.ready and idle is not None and now - idle >= self.limits.trim_idle_seconds:

@@ -7,14 +7,19 @@ from functools import partial
 
 from llmtaskpool_worker.contract import ModelProblem
 from llmtaskpool_worker.engines.protocol import (
+    Answered,
     Beat,
+    ConnectionLost,
     EngineDied,
     EngineEvent,
+    Gauges,
     LoadFailed,
+    Piece,
     Ready,
     RequestFailed,
     Step,
     Token,
+    TurnedAway,
     Vector,
 )
 from llmtaskpool_worker.execution.active_task import ActiveTask
@@ -22,6 +27,7 @@ from llmtaskpool_worker.execution.engine_slots import EngineSlots
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.execution.ledger import TaskLedger
 from llmtaskpool_worker.execution.making_way import MakingWay
+from llmtaskpool_worker.execution.server_events import ServerEvents
 from llmtaskpool_worker.scheduling.cost import CostModel
 from llmtaskpool_worker.scheduling.task import (
     Embedded,
@@ -53,6 +59,7 @@ class EngineEvents:
         self._clock = clock
         self._lane, self._making_way = lane, making_way
         self._became_ready = became_ready
+        self.server = ServerEvents(ledger, cost, clock, lane)
 
     def take_in(self, slots: EngineSlots, happened: EngineEvent) -> None:
         """One event of the engine behind ``slots``."""
@@ -60,6 +67,8 @@ class EngineEvents:
         match happened:
             case Step():
                 self._step(slots, happened)
+            case Piece() | Answered() | TurnedAway() | ConnectionLost() | Gauges():
+                self.server.take_in(slots, happened)
             case Vector(id=request_id, vector=vector, tokens=tokens):
                 slots.moved(self._clock())
                 share = slots.shared_until(slots.progress_at)
@@ -78,6 +87,7 @@ class EngineEvents:
                 slots.idle_since = self._clock()
                 slots.unhindered.threads = happened.cpu_threads
                 self._cost.model(slots.name).resize(happened.max_threads)
+                self.server.settle(slots)
                 self._became_ready(slots)
             case LoadFailed(message=message, retrying_in_seconds=None):
                 slots.failure = message
@@ -179,10 +189,10 @@ class EngineEvents:
 
     def _retry_or_tell(self, task: ActiveTask, again: list[ActiveTask]) -> None:
         """A task of a crash runs again, unless somebody has read what it drew."""
-        if self._ledger.broker.watched(task.id) and task.text and task.text.tokens:
-            self._ledger.commit(task, TaskError("engine_crashed", "the engine crashed; try again"))
-        else:
+        if self._ledger.may_run_again(task):
             again.append(task)
+        else:
+            self._ledger.commit(task, TaskError("engine_crashed", "the engine crashed; try again"))
 
     def _parked_of(self, slots: EngineSlots) -> list[ActiveTask]:
         waiting = (self._ledger.active.get(item.id) for item in self._lane.queue)

@@ -6,13 +6,18 @@ who of them may run again when. They wait in the lane's queue as all others do, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from llmtaskpool_worker.contract import ModelProblem
-from llmtaskpool_worker.engines.protocol import Engine, Ready
+from llmtaskpool_worker.contract import ModelProblem, UpstreamState
+from llmtaskpool_worker.engines.protocol import Engine, Gauges, Ready
 from llmtaskpool_worker.scheduling.hindrance import Unhindered
 from llmtaskpool_worker.scheduling.latency_guard import LatencyGuard
+from llmtaskpool_worker.scheduling.seats import Seats
 from llmtaskpool_worker.scheduling.suspicion import Suspicion
+
+SERVER_STALL_SECONDS = 30.0
+"""A server that has requests in flight and sends no token for so long takes no more."""
 
 _SUSPECTS = "\0suspects "
 """Between a model's name and a number; no name has it."""
@@ -46,6 +51,12 @@ class EngineSlots:
     kv_used: int = 0
     kv_total: int = 0
     guard: LatencyGuard | None = None
+    seats: Seats | None = None
+    """The bound of a server behind the model; None where the engine is our own."""
+    gauges: Gauges | None = None
+    """What that server said last of itself."""
+    _bound: int | None = None
+    _paused: bool = False
     unhindered: Unhindered = field(default_factory=Unhindered)
     _share_seconds: float = 0.0
     _share_at: float = 0.0
@@ -62,12 +73,42 @@ class EngineSlots:
 
     def free(self, group: str | None) -> int:
         """Slots for waiting tasks of a group of the queue: the model's own, or one of suspects."""
-        if self.ready is None:
+        if self.ready is None or self._paused:
             return 0
         _, _, number = (group or "").partition(_SUSPECTS)
         if not self.suspicion.allows(int(number) if number else None, len(self.in_flight)):
             return 0
-        return max(0, self.ready.max_threads - len(self.in_flight))
+        return max(0, self.holds - len(self.in_flight))
+
+    @property
+    def holds(self) -> int:
+        """The most requests that it should have in flight; 0 while it takes none."""
+        if self.ready is None:
+            return 0
+        most = self.ready.max_threads
+        return most if self._bound is None else min(most, self._bound)
+
+    def upstream(self) -> UpstreamState | None:
+        """The server behind the model, as others may see it; None where the engine is our own."""
+        if self.seats is None:
+            return None
+        said = self.gauges or Gauges()
+        return UpstreamState(
+            in_flight=len(self.in_flight),
+            limit=self.holds,
+            turned_away_total=self.seats.turned_away,
+            running=said.running,
+            waiting=said.waiting,
+            cache_usage=said.cache_usage,
+            preemptions_total=said.preemptions,
+        )
+
+    def bound(self, measured: Mapping[int, float], now: float) -> None:
+        """Settle anew what a server can hold. ``measured``: seconds of its steps by streams."""
+        if self.seats is not None and self.ready is not None:
+            self.seats.most = self.ready.max_threads
+            self._bound = self.seats.limit(measured, now)
+            self._paused = self.seats.paused(now)
 
     def group_of(self, task_id: str) -> str:
         """The group of the queue that a task of this model waits in."""
@@ -112,13 +153,16 @@ class EngineSlots:
         self.progress_at, self.asked_at = now, None
 
     def is_due(self, now: float, ping_seconds: float) -> bool:
-        """Whether it is at rest, and to be asked for a sign of life."""
+        """Whether it is at rest, and to be asked for a sign of life; a server's engine looks."""
+        if self.seats is not None:
+            return False
         at_rest = self.ready is not None and not self.in_flight and self.asked_at is None
         return at_rest and now - self.heard_at >= ping_seconds
 
     def silent_for(self, now: float) -> float:
-        """Seconds without any sign of life while it loads."""
-        return now - self.heard_at if self.ready is None and self.failure is None else 0.0
+        """Seconds without any sign of life while it loads; a server may take its time."""
+        loads = self.ready is None and self.failure is None and self.seats is None
+        return now - self.heard_at if loads else 0.0
 
     def slept(self, seconds: float) -> None:
         """We did not listen for so long: what it said meanwhile is still to be read."""
@@ -128,7 +172,12 @@ class EngineSlots:
             self.asked_at += seconds
 
     def problem(self, now: float, stall_seconds: float) -> ModelProblem | None:
-        """Why it takes nothing now; None when it does, or loads for the first time."""
+        """Why it takes nothing now; None when it does, or loads for the first time.
+
+        A server has at least SERVER_STALL_SECONDS: its prompts may be long, and we see no steps.
+        """
+        if self.seats is not None:
+            stall_seconds = max(stall_seconds, SERVER_STALL_SECONDS)
         if self.failure is not None:
             return ModelProblem(code="load_failed", message=self.failure)
         if self.trouble is not None:
@@ -137,5 +186,10 @@ class EngineSlots:
         if stalled >= stall_seconds:
             doing = "with work to do" if self.in_flight else "and answers nothing"
             message = f"its engine has stood still for {stalled:.0f} s {doing}"
+            if self.seats is not None and self.in_flight:
+                message = (
+                    f"its server has sent no token for {stalled:.0f} s with {len(self.in_flight)} "
+                    "requests in flight"
+                )
             return ModelProblem(code="stalled", message=message)
         return None

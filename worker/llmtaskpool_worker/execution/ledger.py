@@ -73,21 +73,32 @@ class TaskLedger:
         if task.claim is not None:
             self.broker.publish(task.id, task.claim.token, event)
 
+    def may_run_again(self, task: ActiveTask) -> bool:
+        """Whether nobody has read what a running task has said."""
+        return not (self.broker.watched(task.id) and task.drawn)
+
     def give_back(
-        self, tasks: Iterable[ActiveTask], why: str, group_of: Callable[[str], str]
+        self,
+        tasks: Iterable[ActiveTask],
+        why: str,
+        group_of: Callable[[str], str],
+        *,
+        patient: bool = False,
     ) -> None:
         """Running tasks wait again, at most until their deadlines.
 
-        ``group_of`` tells the group of the queue by a task's id.
+        ``group_of`` tells the group of the queue by a task's id. ``patient``: they have not begun,
+        so they wait at most as long as they would have.
         """
         waiting: dict[Lane, list[Waiting]] = {}
         for task in tasks:
             assert task.claim is not None  # noqa: S101 - only running tasks are given back
             assert task.waiting is not None  # noqa: S101 - and those have waited
             self.broker.release(task.id, task.claim.token, why)
-            task.claim, task.text, task.slots = None, None, None
+            task.claim, task.text, task.forwarded, task.slots = None, None, None, None
             self._waiting_work += task.work_seconds
-            task.waiting = again(task.waiting, group_of(task.id), task.deadline)
+            until = task.waiting.expires_at if patient else task.deadline
+            task.waiting = again(task.waiting, group_of(task.id), until)
             waiting.setdefault(task.lane, []).append(task.waiting)
         for lane, items in waiting.items():
             lane.queue.restore(items)

@@ -17,7 +17,7 @@ from llmtaskpool_worker.kinds.registry import (
     Kinds,
 )
 from llmtaskpool_worker.scheduling.nature import Nature
-from llmtaskpool_worker.scheduling.task import Call, Embed, Generate, TaskRequest
+from llmtaskpool_worker.scheduling.task import Call, Embed, Forward, Generate, TaskRequest
 
 
 class Placement:
@@ -54,10 +54,15 @@ class Placement:
 
     def _engine_for(self, request: TaskRequest) -> EngineSlots:
         generates = request.kind in GENERATE_KINDS
-        if not isinstance(request.payload, Generate if generates else Embed):
+        forwards = isinstance(request.payload, Forward)
+        if not forwards and not isinstance(request.payload, Generate if generates else Embed):
             raise Rejected("invalid", f"kind {request.kind} takes another input", field="input")
         wanted = "embed" if request.kind in EMBED_KINDS else "generate"
-        fitting = [s for s in self._slots.values() if s.task == wanted]
+        fitting = [
+            s
+            for s in self._slots.values()
+            if s.task == wanted and s.engine.spec.forwards is forwards
+        ]
         if request.model is not None:
             fitting = [s for s in fitting if s.name == request.model]
         if not fitting:

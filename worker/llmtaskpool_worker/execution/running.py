@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from llmtaskpool_worker.contract import LaneName
-from llmtaskpool_worker.engines.protocol import AdmitEmbedding
+from llmtaskpool_worker.engines.protocol import AdmitEmbedding, AdmitForward
 from llmtaskpool_worker.execution.active_task import ActiveTask, admit_message
 from llmtaskpool_worker.execution.calls import Calls
 from llmtaskpool_worker.execution.engine_slots import EngineSlots, model_of
@@ -22,12 +22,14 @@ from llmtaskpool_worker.scheduling.nature import Nature
 from llmtaskpool_worker.scheduling.scheduler import Expire, schedule
 from llmtaskpool_worker.scheduling.task import (
     Call,
+    Forward,
     Generate,
     Result,
     Returned,
     TaskError,
     TaskState,
 )
+from llmtaskpool_worker.text.forwarded import ForwardedChoice
 from llmtaskpool_worker.text.generated import GenerationText
 
 
@@ -106,6 +108,9 @@ class Running:
             detokenizer = self._tokenizers[slots.name].detokenizer()
             task.text = GenerationText(payload, detokenizer)
             slots.engine.send(admit_message(task.request_id, payload))
+        elif isinstance(payload, Forward):
+            task.forwarded = ForwardedChoice(chat=payload.route == "chat/completions")
+            slots.engine.send(AdmitForward(task.request_id, payload.route, payload.body))
         else:
             slots.engine.send(AdmitEmbedding(task.request_id, list(payload.tokens)))
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from llmtaskpool_worker.execution.pool import Rejected, TaskPool, Unsuccessful
 from llmtaskpool_worker.scheduling.task import (
     TERMINAL,
+    Forwarded,
     Generated,
     StateChanged,
     TaskEvent,
@@ -109,6 +110,13 @@ class Batch:
         """The result of a generation that succeeded. Raises Rejected when it is not kept."""
         view = self._pool.get(self._ids[index])
         if view is None or not isinstance(view.result, Generated):
+            raise _lost()
+        return view.result
+
+    def forwarded(self, index: int) -> Forwarded:
+        """What a server answered to the index-th task. Raises Rejected when it is not kept."""
+        view = self._pool.get(self._ids[index])
+        if view is None or not isinstance(view.result, Forwarded):
             raise _lost()
         return view.result
 

@@ -15,6 +15,13 @@ BIG_TEXT = 1024
 """Texts of more letters are tokenized in a thread, so that the event loop goes on."""
 
 
+class Counter(Protocol):
+    """What counts the tokens of a prompt for a server (text.token_count.TokenCounter)."""
+
+    def count(self, texts: Sequence[str]) -> int:
+        """Tokens of all texts together."""
+
+
 class Codec(Protocol):
     """What the routes need of a tokenizer (text.tokens.Tokenizer has it)."""
 
@@ -41,7 +48,8 @@ class Model:
     ``longest_token`` is the most letters that one token stands for: it refuses a text that can't
     fit without tokenizing it. ``token_ids``: clients of this embedding model are known to use its
     own tokenizer, so that ids they send are its ids. ``aliases``: other names that clients may
-    ask for; answers and metrics have ``name``.
+    ask for; answers and metrics have ``name``. ``forwards``: a server answers for it, and takes
+    requests as they are; ``counter`` counts the tokens of its prompts, where one was given.
     """
 
     name: str
@@ -54,6 +62,18 @@ class Model:
     longest_token: int = 512
     token_ids: bool = False
     aliases: tuple[str, ...] = ()
+    forwards: bool = False
+    counter: Counter | None = None
+
+    async def count(self, texts: Sequence[str]) -> int:
+        """Tokens of a prompt for a server, as far as its texts tell."""
+        assert self.counter is not None  # noqa: S101 - the caller has looked
+        counter = self.counter
+        letters = sum(map(len, texts))
+        if letters <= BIG_TEXT:
+            return counter.count(texts)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(_TOKENIZING, lambda: counter.count(texts))
 
     def _ready_codec(self) -> Codec:
         if self.codec is None:
@@ -214,6 +234,12 @@ class Catalog:
     def all(self) -> list[tuple[str, Model]]:
         """Each name, aliases too, and its model, in the order configured."""
         return list(self._by_name.items())
+
+    def forwards(self, body: Mapping[str, Any]) -> bool:
+        """Whether a server answers for the model that a body names."""
+        name = body.get("model")
+        model = self._by_name.get(name) if isinstance(name, str) else None
+        return model is not None and model.forwards
 
     def get(self, name: str, task: Literal["generate", "embed"] | None = None) -> Model:
         """The model called ``name``. Raises ApiError 404 when unknown, 400 for another task."""

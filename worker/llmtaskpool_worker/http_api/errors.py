@@ -53,6 +53,9 @@ _FAILED_STATUS = {
     "engine_failed": 503,
     "result_lost": 507,
     "draining": 503,
+    "upstream_rejected": 400,
+    "upstream_unauthorized": 502,
+    "upstream_failed": 502,
 }
 
 

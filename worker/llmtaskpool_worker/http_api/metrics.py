@@ -14,7 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from llmtaskpool_worker import contract
 from llmtaskpool_worker.contract import LaneState, Phase, WorkerState
-from llmtaskpool_worker.scheduling.task import Embedded, Generated, TaskView
+from llmtaskpool_worker.scheduling.task import Embedded, Forwarded, Generated, TaskView
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -65,6 +65,7 @@ class _StateCollector:
         )
         yield from _gpus(state)
         yield from _kinds(state)
+        yield from _upstreams(state)
         problems = GaugeMetricFamily(
             "llmtaskpool_model_problem",
             "1 for a model that takes nothing now, and why",
@@ -165,6 +166,39 @@ def _kinds(state: WorkerState) -> Iterator[Metric]:
     yield share
 
 
+def _upstreams(state: WorkerState) -> Iterator[Metric]:
+    """The servers behind models; what a server doesn't tell is absent, and never 0."""
+    requests = GaugeMetricFamily(
+        "llmtaskpool_upstream_requests",
+        "Requests at the server behind a model: in flight by our count, running and waiting by its",
+        labels=["model", "state"],
+    )
+    limit = GaugeMetricFamily(
+        "llmtaskpool_upstream_limit", "The most that may be in flight there now", labels=["model"]
+    )
+    away = CounterMetricFamily(
+        "llmtaskpool_upstream_turned_away", "Requests that it did not take", labels=["model"]
+    )
+    cache = GaugeMetricFamily(
+        "llmtaskpool_upstream_cache_usage", "Its cache in use, 1 is all of it", labels=["model"]
+    )
+    preempted = CounterMetricFamily(
+        "llmtaskpool_upstream_preemptions", "Requests that it put aside", labels=["model"]
+    )
+    for model, seen in state.upstreams.items():
+        counts = {"in_flight": seen.in_flight, "running": seen.running, "waiting": seen.waiting}
+        for name, count in counts.items():
+            if count is not None:
+                requests.add_metric([model, name], count)
+        limit.add_metric([model], seen.limit)
+        away.add_metric([model], seen.turned_away_total)
+        if seen.cache_usage is not None:
+            cache.add_metric([model], seen.cache_usage)
+        if seen.preemptions_total is not None:
+            preempted.add_metric([model], seen.preemptions_total)
+    yield from (requests, limit, away, cache, preempted)
+
+
 class Metrics:
     """The worker's own registry. ``task_ended`` is called with every task that ends."""
 
@@ -218,10 +252,12 @@ class Metrics:
         if started is not None:
             self._ran.labels(kind, view.lane.value).observe(max(0.0, view.ended_at - started))
         result = view.result
-        if isinstance(result, (Generated, Embedded)):
+        if isinstance(result, (Generated, Embedded, Forwarded)):
             self._tokens.labels("prompt").inc(result.prompt_tokens)
         if isinstance(result, Generated):
             self._tokens.labels("generated").inc(len(result.tokens))
+        if isinstance(result, Forwarded):
+            self._tokens.labels("generated").inc(result.completion_tokens)
 
     def _bounded(self, kind: str) -> str:
         if kind not in self._kinds:

@@ -18,6 +18,8 @@ from llmtaskpool_worker.execution.submitting import Batch, merged_events
 from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.catalog import Catalog, Model
 from llmtaskpool_worker.http_api.errors import ANSWERED, as_answer, invalid
+from llmtaskpool_worker.http_api.forwarded_requests import Forwarding
+from llmtaskpool_worker.http_api.forwarding import ForwardRoutes
 from llmtaskpool_worker.http_api.openai_answers import ChatShape, CompletionShape, Shape
 from llmtaskpool_worker.http_api.openai_schema import (
     WEIGHT_HEADER,
@@ -37,6 +39,7 @@ from llmtaskpool_worker.http_api.sse import (
     while_connected,
 )
 from llmtaskpool_worker.scheduling.task import (
+    ChoiceDelta,
     Embed,
     Embedded,
     Generate,
@@ -66,6 +69,9 @@ class OpenAIRoutes:
         self._bodies = bodies
         self._heartbeat_seconds = heartbeat_seconds
         self._wall_clock = wall_clock
+        self._forward = ForwardRoutes(
+            pool, catalog, bodies, heartbeat_seconds=heartbeat_seconds, wall_clock=wall_clock
+        )
 
     def routes(self) -> list[Route]:
         """For starlette."""
@@ -89,7 +95,12 @@ class OpenAIRoutes:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        body, messages = await self._bodies.read(request, chat_of)
+        read = self._forward.read_or("chat/completions", chat_of)
+        wanted = await self._bodies.read(request, read)
+        if isinstance(wanted, Forwarding):
+            return await self._forward.serve(request, wanted)
+        body, messages = wanted
+        del wanted
         model = self._catalog.get(body.model, "generate")
         prompt = await model.encode_chat(messages)
         del messages
@@ -99,7 +110,10 @@ class OpenAIRoutes:
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        body = await self._bodies.read(request, partial(parse, CompletionRequest))
+        read = self._forward.read_or("completions", partial(parse, CompletionRequest))
+        body = await self._bodies.read(request, read)
+        if isinstance(body, Forwarding):
+            return await self._forward.serve(request, body)
         model = self._catalog.get(body.model, "generate")
         prompts = [await model.encode(one, field) for field, one in named("prompt", body.prompt)]
         tasks = generations("generate", body, model, prompts, _header(request))
@@ -169,7 +183,10 @@ class OpenAIRoutes:
 
     async def embeddings(self, request: Request) -> Response:
         """POST /v1/embeddings."""
-        body = await self._bodies.read(request, partial(parse, EmbeddingRequest))
+        read = self._forward.read_or("embeddings", partial(parse, EmbeddingRequest))
+        body = await self._bodies.read(request, read)
+        if isinstance(body, Forwarding):
+            return await self._forward.serve(request, body)
         model = self._catalog.get(body.model, "embed")
         if body.dimensions is not None and body.dimensions != model.dimensions:
             raise invalid(
@@ -270,6 +287,8 @@ async def _chunks(batch: Batch, shape: Shape) -> AsyncIterator[list[dict[str, An
     async for index, happened in merged_events(batch):
         if isinstance(happened, TextDelta):
             chunks = [shape.delta(index, happened)]
+        elif isinstance(happened, ChoiceDelta):
+            continue  # of a server's model: served by http_api/forwarding.py
         elif batch.is_success(index, happened):
             chunks = [shape.last(index, batch.result(index))]
         elif happened.state is TaskState.RUNNING and not opened:

@@ -55,7 +55,7 @@ class StreamOptions(_Body):
     include_obfuscation: _Flag = False
 
 
-class _Common(_Body):
+class CommonFields(_Body):
     """What every OpenAI body here may hold."""
 
     model: Annotated[_Text, Field(min_length=1, max_length=256)] = Field(
@@ -79,7 +79,7 @@ class _Common(_Body):
     )
 
 
-class _Generation(_Common):
+class _Generation(CommonFields):
     """What both chat and completions may hold."""
 
     max_tokens: _Whole | None = Field(
@@ -189,7 +189,7 @@ class CompletionRequest(_Generation):
         return self.logprobs
 
 
-class EmbeddingRequest(_Common):
+class EmbeddingRequest(CommonFields):
     """The body of POST /v1/embeddings."""
 
     input: (
@@ -209,7 +209,7 @@ class EmbeddingRequest(_Common):
     )
 
 
-Parsed = TypeVar("Parsed", bound=_Common)
+Parsed = TypeVar("Parsed", bound=CommonFields)
 
 
 def parse(schema: type[Parsed], body: Mapping[str, Any]) -> Parsed:
@@ -237,7 +237,7 @@ def parse(schema: type[Parsed], body: Mapping[str, Any]) -> Parsed:
     return parsed
 
 
-def _check_together(parsed: _Common) -> None:
+def _check_together(parsed: CommonFields) -> None:
     """Fields that are right alone and wrong together."""
     if isinstance(parsed, _Generation) and parsed.stream_options and not parsed.stream:
         raise invalid(
@@ -269,7 +269,7 @@ def named(field: str, value: str | list[Any]) -> list[tuple[str, str | list[int]
     return [(f"{field}[{place}]", one) for place, one in enumerate(value)]
 
 
-def weight_of(body: _Common, header: str | None) -> float:
+def weight_of(body: CommonFields, header: str | None) -> float:
     """W of a request. The first of these that is given decides:
 
     1. ``weight`` in the body;

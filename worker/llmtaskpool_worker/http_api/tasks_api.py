@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,6 +20,8 @@ from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.catalog import Catalog
 from llmtaskpool_worker.http_api.counting import count_keys
 from llmtaskpool_worker.http_api.errors import ApiError, blaming, from_validation, invalid
+from llmtaskpool_worker.http_api.forwarded_requests import KINDS, OURS
+from llmtaskpool_worker.http_api.forwarding import counted, payload_of
 from llmtaskpool_worker.http_api.long_text import with_texts_encoded
 from llmtaskpool_worker.http_api.openai_api import chat_of, generations
 from llmtaskpool_worker.http_api.openai_schema import (
@@ -32,8 +35,11 @@ from llmtaskpool_worker.kinds.registry import EMBED_KINDS, GENERATE_KINDS
 from llmtaskpool_worker.scheduling.task import (
     TERMINAL,
     Call,
+    ChoiceDelta,
     Embed,
     Embedded,
+    Forwarded,
+    ForwardRoute,
     Generated,
     Payload,
     Result,
@@ -59,6 +65,8 @@ DURABILITY = (
 
 _ELSEWHERE = {"model": "model", "messages": "input", "prompt": "input", "input": "input"}
 """Where a task has what the bodies of the OpenAI routes call so."""
+
+_ROUTES: Mapping[str, ForwardRoute] = {kind: route for route, kind in KINDS.items()}
 
 _Seconds = Annotated[float, Field(strict=True, gt=0, le=86_400, allow_inf_nan=False)]
 _Key = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
@@ -161,6 +169,9 @@ class TaskRoutes:
         )
 
     async def _payload(self, task: TaskBody) -> Payload:
+        route = _ROUTES.get(task.kind)
+        if route is not None and self._catalog.forwards({"model": task.model}):
+            return await self._forwarded(task, route)
         if task.kind in GENERATE_KINDS:
             return await self._generation(task)
         if task.kind in EMBED_KINDS:
@@ -172,13 +183,21 @@ class TaskRoutes:
             raise invalid("input", f"input can't be used with kind {task.kind}: use arguments.")
         return Call(dict(task.arguments))
 
+    async def _forwarded(self, task: TaskBody, route: ForwardRoute) -> Payload:
+        """A request for a server's model, checked as on the OpenAI routes."""
+        model = self._catalog.get(_model_of(task), "embed" if route == "embeddings" else "generate")
+        _none_of(task, ("model", "messages", "prompt", "input", *sorted(OURS)))
+        field = {"chat/completions": "messages", "completions": "prompt"}.get(route, "input")
+        given = {**task.arguments, "model": model.name, field: task.input}
+        with blaming("arguments.", _ELSEWHERE):
+            wanted = await _off_loop_when_long(task.input, partial(payload_of, route, given))
+        found: list[Payload] = await counted(model, wanted)
+        return found[0]
+
     async def _generation(self, task: TaskBody) -> Payload:
         """A generation is checked exactly as on the OpenAI routes: one set of rules."""
         model = self._catalog.get(_model_of(task), "generate")
-        for field in ("model", "messages", "prompt", "n", "stream", "weight", "timeout_seconds"):
-            if field in task.arguments:
-                name = f"arguments.{field}"
-                raise invalid(name, f"{name} can't be used here: leave it out.")
+        _none_of(task, ("model", "messages", "prompt", "n", "stream", "weight", "timeout_seconds"))
         with blaming("arguments.", _ELSEWHERE):
             if task.kind == "chat":
                 given = {**task.arguments, "model": model.name, "messages": task.input}
@@ -265,6 +284,13 @@ async def _off_loop_when_long(given: object, check: Callable[[], T]) -> T:
     return await asyncio.to_thread(check) if long else check()
 
 
+def _none_of(task: TaskBody, fields: Sequence[str]) -> None:
+    for field in fields:
+        if field in task.arguments:
+            name = f"arguments.{field}"
+            raise invalid(name, f"{name} can't be used here: leave it out.")
+
+
 def _task_of(body: Mapping[str, Any]) -> TaskBody:
     count_keys(body, "body")
     count_keys(body.get("labels"), "labels")
@@ -275,6 +301,8 @@ def _task_of(body: Mapping[str, Any]) -> TaskBody:
 
 
 def _event_json(happened: TaskEvent) -> tuple[str, dict[str, Any]]:
+    if isinstance(happened, ChoiceDelta):
+        return "choice", msgspec.json.decode(happened.choice)
     if isinstance(happened, TextDelta):
         return "text", {"text": happened.text, "tokens": list(happened.tokens)}
     assert isinstance(happened, StateChanged)  # noqa: S101  the other of the two
@@ -298,8 +326,24 @@ def _result_json(result: Result) -> dict[str, Any]:
             "embedding": list(vector),
             "usage": {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens},
         }
-    assert isinstance(result, Returned)  # noqa: S101  the last of the three
+    if isinstance(result, Forwarded):
+        return _forwarded_json(result)
+    assert isinstance(result, Returned)  # noqa: S101  the last of the four
     return {"value": result.value}
+
+
+def _forwarded_json(result: Forwarded) -> dict[str, Any]:
+    """As a generation's or an embedding's, with all that the server said beside."""
+    if isinstance(result.value, list):
+        return {"embedding": result.value[0], "usage": result.usage}
+    message = result.value.get("message")
+    text = message.get("content") if message is not None else result.value.get("text")
+    return {
+        "text": text or "",
+        "finish_reason": result.value["finish_reason"],
+        "usage": result.usage,
+        "choice": result.value,
+    }
 
 
 def _model_of(task: TaskBody) -> str:

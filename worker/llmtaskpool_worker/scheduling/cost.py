@@ -21,13 +21,19 @@ from typing import NamedTuple
 
 from llmtaskpool_worker.scheduling.curves import GRID, Curve, RobustMean
 from llmtaskpool_worker.scheduling.profile import LEAST_SHARE, CalibrationProfile
-from llmtaskpool_worker.scheduling.task import Embed, Generate, TaskRequest
+from llmtaskpool_worker.scheduling.task import Embed, Forward, Generate, TaskRequest
 
 OUTPUT_QUANTILE = 0.6
 OUTPUT_PRIOR_TOKENS = 150
 ENOUGH = 8
 """A class speaks for itself from so many finished tasks on; before, its kind and model do."""
 CALL_PRIOR_SECONDS = 0.5
+FORWARD_PRIOR_TOKENS = 4096
+"""The most output that is expected of a server behind a model, where a request has no bound."""
+TOKENS_PER_LETTER = 0.25
+"""Of prompts that nobody has counted, until a server's usage tells more."""
+LETTERS_ENOUGH = 32
+"""Shorter prompts say little of it: a chat template alone is some ten tokens."""
 KNEE_SHARE_OF_SLO = 0.4
 """The knee keeps a step within this share of the time-per-token objective (control.md)."""
 FRESH_STEPS = 16
@@ -172,6 +178,7 @@ class CostModel:
         self._models: dict[str | None, ModelCost] = {}
         self._lengths: dict[CostClass | tuple[str, str | None], _Lengths] = {}
         self._seconds: dict[CostClass | tuple[str, str | None], RobustMean] = {}
+        self._per_letter: dict[str | None, RobustMean] = {}
         # T by class until the next observation: a queue asks for all of its classes at each take.
         self._loads: dict[CostClass, float] = {}
 
@@ -220,6 +227,12 @@ class CostModel:
             )
         if isinstance(payload, Embed):
             return CostClass(request.kind, request.model, _half_octave(len(payload.tokens)))
+        if isinstance(payload, Forward):
+            size = _half_octave(self.prompt_tokens(request.model, payload))
+            if payload.route == "embeddings":
+                return CostClass(request.kind, request.model, size)
+            most = payload.max_tokens or FORWARD_PRIOR_TOKENS
+            return CostClass(request.kind, request.model, size, _octave(most))
         return CostClass(request.kind, request.model, _octave(_json_size(payload.arguments)))
 
     def load(self, of: CostClass) -> float:
@@ -243,9 +256,26 @@ class CostModel:
         if isinstance(payload, Generate):
             tokens = min(self._length(of, mean=True), float(payload.max_tokens))
             return self._generation(of, len(payload.prompt), tokens)
-        if isinstance(payload, Embed):
+        if isinstance(payload, Forward) and of.output:
+            most = float(payload.max_tokens or FORWARD_PRIOR_TOKENS)
+            tokens = min(self._length(of, mean=True), most)
+            return self._generation(of, self.prompt_tokens(request.model, payload), tokens)
+        if isinstance(payload, Embed | Forward):
             return self._mean_seconds(of)
         return self._mean_seconds(of) / max(1, threads)
+
+    def prompt_tokens(self, model: str | None, payload: Forward) -> int:
+        """As counted, else ``letters x ratio``: the ratio is learned from what servers counted."""
+        if payload.prompt_tokens is not None:
+            return payload.prompt_tokens
+        ratio = self._per_letter.get(model)
+        return ceil(payload.letters * (TOKENS_PER_LETTER if ratio is None else ratio.value))
+
+    def observe_prompt(self, model: str | None, payload: Forward, tokens: int) -> None:
+        """Learn from the usage that a server told for a request."""
+        if payload.letters >= LETTERS_ENOUGH and tokens > 0:
+            ratio = self._per_letter.setdefault(model, RobustMean())
+            ratio.observe(tokens / payload.letters)
 
     def observe_step(
         self,

@@ -13,7 +13,10 @@ from typing import Any
 
 from llmtaskpool_worker.scheduling.task import (
     Call,
+    ChoiceDelta,
     Embedded,
+    Forward,
+    Forwarded,
     Generate,
     Generated,
     Result,
@@ -51,6 +54,8 @@ def request_bytes(request: TaskRequest) -> int:
     payload, size = request.payload, record_bytes(request)
     if isinstance(payload, Call):
         return size + json_bytes(payload.arguments)
+    if isinstance(payload, Forward):
+        return size + sys.getsizeof(payload.body)
     tokens = payload.prompt if isinstance(payload, Generate) else payload.tokens
     return size + len(tokens) * (_POINTER + _NUMBER)
 
@@ -59,6 +64,8 @@ def event_bytes(event: TaskEvent) -> int:
     """Of one event, with the tokens and alternatives that it is the first to hold."""
     if isinstance(event, StateChanged):
         return _STATE + _POINTER
+    if isinstance(event, ChoiceDelta):
+        return _STATE + _POINTER + sys.getsizeof(event.choice)
     size = _DELTA_AND_POINTER + sys.getsizeof(event.text) + len(event.tokens) * _TOKEN
     if not event.logprobs:  # each token of each stream comes by here
         return size
@@ -74,6 +81,8 @@ def result_bytes(result: Result | None) -> int:
         return _RESULT + sys.getsizeof(result.text) + numbers * _POINTER
     if isinstance(result, Embedded):
         return _RESULT + sys.getsizeof(result.vector)
+    if isinstance(result, Forwarded):
+        return _RESULT + json_bytes(result.value) + json_bytes(result.usage)
     return _RESULT + json_bytes(result.value) if isinstance(result, Returned) else 0
 
 

@@ -64,6 +64,25 @@ class Embed:
     tokens: tuple[int, ...]
 
 
+ForwardRoute = Literal["chat/completions", "completions", "embeddings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Payload: send a request as it is to the server that stands behind the model.
+
+    ``body`` is its JSON object, without the model's name, without what is meant for this pool, and
+    for one choice. It has ``letters`` letters to read; ``prompt_tokens`` where they were counted.
+    ``max_tokens`` None: the server's own bound.
+    """
+
+    route: ForwardRoute
+    body: bytes
+    letters: int
+    prompt_tokens: int | None = None
+    max_tokens: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """Payload: call the registered handler of the task's kind with JSON arguments."""
@@ -71,7 +90,7 @@ class Call:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
-Payload = Generate | Embed | Call
+Payload = Generate | Embed | Forward | Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +142,17 @@ class StateChanged:
     reason: str = ""
 
 
-TaskEvent = TextDelta | StateChanged
+@dataclass(frozen=True, slots=True)
+class ChoiceDelta:
+    """Event: what the server behind a model said next.
+
+    ``choice`` is the JSON object of a chunk's choice, as the server sent it but for its index.
+    """
+
+    choice: bytes
+
+
+TaskEvent = TextDelta | ChoiceDelta | StateChanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +175,39 @@ class Embedded:
 
 
 @dataclass(frozen=True, slots=True)
+class Forwarded:
+    """Result of Forward.
+
+    ``value`` is the choice of a whole answer without its index, put together of all chunks; of
+    embeddings, their list. ``usage`` is the server's own, or counted here where it told none.
+    """
+
+    value: Any
+    usage: dict[str, Any]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return _count(self.usage.get("prompt_tokens"))
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of the answer."""
+        return _count(self.usage.get("completion_tokens"))
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+@dataclass(frozen=True, slots=True)
 class Returned:
     """Result of Call: what the handler returned, JSON-able."""
 
     value: Any
 
 
-Result = Generated | Embedded | Returned
+Result = Generated | Embedded | Forwarded | Returned
 
 
 @dataclass(frozen=True, slots=True)
