@@ -25,8 +25,8 @@ from llmtaskpool_operator.api.status import ConditionType
 from llmtaskpool_operator.cluster import manifests
 from llmtaskpool_operator.cluster.api_client import MANAGER
 from llmtaskpool_operator.cluster.metrics import OperatorMetrics
-from llmtaskpool_operator.cluster.operator import KEY_SECRET, LEASE
-from llmtaskpool_operator.cluster.settings import OperatorSettings
+from llmtaskpool_operator.cluster.operator import KEY_SECRET
+from llmtaskpool_operator.cluster.settings import LEASE, OperatorSettings
 from llmtaskpool_worker import contract, kinds
 from llmtaskpool_worker.__main__ import app as worker_commands
 from llmtaskpool_worker.assembly.settings import PREFIX, Settings

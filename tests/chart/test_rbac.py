@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 from chart.charts import NAMESPACE, Helm, Manifest, kinds, named
-from llmtaskpool_operator.cluster import operator
+from llmtaskpool_operator.cluster import operator, settings
 
 Right = tuple[str, str, str]
 """Group, resource, verb."""
@@ -93,10 +93,35 @@ def test_in_its_own_namespace_it_has_its_lease_and_its_key(
     }
 
 
+def test_all_accounts_may_see_whether_it_lives_and_nothing_else(helm: Helm) -> None:
+    objects = helm.render({})
+    role = named(objects, "Role", "llmtaskpool-operator-alive")
+    assert rights(role["rules"]) == {("coordination.k8s.io", "leases", "get")}
+    assert [rule["resourceNames"] for rule in role["rules"]] == [["llmtaskpool-operator"]]
+    (subject,) = named(objects, "RoleBinding", "llmtaskpool-operator-alive")["subjects"]
+    assert (subject["kind"], subject["name"]) == ("Group", "system:serviceaccounts")
+
+
+def test_each_release_has_a_lease_of_its_own(helm: Helm) -> None:
+    objects = helm.render({"fullnameOverride": "prod"})
+    container = named(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    environment = {one["name"]: one.get("value") for one in container["env"]}
+    lease = environment["LLMTASKPOOL_OPERATOR_LEASE"]
+    assert lease == "prod-operator"
+    for name in (f"{lease}-own", f"{lease}-alive"):
+        given = [
+            one
+            for rule in named(objects, "Role", name)["rules"]
+            if "leases" in rule["resources"]
+            for one in rule.get("resourceNames", ())
+        ]
+        assert given == [lease]
+
+
 def test_the_names_in_the_roles_are_the_operators(helm: Helm) -> None:
     rules = named(helm.render({}), "Role", "llmtaskpool-operator-own")["rules"]
     given = {name for rule in rules for name in rule.get("resourceNames", ())}
-    assert given == {operator.LEASE, operator.KEY_SECRET}
+    assert given == {settings.LEASE, operator.KEY_SECRET}
 
 
 def test_people_who_may_view_see_pools_and_people_who_may_edit_edit_them(helm: Helm) -> None:
@@ -117,6 +142,6 @@ def test_an_account_that_is_named_and_not_made_is_bound(helm: Helm) -> None:
     assert "ServiceAccount" not in kinds(objects)
     for one in objects:
         for subject in one.get("subjects", ()):
-            assert subject["name"] == "mine"
+            assert subject["name"] in ("mine", "system:serviceaccounts")
     spec = named(objects, "Deployment")["spec"]["template"]["spec"]
     assert spec["serviceAccountName"] == "mine"

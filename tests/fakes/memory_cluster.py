@@ -11,6 +11,7 @@ from fakes.memory_api import MemoryApi
 from llmtaskpool_operator.api.names import KIND
 from llmtaskpool_operator.api.status import LLMTaskPoolStatus
 from llmtaskpool_operator.cluster.backend import ClusterAccess, KubernetesBackend
+from llmtaskpool_operator.cluster.claims import OtherOperators
 from llmtaskpool_operator.cluster.manifests import Surroundings
 from llmtaskpool_operator.cluster.store import ClusterStore, PoolKey
 from llmtaskpool_operator.workers.client import ThreadsRefused, WorkerUnreachable
@@ -33,7 +34,9 @@ class MemoryCluster:
         self.refuses = False
         self.frozen = False
         self.answers = 0
-        self.access = ClusterAccess(self.store, self.api, self._worker)
+        self.now = 0.0
+        others = OtherOperators(self.api, AROUND.operator, lambda: self.now)
+        self.access = ClusterAccess(self.store, self.api, self._worker, others)
 
     def put(self, body: Any) -> Any:
         """Somebody writes an object, and the watch tells of it."""

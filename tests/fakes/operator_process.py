@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+from fakes.preloaded import Forked
 from rig import ports
 
 DIES_WITH_ITS_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
@@ -26,19 +25,14 @@ class OperatorProcess:
         self.log = log
         self._settings = settings
         (self.port,) = ports.choose("127.0.0.1", 1)  # it stays its own through all its lives
-        self.process: subprocess.Popen | None = None
+        self.process: Forked | None = None
 
     def start(self) -> None:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("LLMTASKPOOL_")}
         given = {"host": "127.0.0.1", "port": str(self.port)} | self._settings
         settings = {f"LLMTASKPOOL_OPERATOR_{k.upper()}": v for k, v in given.items()}
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*DIES_WITH_ITS_PARENT, sys.executable, "-m", "llmtaskpool_operator", "operate"],
-                env=clean | settings | {"KUBECONFIG": str(self._kubeconfig)},
-                stdout=log,
-                stderr=log,
-            )
+        environment = clean | settings | {"KUBECONFIG": str(self._kubeconfig)}
+        self.process = Forked("operate", environment=environment, log=self.log)
 
     def kill(self) -> None:
         self._signal(signal.SIGKILL)

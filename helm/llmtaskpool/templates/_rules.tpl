@@ -47,7 +47,7 @@ tests/chart/test_rbac.py, so that a new right is asked for twice.
   verbs: [create]
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
-  resourceNames: [llmtaskpool-operator]
+  resourceNames: [{{ include "llmtaskpool.operator" . }}]
   verbs: [get, update]
 - apiGroups: [""]
   resources: [secrets]

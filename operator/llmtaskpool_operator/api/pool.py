@@ -36,6 +36,12 @@ class Model(Wire):
     `max_threads`; docs/models.md lists them."""
 
 
+LABEL_KEY = (
+    r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+    r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+)
+"""Of a label, with or without a prefix, as Kubernetes takes it."""
+OWN_LABELS = ("llmtaskpool.io/", "app.kubernetes.io/")
 ORIGIN = r"^(\*|https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?)$"
 """Of a web page, as a browser tells it."""
 
@@ -103,6 +109,13 @@ class LLMTaskPoolSpec(Wire):
     """Affinity, passed on to the pods as it is."""
     priority_class_name: Name | None = None
     """Priority class of the pods."""
+    propagate_labels: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=317, pattern=LABEL_KEY)]],
+        Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = Field(default_factory=list)
+    """Keys of labels of the pool that its Deployment and its pods get too, such as
+    `kueue.x-k8s.io/queue-name` or `cost-center`; those that it has not are left out. A change of
+    such a label is a rollout. Keys of ours are refused: pods are found by them."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -110,6 +123,14 @@ class LLMTaskPoolSpec(Wire):
             "replicas",
             "scaling.mode is Fixed and replicas is missing: set spec.replicas",
             lambda s: s.scaling.mode is not ScalingMode.FIXED or s.replicas is not None,
+        ),
+        Rule(
+            "!has(self.propagateLabels) || self.propagateLabels.all(k, "
+            "!k.startsWith('llmtaskpool.io/') && !k.startsWith('app.kubernetes.io/'))",
+            "propagateLabels",
+            "propagateLabels names a label of llmtaskpool.io/ or app.kubernetes.io/, which the "
+            "operator sets itself: give the label another key",
+            lambda s: not any(key.startswith(OWN_LABELS) for key in s.propagate_labels),
         ),
     )
 
@@ -137,7 +158,7 @@ class ObjectMeta(Wire):
     uid: str = ""
     """Its identity, given by the API server."""
     labels: dict[str, str] = Field(default_factory=dict)
-    """Labels of the object; they change nothing here."""
+    """Labels of the object; `spec.propagateLabels` says which of them reach pods."""
 
 
 class LLMTaskPool(Wire):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -88,7 +89,9 @@ async def connected() -> AsyncIterator[ApiClient]:
         try:
             config.load_incluster_config(client_configuration=configuration)
         except config.ConfigException:
-            await config.load_kube_config(client_configuration=configuration)
+            await config.load_kube_config(  # which reads KUBECONFIG when it is imported
+                config_file=os.environ.get("KUBECONFIG"), client_configuration=configuration
+            )
     except Exception as error:  # an odd kubeconfig fails in the loader in many ways
         why = " ".join(str(error).split())[:300]
         raise NoCluster(f"no cluster: {why}: set KUBECONFIG, or run in a pod") from None

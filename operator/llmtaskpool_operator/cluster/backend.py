@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmtaskpool_operator.api.names import KIND
 from llmtaskpool_operator.api.pool import LLMTaskPool
@@ -23,10 +23,12 @@ from llmtaskpool_operator.autoscaler.plan import (
 )
 from llmtaskpool_operator.cluster import manifests, pod_facts, pod_problems
 from llmtaskpool_operator.cluster.api_client import ApiFailure, KubernetesApi
+from llmtaskpool_operator.cluster.claims import OtherOperators
 from llmtaskpool_operator.cluster.differences import agrees, owned_by
 from llmtaskpool_operator.cluster.manifests import Manifest, Surroundings
 from llmtaskpool_operator.cluster.refusals import Refusals, is_refusal, told
 from llmtaskpool_operator.cluster.rivals import ScaleWrites, rival_of
+from llmtaskpool_operator.cluster.rollouts import Rollouts
 from llmtaskpool_operator.cluster.start_warnings import StartWarnings
 from llmtaskpool_operator.cluster.store import ClusterStore, PoolKey, has_template
 from llmtaskpool_operator.workers.client import WorkerClient, WorkerUnreachable
@@ -48,6 +50,8 @@ class ClusterAccess:
     store: ClusterStore
     api: KubernetesApi
     worker: Callable[[str, str], WorkerClient]
+    others: OtherOperators
+    rollouts: Rollouts = field(default_factory=lambda: Rollouts(1_000_000))
 
 
 class KubernetesBackend:
@@ -76,24 +80,30 @@ class KubernetesBackend:
     async def ensure_children(
         self, written: Written | None = None, *, new: bool = False
     ) -> tuple[Problem, ...]:
-        """Make or mend all children but the Deployment. Raises ApiFailure, Fenced.
+        """Make or mend all children but the Deployment, once the pool is claimed.
+
+        Raises ApiFailure, Fenced, and ServedByAnother before anything is written.
 
         ``written`` is kept from call to call: what was applied, by kind. Those of a ``new`` pool
         are made without a look at each first: it is likely that none is there.
         """
         written = {} if written is None else written
-        children = manifests.children(self._pool, self._around)
+        claim, *children = manifests.children(self._pool, self._around)
         ensure = self._ensure_child
+        found = [await ensure(claim, written, new=new)]
         if new:
-            found = [await ensure(one, written, new=True) for one in children]
+            found += [await ensure(one, written, new=True) for one in children]
         else:  # all at once: whoever changed a pool waits for these looks
-            found = await asyncio.gather(*(ensure(one, written) for one in children))
+            found += await asyncio.gather(*(ensure(one, written) for one in children))
         return tuple(problem for problem in found if problem is not None)
 
     async def ensure_deployment(
-        self, agreed: Manifest | None = None, *, new: bool = False
+        self, agreed: Manifest | None = None, *, new: bool = False, changed: bool = False
     ) -> tuple[Problem, ...]:
         """Make or mend the Deployment; its replicas stay. Raises ApiFailure, Fenced.
+
+        That of a pool that was ``changed`` is applied whatever it is like: what its spec does not
+        ask for any more shows in no comparison.
 
         What the server refuses is told, and not asked for again at once. ``agreed`` is the one of
         the store that was last found to be as it should; that of a ``new`` pool is made without a
@@ -103,14 +113,19 @@ class KubernetesBackend:
         if (standing := self._refusals.standing(self._what, generation)) is not None:
             return (standing,)
         try:
-            found = await self._ensured(agreed, new=new)
+            found = await self._ensured(agreed, new=new, changed=changed)
         except ApiFailure as failure:
             first = self._live() is None
             return (self._refusals.refused(self._what, generation, failure, first=first),)
         self._refusals.taken(self._what)
         return found
 
-    async def _ensured(self, agreed: Manifest | None, *, new: bool) -> tuple[Problem, ...]:
+    async def _ensured(
+        self, agreed: Manifest | None, *, new: bool, changed: bool
+    ) -> tuple[Problem, ...]:
+        rollouts, asked_for = self._access.rollouts, changed or self._asked_for()
+        if rollouts.held(self._key) and not asked_for:
+            return ()
         live = self._access.store.deployment(self._key)
         if live is None and new:
             made = await self._access.api.make(self._wanted(self._first_replicas()))
@@ -124,10 +139,12 @@ class KubernetesBackend:
             live = await self._read()
         if live is None:
             await self._apply(self._first_replicas(), None)
-        elif not owned_by(live, self._pool.metadata.uid):
+        elif not self._ours(live):
             return (_taken("Deployment", self._key.name),)
-        elif not agrees(self._wanted(_replicas(live)), live):
-            await self._apply(_replicas(live), live)
+        elif changed or not agrees(wanted := self._wanted(_replicas(live)), live):
+            same = changed or agrees(wanted["spec"]["template"], live["spec"]["template"])
+            if same or asked_for or rollouts.begins(self._key):
+                await self._apply(_replicas(live), live)
         return ()
 
     async def ensure_scale(self) -> tuple[Problem, ...]:
@@ -184,7 +201,7 @@ class KubernetesBackend:
             problems=pod_problems.problems(live, pods, now=now, memory=memory, warned=warned),
             rival=rival_of(pool, self._access.store.pool(self._key), live, self._writes, now),
             scalable=live is not None,
-            rollout="" if live is None else pod_facts.rollout(live),
+            rollout=self._rollout(live),
             wakes=False,
         )
 
@@ -203,7 +220,8 @@ class KubernetesBackend:
                     raise ApiFailure(404, "there is no Deployment of ours: the next turn makes it")
                 if action.victims:
                     await self._mark(frozenset(action.victims))
-                if self._refusals.standing(self._what, self._pool.metadata.generation):
+                refused = self._refusals.standing(self._what, self._pool.metadata.generation)
+                if refused or self._access.rollouts.waits(self._key):
                     await self._scale(action.replicas, live)
                 else:
                     await self._apply(action.replicas, live)
@@ -227,12 +245,15 @@ class KubernetesBackend:
         if made is None:
             look = self._access.api.metadata if kind in _APART else self._access.api.get
             live = await look(kind, meta["namespace"], meta["name"])
-            if live is not None and not owned_by(live, self._pool.metadata.uid):
+            if live is not None and not self._ours(live):
                 return _taken(kind, meta["name"])
+            await self._access.others.check(live if kind in _APART else None)
             if live is not None and self._as_wanted(wanted, live, written):
                 written.setdefault(kind, (str(live["metadata"]["resourceVersion"]), wanted))
                 return None
-            made = await self._access.api.apply(wanted, whole=False)
+            # A claim is taken on the condition that nobody else takes it.
+            version = str(live["metadata"]["resourceVersion"]) if live and kind in _APART else None
+            made = await self._access.api.apply(wanted, version=version, whole=False)
         written[kind] = (str(made["metadata"]["resourceVersion"]), wanted)
         return None
 
@@ -241,6 +262,24 @@ class KubernetesBackend:
         if wanted["kind"] not in _APART:
             return agrees(wanted, live)
         return written.get(wanted["kind"]) == (live["metadata"]["resourceVersion"], wanted)
+
+    def _ours(self, live: Manifest) -> bool:
+        """Whether it is this pool's, or was one's of its name that left it behind on purpose."""
+        meta = self._pool.metadata
+        return owned_by(live, meta.uid) or manifests.left_behind(live, meta.name)
+
+    def _asked_for(self) -> bool:
+        """Whether somebody changed the pool since it was last what its spec asks for."""
+        status, meta = self._pool.status, self._pool.metadata
+        return status is None or status.observed_generation != meta.generation
+
+    def _rollout(self, live: Manifest | None) -> str:
+        """What a change of the pods waits for; the one who waited for it makes room."""
+        left = "" if live is None else pod_facts.rollout(live)
+        rollouts = self._access.rollouts
+        if not left and not (left := rollouts.waits(self._key)):
+            rollouts.ended(self._key)
+        return left
 
     def _live(self) -> Manifest | None:
         """The Deployment, if it is this pool's."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import hmac
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,9 +20,10 @@ from llmtaskpool_operator.autoscaler.observation import Problem
 from llmtaskpool_operator.autoscaler.reconcile import LoopMemory, ReconcileResult, reconcile
 from llmtaskpool_operator.autoscaler.status import invalid_status
 from llmtaskpool_operator.autoscaler.telling import Note, notes, rfc3339, worth_writing
-from llmtaskpool_operator.cluster import manifests
+from llmtaskpool_operator.cluster import manifests, pod_facts
 from llmtaskpool_operator.cluster.api_client import ApiFailure, Fenced
 from llmtaskpool_operator.cluster.backend import ClusterAccess, KubernetesBackend, Written
+from llmtaskpool_operator.cluster.claims import ServedByAnother
 from llmtaskpool_operator.cluster.manifests import Manifest, Surroundings
 from llmtaskpool_operator.cluster.metrics import OperatorMetrics
 from llmtaskpool_operator.cluster.problem_backend import BackendWithProblems, ReplicasRefused
@@ -36,10 +36,15 @@ from llmtaskpool_operator.workers.states import PodStates
 
 CHILDREN_SECONDS = 600.0
 """Children that nobody watches are looked at again this often."""
+STAND_BACK_SECONDS = 15.0
+"""Between two looks at whether the operator that serves a pool still lives."""
 CHILD_SECONDS = 2.0
 """Between two looks at children that somebody deletes or changes."""
 TAKEN_SECONDS = 15.0
 """So often while somebody else's object has the name of one: whoever removes it waits."""
+
+_Revision = tuple[int, tuple[tuple[str, str], ...]]
+"""What a pool asks for: its generation, which its labels don't move, and those."""
 
 log = logging.getLogger("llmtaskpool.operator")
 
@@ -52,6 +57,7 @@ class OperatorIdentity:
     namespace: str
     worker_image: str
     key: bytes
+    lease: str = "llmtaskpool-operator"
 
 
 @dataclass(slots=True)
@@ -65,10 +71,13 @@ class _Remembered:
     warnings: StartWarnings
     writes: ScaleWrites = field(default_factory=ScaleWrites)
     memory: LoopMemory = field(default_factory=LoopMemory)
-    parsed: tuple[int, LLMTaskPool] | None = None
+    parsed: tuple[_Revision, LLMTaskPool] | None = None
     problems: tuple[Problem, ...] = ()
-    children_of: int = -1
+    children_of: _Revision | None = None
+    """What the pool was when its children were looked at last."""
     children_at: float = float("-inf")
+    other: str | None = None
+    """The operator that serves the pool, when it is not this one."""
     child_lost: bool = False
     """One of them is gone, or somebody else wrote it."""
     warned: int = 0
@@ -128,7 +137,15 @@ class Controller:
         backend = KubernetesBackend(
             pool, around, self._access, ours.states, ours.refusals, ours.warnings, ours.writes
         )
-        problems = await backend.ensure_scale() + await self._ensure(backend, key, pool, ours)
+        try:
+            if ours.other is not None and await self._access.others.lives(ours.other):
+                return STAND_BACK_SECONDS
+            problems = await self._ensure(backend, key, pool, ours)
+        except ServedByAnother as served:
+            await self._stand_back(body, ours, str(served))
+            return STAND_BACK_SECONDS
+        ours.other = None
+        problems += await backend.ensure_scale()
         began, now = ours.memory, self._clock()
         seen = BackendWithProblems(backend, problems, ours.refusals, pool)
         result = await reconcile(pool, seen, began, now)
@@ -139,7 +156,8 @@ class Controller:
             self._recorder.turn(pool, began.decided, result)
         await self._tell(body, ours, began.status, result)
         _raise_failed_writes(key, result)
-        return next_turn_seconds(result)
+        wait = next_turn_seconds(result)
+        return min(wait, CHILD_SECONDS) if ours.child_lost else wait
 
     def child_lost(self, key: PoolKey) -> None:
         """A child of the pool is gone, or changed by somebody: the next turn looks at them."""
@@ -149,6 +167,7 @@ class Controller:
     def forget(self, key: PoolKey) -> None:
         """The pool is gone."""
         if (ours := self._pools.pop(key, None)) is not None:
+            self._access.rollouts.ended(key)
             ours.states.close()
             self._metrics.forget(key.namespace, key.name)
 
@@ -160,30 +179,28 @@ class Controller:
     async def _ensure(
         self, backend: KubernetesBackend, key: PoolKey, pool: LLMTaskPool, ours: _Remembered
     ) -> tuple[Problem, ...]:
-        generation, now = pool.metadata.generation, self._clock()
+        revision, now = _revision(pool.metadata.generation, pool.metadata.labels), self._clock()
         before = self._access.store.deployment(key)
         every = TAKEN_SECONDS if ours.problems else CHILDREN_SECONDS
-        due = ours.children_of != generation or now - ours.children_at > every
+        due = ours.children_of != revision or now - ours.children_at > every
         due |= ours.warned != ours.warnings.asked  # a pod waits, perhaps for one of them
         # Not at each word of somebody who deletes it again and again.
         due |= ours.child_lost and now - ours.children_at >= CHILD_SECONDS
-        new = ours.children_of < 0 and before is None
+        new = ours.children_of is None and before is None
+        changed = ours.children_of not in (None, revision)
         if due:
             ours.agreed = None
-        # A pod of a new pool can't start without the others; whoever changes a pool waits.
-        if due and new:
-            ours.problems = await backend.ensure_children(ours.applied, new=True)
-        deployment = backend.ensure_deployment(ours.agreed, new=new)
-        if due and not new:
-            children = backend.ensure_children(ours.applied)
-            problems, ours.problems = await asyncio.gather(deployment, children)
-        else:
-            problems = await deployment
+        # A pod of a new pool can't start without the others, and the claim comes before all.
         if due:
-            ours.children_of, ours.children_at = generation, now
+            ours.problems = await backend.ensure_children(ours.applied, new=new)
+        problems = await backend.ensure_deployment(ours.agreed, new=new, changed=changed)
+        if due:
+            ours.children_of, ours.children_at = revision, now
             ours.warned, ours.child_lost = ours.warnings.asked, False
         same = self._access.store.deployment(key) is before
         ours.agreed = self._access.store.drop_template(key) if same and not problems else None
+        if self._access.rollouts.waits(key):
+            ours.agreed = None  # it does not agree: it waits until it may be made to
         return ours.problems + problems
 
     def _remembered(self, key: PoolKey, body: Manifest) -> _Remembered:
@@ -199,6 +216,9 @@ class Controller:
                 StartWarnings(self._access.api),
             )
             ours.memory = LoopMemory(status=_status_of(body))
+            live = self._access.store.deployment(key)
+            if live is not None and pod_facts.rollout(live) and not pod_facts.is_late(live):
+                self._access.rollouts.found(key)
         return ours
 
     def _around(self, ours: _Remembered) -> Surroundings:
@@ -206,7 +226,22 @@ class Controller:
             image=self._identity.worker_image,
             control_token=ours.token,
             namespace=self._identity.namespace,
+            operator=f"{self._identity.namespace}/{self._identity.lease}",
         )
+
+    async def _stand_back(self, body: Manifest, ours: _Remembered, other: str) -> None:
+        """Leave the pool to another operator, and say so once."""
+        ours.children_of, ours.agreed = None, None
+        if ours.other == other:
+            return
+        ours.other = other
+        meta, mine = body["metadata"], f"{self._identity.namespace}/{self._identity.lease}"
+        text = (
+            f"the operator {mine} stands back: {other} serves this pool, and lives. Let only one "
+            "of them see it: the chart's `namespaces`, or uninstall one"
+        )
+        log.warning("%s/%s: %s", meta["namespace"], meta["name"], text)
+        await self._write_event(body, Note("Warning", "OtherOperator", "Observe", text))
 
     async def _tell(
         self,
@@ -302,11 +337,16 @@ def _busy(lanes: Any) -> bool:
 
 
 def _parsed(ours: _Remembered, body: Manifest) -> LLMTaskPool:
-    generation = int(body["metadata"].get("generation", 0))
-    if ours.parsed is None or ours.parsed[0] != generation:
-        ours.parsed = (generation, parse_pool({k: v for k, v in body.items() if k != "status"}))
+    meta = body["metadata"]
+    revision = _revision(int(meta.get("generation", 0)), meta.get("labels") or {})
+    if ours.parsed is None or ours.parsed[0] != revision:
+        ours.parsed = (revision, parse_pool({k: v for k, v in body.items() if k != "status"}))
     pool = ours.parsed[1]
     return pool.model_copy(update={"status": ours.memory.status})
+
+
+def _revision(generation: int, labels: Mapping[str, str]) -> _Revision:
+    return generation, tuple(sorted(labels.items()))
 
 
 def _never_seen(body: Manifest) -> bool:

@@ -58,7 +58,7 @@ class Election:
         self._timing = timing or Timing()
         self._owned = {} if owner is None else {"ownerReferences": [owner]}
         self._valid_until = float("-inf")
-        self._seen: tuple[object, float] = (None, float("-inf"))
+        self._seen: tuple[tuple[str, object] | None, float] = (None, float("-inf"))
 
     def leads(self) -> bool:
         """Whether this replica may write now."""
@@ -70,7 +70,12 @@ class Election:
         ``lead`` is cancelled when the lease is lost. Raises what ``lead`` raises.
         """
         while True:
-            while not await self._renewed():  # noqa: ASYNC110  nobody here could set an event
+            told = ""
+            while not await self._renewed():
+                holder = self._seen[0][0] if self._seen[0] is not None else ""
+                if holder != told:
+                    told, lease = holder, f"{self._namespace}/{self._name}"
+                    log.info("%s stands by: %s leads, by Lease %s", self._identity, holder, lease)
                 await asyncio.sleep(self._timing.retry)
             log.info("%s leads", self._identity)
             leading = asyncio.create_task(lead())
@@ -112,7 +117,7 @@ class Election:
         spec = lease.get("spec") or {}
         holder = spec.get("holderIdentity")
         if holder not in (None, "", self._identity):
-            mark = (holder, spec.get("renewTime"))
+            mark = (str(holder), spec.get("renewTime"))
             if self._seen[0] != mark:
                 # Expiry is counted on our own clock from the last change: clocks may differ.
                 self._seen = (mark, self._clock())

@@ -21,6 +21,8 @@ from llmtaskpool_operator.workers.options import environment_of, options_of
 Manifest = dict[str, Any]
 
 POOL_LABEL = f"{GROUP}/pool"
+OPERATOR = f"{GROUP}/operator"
+"""Annotation of the token's Secret: whose pool it is."""
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 CONTAINER = "worker"
 DATA, CONTROL = "data", "control"
@@ -39,19 +41,21 @@ _CACHE = "/var/cache/llmtaskpool"
 class Surroundings:
     """What children need beside the pool's spec.
 
-    ``control_token`` is for the workers' control port; ``namespace`` is the operator's own.
+    ``control_token`` is for the workers' control port; ``namespace`` is the operator's own, and
+    ``operator`` is NAMESPACE/LEASE of it.
     """
 
     image: str
     control_token: str
     namespace: str
+    operator: str = "llmtaskpool-system/llmtaskpool-operator"
 
 
 def children(pool: LLMTaskPool, around: Surroundings) -> tuple[Manifest, ...]:
     """All children but the Deployment, in the order in which they should be made."""
     return (
+        _token(pool, around),  # the first: with it goes the claim to the pool
         _service_account(pool),
-        _token(pool, around),
         _network_policy(pool, around),
         _service(pool),
         _disruption_budget(pool),
@@ -63,7 +67,8 @@ def deployment(pool: LLMTaskPool, around: Surroundings, replicas: int) -> Manife
 
     A rollout starts a new pod before an old one goes, and an old one drains before it ends.
     """
-    meta = _metadata(pool, pool.metadata.name)
+    meta, passed = _metadata(pool, pool.metadata.name), propagated(pool)
+    meta["labels"] = passed | meta["labels"]
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -80,11 +85,27 @@ def deployment(pool: LLMTaskPool, around: Surroundings, replicas: int) -> Manife
             "template": {
                 # Nothing of the token is here: workers read a new one from their volume, and a
                 # key that was lost must not restart every pod of every pool.
-                "metadata": {"labels": _labels(pool.metadata.name)},
+                "metadata": {"labels": passed | _labels(pool.metadata.name)},
                 "spec": _pod(pool, around),
             },
         },
     }
+
+
+def propagated(pool: LLMTaskPool) -> dict[str, str]:
+    """Labels of the pool that its pods get too."""
+    labels = pool.metadata.labels
+    return {key: labels[key] for key in pool.spec.propagate_labels if key in labels}
+
+
+def left_behind(live: Manifest, name: str) -> bool:
+    """Whether an object is a child of a pool of that name which went and left it (orphan).
+
+    Provably: it has our labels with the pool's name, and no owner any more.
+    """
+    meta = live.get("metadata") or {}
+    labels = meta.get("labels") or {}
+    return not meta.get("ownerReferences") and _labels(name).items() <= labels.items()
 
 
 def selector_labels(name: str) -> dict[str, str]:
@@ -149,7 +170,8 @@ def _token(pool: LLMTaskPool, around: Surroundings) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": _metadata(pool, _token_name(pool)),
+        "metadata": _metadata(pool, _token_name(pool))
+        | {"annotations": {OPERATOR: around.operator}},
         "type": "Opaque",
         "data": {"token": base64.b64encode(around.control_token.encode()).decode()},
     }

@@ -18,12 +18,14 @@ from llmtaskpool_operator.api.names import KIND
 from llmtaskpool_operator.cluster.api_client import ApiFailure, Fenced, KubernetesApi, connected
 from llmtaskpool_operator.cluster.backend import ClusterAccess
 from llmtaskpool_operator.cluster.children_watch import ChildrenWatch
+from llmtaskpool_operator.cluster.claims import OtherOperators
 from llmtaskpool_operator.cluster.controller import Controller, OperatorIdentity
 from llmtaskpool_operator.cluster.election import Election
 from llmtaskpool_operator.cluster.handlers import watch
 from llmtaskpool_operator.cluster.health import HealthPages
 from llmtaskpool_operator.cluster.manifests import POOL_LABEL, Manifest
 from llmtaskpool_operator.cluster.metrics import OperatorMetrics
+from llmtaskpool_operator.cluster.rollouts import Rollouts
 from llmtaskpool_operator.cluster.settings import OperatorSettings
 from llmtaskpool_operator.cluster.store import WATCHED, ClusterStore, PoolKey, kept
 from llmtaskpool_operator.cluster.watch_proof import LATE_SECONDS, WatchProof
@@ -32,7 +34,6 @@ from llmtaskpool_operator.replay.record import Recorder
 from llmtaskpool_operator.replay.record_file import to_stdout
 from llmtaskpool_operator.workers.client import ClientLimits, WorkerClient, open_http
 
-LEASE = "llmtaskpool-operator"
 KEY_SECRET = "llmtaskpool-operator-key"  # noqa: S105  a name
 PODS_EVERY = 5
 """Pods are many and big: they are listed at every fifth resync."""
@@ -101,7 +102,7 @@ class Operator:
                 owner = await self._owner(unfenced)
                 election = Election(
                     unfenced,
-                    name=LEASE,
+                    name=self._settings.lease,
                     namespace=self._settings.namespace,
                     identity=self._settings.identity,
                     clock=self._clocks.steady,
@@ -109,7 +110,11 @@ class Operator:
                     owner=owner,
                 )
                 api = KubernetesApi(client, may_write=election.leads, failed=self.metrics.api_error)
-                await self._serve(election, ClusterAccess(self.store, api, worker), owner)
+                me = f"{self._settings.namespace}/{self._settings.lease}"
+                others = OtherOperators(unfenced, me, self._clocks.steady)
+                rollouts = Rollouts(self._settings.max_concurrent_rollouts)
+                access = ClusterAccess(self.store, api, worker, others, rollouts)
+                await self._serve(election, access, owner)
 
     def alive(self) -> bool:
         """No pool has been due for minutes without anybody taking it up."""
@@ -161,6 +166,7 @@ class Operator:
                 namespace=self._settings.namespace,
                 worker_image=self._settings.worker_image,
                 key=await _key(access.api, self._settings.namespace, owner),
+                lease=self._settings.lease,
             )
             await self._list(access.api, WATCHED)
             wanted = self._settings.record

@@ -62,6 +62,11 @@ def rollout(deployment: Manifest) -> str:
     return ""
 
 
+def is_late(deployment: Manifest) -> bool:
+    """Whether its new pods did not get ready in the time that a start may take."""
+    return condition(deployment, "Progressing").get("reason") == "ProgressDeadlineExceeded"
+
+
 def rolls_out(deployment: Manifest | None) -> bool:
     """Whether pods of a template are started that none of has ever got all ready."""
     if deployment is None:

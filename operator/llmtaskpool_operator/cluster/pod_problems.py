@@ -10,6 +10,7 @@ from llmtaskpool_operator.cluster.manifests import CONTAINER, Manifest
 from llmtaskpool_operator.cluster.pod_facts import (
     condition,
     is_going,
+    is_late,
     is_lost,
     is_ready,
     name_of,
@@ -62,8 +63,7 @@ def problems(
         problem = (warned or {}).get(name_of(pod)) or _pod_problem(pod, now, memory, rolling)
         if problem is not None:
             found.setdefault(problem.reason, problem)
-    progress = condition(deployment or {}, "Progressing")
-    if progress.get("reason") == "ProgressDeadlineExceeded":
+    if deployment is not None and is_late(deployment):
         text = "new pods did not get ready in the time that a start may take"
         found["RolloutStuck"] = Problem("RolloutStuck", text, stalled=True)
     return tuple(sorted(found.values(), key=lambda problem: not problem.stalled))
@@ -98,6 +98,11 @@ def _pod_problem(pod: Manifest, now: float, memory: object, rolling: bool) -> Pr
     scheduled = condition(pod, "PodScheduled")
     if scheduled.get("reason") == "Unschedulable":
         return Problem("Unschedulable", f"{name}: {scheduled.get('message', 'no node takes it')}")
+    if scheduled.get("reason") == "SchedulingGated":
+        text = (
+            "a scheduling gate holds it: whoever set the gate (Kueue: for want of quota) lifts it"
+        )
+        return Problem("SchedulingGated", f"{name}: {text}")
     for kind, status in _statuses(pod):
         of = "" if status.get("name") == CONTAINER else f"{kind} {status.get('name')}: "
         problem = _container_problem(pod, f"{name}: {of}", status, memory, rolling)

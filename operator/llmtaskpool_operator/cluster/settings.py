@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from llmtaskpool_operator.api.rules import DNS_LABEL
 
+LEASE = "llmtaskpool-operator"
 PREFIX = "LLMTASKPOOL_OPERATOR_"
 
 Namespace = Annotated[str, Field(pattern=DNS_LABEL, max_length=63)]
@@ -32,6 +33,10 @@ class OperatorSettings(BaseSettings):
     namespace: Namespace = Field(
         "llmtaskpool-system", description="The operator's own namespace: its Lease and its key."
     )
+    lease: Annotated[str, Field(pattern=DNS_LABEL, max_length=63)] = Field(
+        LEASE,
+        description="Name of its Lease there: replicas that share it are one operator.",
+    )
     worker_image: Annotated[str, Field(min_length=1, max_length=512)] = Field(
         "llmtaskpool-worker:latest", description="Image of workers whose pool names none."
     )
@@ -45,6 +50,11 @@ class OperatorSettings(BaseSettings):
     )
     concurrency: Annotated[int, Field(ge=1, le=1024)] = Field(
         64, description="Pools that are worked on at one time."
+    )
+    max_concurrent_rollouts: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        5,
+        description="Pools whose pods are replaced at one time because the operator, not their "
+        "spec, has changed; the others wait.",
     )
     record: Annotated[tuple[PoolName, ...], NoDecode] = Field(
         (),

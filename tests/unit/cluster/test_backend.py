@@ -236,6 +236,7 @@ def test_somebody_elses_deployment_is_told_and_never_written(known: bool, owners
     cluster = with_deployment(5)
     theirs = cluster.deployment
     theirs["metadata"]["ownerReferences"] = owners
+    theirs["metadata"]["labels"] = {"llmtaskpool.io/pool": NAME}  # not all that ours have
     cluster.api.put(theirs)
     if known:
         cluster.catch_up()

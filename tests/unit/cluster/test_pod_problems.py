@@ -217,6 +217,13 @@ def test_a_pod_that_no_node_takes_says_what_the_scheduler_says() -> None:
     assert not problem.stalled
 
 
+def test_a_pod_that_a_queue_holds_says_who_lets_it_go() -> None:
+    gated = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}
+    (problem,) = problems(None, (pod_body("chat-1", conditions=[gated]),))
+    assert (problem.reason, problem.stalled) == ("SchedulingGated", False)
+    assert "Kueue" in problem.message
+
+
 def test_a_hundred_pods_with_one_trouble_are_one_problem() -> None:
     many = tuple(waits(f"chat-{i:03}", "ImagePullBackOff") for i in range(100))
     (problem,) = problems(None, many)

@@ -109,7 +109,7 @@ def test_who_scaled_the_deployment_is_told_for_ten_minutes() -> None:
 def test_scale_can_be_read_from_the_first_turn_and_no_number_is_written_twice() -> None:
     rig = Rig(scaling=EXTERNAL | {"minReplicas": 2}, **AT_REST)
     rig.turn()
-    assert rig.api.calls[0] == SCALED
+    assert rig.api.calls.count(SCALED) == 1
     assert rig.api.find(KIND, NAMESPACE, NAME)["spec"]["replicas"] == 2
     for _ in range(3):
         rig.now += 5

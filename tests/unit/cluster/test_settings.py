@@ -94,6 +94,8 @@ def test_every_variable_is_read(started) -> None:
         "WORKER_IMAGE": "mine:1",
         "NAMESPACES": "a",
         "RECORD": "all",
+        "LEASE": "prod-operator",
+        "MAX_CONCURRENT_ROLLOUTS": "7",
     }
     assert set(variables) == {name.upper() for name in OperatorSettings.model_fields}
     assert invoke(**variables).exit_code == 0

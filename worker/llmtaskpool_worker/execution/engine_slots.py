@@ -153,13 +153,16 @@ class EngineSlots:
         self.progress_at, self.asked_at = now, None
 
     def is_due(self, now: float, ping_seconds: float) -> bool:
-        """Whether it is at rest, and to be asked for a sign of life."""
+        """Whether it is at rest, and to be asked for a sign of life; a server's engine looks."""
+        if self.seats is not None:
+            return False
         at_rest = self.ready is not None and not self.in_flight and self.asked_at is None
         return at_rest and now - self.heard_at >= ping_seconds
 
     def silent_for(self, now: float) -> float:
-        """Seconds without any sign of life while it loads."""
-        return now - self.heard_at if self.ready is None and self.failure is None else 0.0
+        """Seconds without any sign of life while it loads; a server may take its time."""
+        loads = self.ready is None and self.failure is None and self.seats is None
+        return now - self.heard_at if loads else 0.0
 
     def slept(self, seconds: float) -> None:
         """We did not listen for so long: what it said meanwhile is still to be read."""

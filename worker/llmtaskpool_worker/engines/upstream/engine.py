@@ -107,7 +107,7 @@ class UpstreamEngine:
             case Cancel(id=request_id):
                 self._cancel(request_id)
             case Ping():
-                self._tell(Beat())  # whether the server answers is looked after here
+                self._tell(Beat())  # this end hears; the server is looked after by `_live`
             case SetThreads(n=n):
                 self._threads = n
                 self._fill()
