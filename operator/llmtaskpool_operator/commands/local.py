@@ -16,6 +16,7 @@ from llmtaskpool_operator.local.settings import (
     machine_cores,
     pool_from_options,
 )
+from llmtaskpool_operator.local.upstream_server import BadCommand, command_of
 
 BAD_INPUT = 2
 DEFAULT_PORT = 8080
@@ -36,7 +37,12 @@ def local(
         int | None, typer.Option(min=0, help="The least worker processes. [default: 1]")
     ] = None,
     max_replicas: Annotated[
-        int | None, typer.Option(min=1, help="The most worker processes. [default: 2]")
+        int | None,
+        typer.Option(
+            min=1,
+            help="The most worker processes. [default: 2; in front of a server: 1, as two would "
+            "share what it can take]",
+        ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
@@ -55,6 +61,21 @@ def local(
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder that io tasks may read and write; none: no such.")
+    ] = None,
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            help="A command that serves the models whose source is openai:URL, such as "
+            "'vllm serve MODEL --port 8001': started with the pool, and ended after it. No shell "
+            "runs it."
+        ),
+    ] = None,
+    upstream_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A host beside this machine that openai:URL may be on, as host or host:port; may "
+            "be given several times."
+        ),
     ] = None,
     divide_cores: Annotated[
         bool,
@@ -88,13 +109,27 @@ def local(
         elif pool is not None:
             wanted = pool_from_file(pool)
         else:
-            low, high = _replicas(min_replicas, max_replicas)
+            served = bool(model) and all("=openai:" in one for one in model or ())
+            low, high = _replicas(min_replicas, max_replicas, most=1 if served else 2)
             wanted = pool_from_options(model or (), low, high)
     except BadPool as error:
         _refuse(error.faults)
     from llmtaskpool_operator.local.pool import LocalOptions  # after the options, which may be bad
     from llmtaskpool_operator.local.run import run
 
+    command: tuple[str, ...] = ()
+    if upstream is not None:
+        if not any(one.source.startswith("openai:") for one in wanted.spec.models):
+            _refuse(
+                [
+                    "--upstream: no model is asked of it: add --model "
+                    "name=openai:http://127.0.0.1:8001/v1"
+                ]
+            )
+        try:
+            command = command_of(upstream)
+        except BadCommand as error:
+            _refuse([str(error)])
     options = LocalOptions(
         host=host,
         port=port if port is not None else 0 if demo else DEFAULT_PORT,
@@ -104,13 +139,15 @@ def local(
         cores=machine_cores() if divide_cores else None,
         drain_seconds=drain_seconds,
         record=record,
+        upstream=command,
+        upstream_hosts=tuple(upstream_host or ()),
     )
     raise typer.Exit(asyncio.run(run(wanted, options, output=output, demo=demo)))
 
 
-def _replicas(low: int | None, high: int | None) -> tuple[int, int]:
+def _replicas(low: int | None, high: int | None, *, most: int) -> tuple[int, int]:
     least = 1 if low is None else low
-    most = max(2, least) if high is None else high
+    most = max(most, least) if high is None else high
     if least > most:
         _refuse([f"--min-replicas {least}: it is over --max-replicas {most}: lower it"])
     return least, most

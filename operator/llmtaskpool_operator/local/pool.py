@@ -42,6 +42,10 @@ class LocalOptions:
     cores: int | None = None
     drain_seconds: float = 10.0
     record: Path | None = None
+    upstream: tuple[str, ...] = ()
+    """The command of a server behind the models; empty: none is started."""
+    upstream_hosts: tuple[str, ...] = ()
+    """Hosts that servers may be on beside this machine."""
     command: WorkerCommand | None = None
 
 
@@ -84,6 +88,7 @@ class LocalPool:
             api_key_file=options.api_key_file,
             cache_dir=options.cache_dir,
             data_dir=options.data_dir,
+            upstream_hosts=options.upstream_hosts,
         )
         self.fleet = Fleet(
             command,

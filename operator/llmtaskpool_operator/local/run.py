@@ -23,6 +23,7 @@ from llmtaskpool_operator.local.demo_report import DemoReport, report, summary
 from llmtaskpool_operator.local.fleet import Unstartable
 from llmtaskpool_operator.local.live_view import JsonView, Line, View, view_for
 from llmtaskpool_operator.local.pool import LocalOptions, LocalPool, NoRecord, PortTaken
+from llmtaskpool_operator.local.upstream_server import GRACE_SECONDS, UpstreamServer
 
 OK, FAULTS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 FALL_SECONDS = 60.0
@@ -59,8 +60,11 @@ async def _run(pool: LLMTaskPool, options: LocalOptions, view: View, *, demo: bo
     stopping = asyncio.Event()
     killing = asyncio.Event()
     _on_signals(stopping, killing)
+    upstream = _upstream(local, view)
     try:
         await local.start()
+        if upstream is not None:
+            upstream.start()
         if isinstance(view, JsonView):
             view.write({"event": "listening", "url": local.url})
         loop = asyncio.create_task(local.run())
@@ -71,8 +75,18 @@ async def _run(pool: LLMTaskPool, options: LocalOptions, view: View, *, demo: bo
     finally:
         known = descendants(os.getpid())
         await _end(local, stopping, killing, view)
+        if upstream is not None:
+            await upstream.stop(0.0 if killing.is_set() else GRACE_SECONDS)
     code = _told(found, view, await left_running(known))
     return INTERRUPTED if demo and found is None else code
+
+
+def _upstream(local: LocalPool, view: View) -> UpstreamServer | None:
+    def notice(text: str) -> None:
+        view.tell(Line(local.elapsed(), "notice", text))
+
+    command = local.options.upstream
+    return UpstreamServer(command, notice, time.monotonic) if command else None
 
 
 async def _result(

@@ -87,6 +87,7 @@ def worker_command(
     cache_dir: Path | None = None,
     data_dir: Path | None = None,
     drain_seconds: float | None = None,
+    upstream_hosts: Sequence[str] = (),
 ) -> WorkerCommand:
     """How to start a worker of this pool.
 
@@ -103,6 +104,8 @@ def worker_command(
     environment = environment_of(spec)
     if api_key_file is not None:
         environment["LLMTASKPOOL_API_KEYS_FILE"] = str(api_key_file.resolve())
+    if upstream_hosts:
+        environment["LLMTASKPOOL_UPSTREAM_HOSTS"] = ",".join(upstream_hosts)
     if data_dir is not None:
         environment["LLMTASKPOOL_DATA_DIR"] = str(data_dir.resolve())
     if cores is not None:
