@@ -184,7 +184,7 @@ def test_a_branch_that_is_there_is_used_while_the_hub_is_away(
     assert "folder " in replicas.one(HF_HUB_OFFLINE="1")
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [429, 503])
 def test_what_may_pass_is_told_as_such(hub: StubHub, replicas: Replicas, status: int) -> None:
     hub.info_faults += [status] * 50
     said = replicas.one("once")

@@ -6,7 +6,8 @@ description there. Pure.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, field_validator
 
@@ -36,6 +37,14 @@ from llmtaskpool_operator.api.threads import Threads
 OWN_LABELS = ("llmtaskpool.io/", "app.kubernetes.io/")
 ORIGIN = r"^(\*|https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?)$"
 """Of a web page, as a browser tells it."""
+
+
+_Part = TypeVar("_Part", bound=Wire)
+
+
+def _shared(default: _Part) -> Callable[[], _Part]:
+    """One object for all pools that say nothing: they are frozen, and there may be thousands."""
+    return lambda: default
 
 
 class Auth(Wire):
@@ -86,7 +95,7 @@ class LLMTaskPoolSpec(Wire):
     token_secret_ref: SecretKey | None = None
     """The model hub's token (what HF_TOKEN is elsewhere), for models that have none of their
     own."""
-    cache: Cache = Field(default_factory=Cache)
+    cache: Cache = Field(default_factory=_shared(Cache()))
     """Where weights are kept between pods, so that they come once."""
     env: Annotated[list[EnvVar], Field(max_length=64, json_schema_extra=list_map("name"))] = Field(
         default_factory=list
@@ -126,19 +135,19 @@ class LLMTaskPoolSpec(Wire):
     """Runtime class of the pods, such as `nvidia`."""
     scheduler_name: Name | None = None
     """Scheduler of the pods; none: the cluster's default."""
-    service_account: Account = Field(default_factory=Account)
+    service_account: Account = Field(default_factory=_shared(Account()))
     """Who pods are for a cloud's identity."""
-    user: User = Field(default_factory=User)
+    user: User = Field(default_factory=_shared(User()))
     """User and group ids of the worker."""
     pod_labels: OwnLabels = Field(default_factory=dict)
     """More labels of the pods."""
     pod_annotations: Annotations = Field(default_factory=dict)
     """Annotations of the pods."""
-    service: Service = Field(default_factory=Service)
+    service: Service = Field(default_factory=_shared(Service()))
     """How clients reach the pool."""
-    rollout: Rollout = Field(default_factory=Rollout)
+    rollout: Rollout = Field(default_factory=_shared(Rollout()))
     """How pods are replaced when the spec changes."""
-    disruption_budget: DisruptionBudget = Field(default_factory=DisruptionBudget)
+    disruption_budget: DisruptionBudget = Field(default_factory=_shared(DisruptionBudget()))
     """How many pods a drain of nodes may take at once."""
     propagate_labels: Annotated[
         list[LabelKey],
