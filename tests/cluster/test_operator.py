@@ -198,3 +198,62 @@ def test_a_child_that_somebody_changed_is_mended(pools: Pools) -> None:
     )
     assert status == 200, answer.decode()
     wait_for("mended", lambda: pools.deployment()["spec"]["template"] == wanted)
+
+
+SAID = {
+    "nodeSelector": {"kubernetes.io/os": "linux"},
+    "tolerations": [{"key": "spot", "operator": "Exists", "effect": "NoSchedule"}],
+    "podLabels": {"team": "ml"},
+    "podAnnotations": {"example.com/note": "x"},
+    "service": {"annotations": {"example.com/note": "x"}, "labels": {"team": "ml"}},
+    "serviceAccount": {"annotations": {"example.com/role": "x"}},
+    "sharedMemory": "1024Mi",
+    "cache": {"claimTemplate": {"size": "1024Mi"}},
+    "disruptionBudget": {"mode": "Disabled"},
+}
+
+
+def test_what_a_spec_says_of_its_children_is_there_once_and_goes_when_it_is_taken_out(
+    pools: Pools,
+) -> None:
+    ns = f"namespaces/{pools.namespace}"
+
+    def said() -> dict[str, object]:
+        deployment = pools.deployment().get("spec", {}).get("template", {})
+        service = pools.get(f"/api/v1/{ns}/services/p").get("metadata", {})
+        account = pools.get(f"/api/v1/{ns}/serviceaccounts/p-worker").get("metadata", {})
+        budget = pools.get(f"/apis/policy/v1/{ns}/poddisruptionbudgets/p-worker").get("spec", {})
+        pod, meta = deployment.get("spec", {}), deployment.get("metadata", {})
+        return {
+            "nodeSelector": pod.get("nodeSelector"),
+            "tolerations": pod.get("tolerations"),
+            "team": meta.get("labels", {}).get("team"),
+            "note": meta.get("annotations", {}).get("example.com/note"),
+            "service": service.get("annotations", {}).get("example.com/note"),
+            "role": account.get("annotations", {}).get("example.com/role"),
+            "volumes": "shm" in [volume["name"] for volume in pod.get("volumes", ())],
+            "away": budget.get("maxUnavailable"),
+        }
+
+    plain = {"nodeSelector": None, "tolerations": None, "team": None, "note": None}
+    plain |= {"service": None, "role": None, "volumes": False, "away": 1}
+    full = {
+        "nodeSelector": SAID["nodeSelector"],
+        "tolerations": SAID["tolerations"],
+        "team": "ml",
+        "note": "x",
+        "service": "x",
+        "role": "x",
+        "volumes": True,
+        "away": "100%",
+    }
+    pools.apply(manifest(**copy.deepcopy(SAID)))
+    pools.wait_ready(1)
+    assert said() == full
+    claim = pools.get(f"/api/v1/{ns}/persistentvolumeclaims/p-cache")
+    assert claim["spec"]["resources"]["requests"]["storage"] == "1Gi"
+    applied = pools.deployment()["metadata"]["generation"]
+    time.sleep(3)  # turns of the operator: sizes that the server writes otherwise are no change
+    assert pools.deployment()["metadata"]["generation"] == applied
+    pools.apply(manifest())
+    wait_for("what was taken out is gone", lambda: said() == plain, 30)
