@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from chart.charts import VALUE_SETS, Helm, helm_with, kinds
+from chart.charts import CHART, VALUE_SETS, Helm, helm_with, kinds
 
-from .conftest import Cluster
+from .conftest import Cluster, with_crd
 
 _PATHS = {
     "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
@@ -104,3 +104,34 @@ def test_a_pod_that_may_do_more_is_refused_there(
     )
     assert status == 403, answer.decode()
     assert "restricted" in answer.decode()
+
+
+def on_the_server(cluster: Cluster, helm: Helm, release: str, *more: str) -> Any:
+    """What helm would install, asked of the server: it looks up what is there."""
+    where = ("--kubeconfig", str(cluster.kubeconfig), "--namespace", "default")
+    return helm.run("install", release, str(CHART), "--dry-run=server", *where, *more)
+
+
+def test_a_crd_that_is_there_already_is_found_out_and_left_and_the_notes_say_whose_it_is(
+    cluster: Cluster, helm: Helm
+) -> None:
+    with_crd(cluster)  # applied without Helm
+    done = on_the_server(cluster, helm, "second")
+    assert done.returncode == 0, done.stderr
+    assert "kind: CustomResourceDefinition" not in done.stdout
+    assert "belongs to somebody who applied it without Helm" in done.stdout
+    assert "meta.helm.sh/release-name=second" in done.stdout
+    assert "kind: Deployment" in done.stdout
+    off = on_the_server(cluster, helm, "second", "--set", "crds.install=false")
+    assert "is there already" not in off.stdout
+
+
+def test_namespaces_that_are_not_there_are_named_before_anything_is_made(
+    cluster: Cluster, helm: Helm
+) -> None:
+    there, missing = "default", f"no-{uuid.uuid4().hex[:6]}"
+    done = on_the_server(cluster, helm, "second", "--set", f"namespaces={{{there},{missing}}}")
+    assert done.returncode != 0
+    assert f"namespaces: {missing}: not there: make them first" in done.stderr
+    assert f"kubectl create namespace {missing}" in done.stderr
+    assert there not in done.stderr.split("namespaces: ")[1].split(":")[0]

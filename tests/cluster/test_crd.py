@@ -39,6 +39,7 @@ ACCEPTED = {
     "alpha as text": {"scaling": {"alpha": "0.1"}},
     "fixed with replicas": {"replicas": 0, "scaling": {"mode": "Fixed"}},
     "a GPU": {"resources": {"limits": {"nvidia.com/gpu": 1, "memory": "8Gi"}}},
+    "labels handed on": {"propagateLabels": ["kueue.x-k8s.io/queue-name", "Team_1.a"]},
     "affinity passed on": {"affinity": {"nodeAffinity": {"anything": [1, 2]}}},
 }
 MODEL = {"name": "a", "source": "hf://org/name@main"}
@@ -96,6 +97,18 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     "more models than the limit": (
         {"models": [MODEL | {"name": f"m{n}"} for n in range(17)]},
         ["spec.models", "must have at most 16 items"],
+    ),
+    "a label of ours handed on": (
+        {"propagateLabels": ["llmtaskpool.io/pool"]},
+        ["spec.propagateLabels", "give the label another key"],
+    ),
+    "a label by which pods are found handed on": (
+        {"propagateLabels": ["cost-center", "app.kubernetes.io/name"]},
+        ["spec.propagateLabels", "give the label another key"],
+    ),
+    "a label's key that is none": (
+        {"propagateLabels": ["Cost Center"]},
+        ["spec.propagateLabels[0]", "should match"],
     ),
     "a misspelt field": (
         {"scaling": {"maxReplica": 3}},

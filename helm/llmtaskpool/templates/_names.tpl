@@ -68,3 +68,33 @@ readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
 {{- end -}}
+
+{{/*
+Whose the CRD is, when it is there and isn't this release's; else empty, as without a server.
+Helm would refuse the whole release for it.
+*/}}
+{{- define "llmtaskpool.foreignCrd" -}}
+{{- if .Values.crds.install -}}
+{{- with lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "llmtaskpools.llmtaskpool.io" -}}
+{{- $marks := .metadata.annotations | default dict -}}
+{{- $name := index $marks "meta.helm.sh/release-name" | default "" -}}
+{{- $namespace := index $marks "meta.helm.sh/release-namespace" | default "" -}}
+{{- if or (ne $name $.Release.Name) (ne $namespace $.Release.Namespace) -}}
+{{- if $name }}the release {{ $name }} in {{ $namespace }}{{ else }}somebody who applied it without Helm{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Says which of `namespaces` are not there: what is made in them would fail one by one. */}}
+{{- define "llmtaskpool.checkNamespaces" -}}
+{{- if and .Values.namespaces (lookup "v1" "Namespace" "" "kube-system") -}}
+{{- $missing := list -}}
+{{- range .Values.namespaces -}}
+{{- if not (lookup "v1" "Namespace" "" .) -}}{{- $missing = append $missing . -}}{{- end -}}
+{{- end -}}
+{{- with $missing -}}
+{{- fail (printf "namespaces: %s: not there: make them first (kubectl create namespace %s), or take them out of `namespaces`" (join ", " .) (first .)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}

@@ -179,9 +179,8 @@ class KubernetesBackend:
         live, every = self._live(), self._access.store.pods(self._key)
         pods = tuple(pod for pod in every if not pod_facts.is_over(pod))
         silent = pod_problems.starting_in_silence(pods, now)
-        answers, warned = await asyncio.gather(
-            self._states.read(self._clients(pods)), self._warnings.of(silent, now)
-        )
+        answers = await self._states.read(self._clients(pods))
+        warned = await self._warnings.of(silent, now)
         pool, memory = self._pool, self._pool.spec.resources.limits.get("memory")
         return PoolObservation(
             replicas=0 if live is None else _replicas(live),

@@ -179,7 +179,7 @@ class Controller:
     async def _ensure(
         self, backend: KubernetesBackend, key: PoolKey, pool: LLMTaskPool, ours: _Remembered
     ) -> tuple[Problem, ...]:
-        revision, now = _revision(pool.metadata.generation, pool.metadata.labels), self._clock()
+        revision, now = ours.parsed[0] if ours.parsed else None, self._clock()
         before = self._access.store.deployment(key)
         every = TAKEN_SECONDS if ours.problems else CHILDREN_SECONDS
         due = ours.children_of != revision or now - ours.children_at > every
