@@ -198,6 +198,7 @@ def objects() -> list[str]:
         *(f"condition {one.value}" for one in ConditionType),
         *(f"phase {one.value}" for one in Phase),
         *(f"label {name}" for name in (manifests.POOL_LABEL, manifests.DELETION_COST)),
+        f"annotation {manifests.APPLIED}",
         f"container {manifests.CONTAINER}",
         f"field manager {MANAGER}",
         f"lease {LEASE}",

@@ -54,6 +54,18 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
         "priorityClassName": "system-cluster-critical",
     },
     "the platform chooses users": {"runAsUser": None},
+    "what workers get": {
+        "workers": {
+            "imagePullSecrets": [{"name": "registry"}],
+            "imagePullPolicy": "Always",
+            "env": [{"name": "HTTPS_PROXY", "value": "http://proxy.example:3128"}],
+            "envFrom": [{"configMapRef": {"name": "common", "optional": True}}],
+            "podLabels": {"team": "ml"},
+            "podAnnotations": {"prometheus.io/scrape": "true"},
+            "trustedCaRef": {"name": "corporate-ca"},
+            "user": {"byPlatform": True},
+        }
+    },
     "small": {
         "replicas": 1,
         "podDisruptionBudget": {"enabled": False},

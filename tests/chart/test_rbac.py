@@ -23,6 +23,7 @@ SERVED: set[Right] = {
         for group, resource in (
             ("", "services"),
             ("", "serviceaccounts"),
+            ("", "persistentvolumeclaims"),
             ("policy", "poddisruptionbudgets"),
             ("networking.k8s.io", "networkpolicies"),
         )

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from chart.charts import CHART, NAMESPACE, ROOT, VALUE_SETS, Helm, Refused, kinds, named, pod_specs
 from llmtaskpool_operator.api.manifest_file import parse_pool
+from llmtaskpool_operator.api.worker_defaults import WorkerDefaults
 from llmtaskpool_operator.cluster.settings import PREFIX, OperatorSettings
 
 KUBERNETES = "1.37"
@@ -114,7 +115,12 @@ def test_every_value_has_a_place_in_the_schema_and_every_default_fits(helm: Helm
     compare(values, schema, "")
 
 
-_OPEN = {".resources", ".affinity"}  # known keys, none of them needed
+_OPEN = {
+    ".resources",
+    ".affinity",
+    ".workers.trustedCaRef",
+    ".workers.user",
+}  # known keys, none of them needed
 
 
 def test_the_chart_works_under_a_parent_that_passes_globals(helm: Helm) -> None:
@@ -260,3 +266,26 @@ def test_the_first_pool_that_people_are_told_to_make_is_a_pool(page: str) -> Non
     (text,) = re.findall(r"<<'END'\n(.*?)\n *END$", (ROOT / page).read_text(), re.S | re.M)
     pool = parse_pool(yaml.safe_load(textwrap.dedent(text)))
     assert [model.name for model in pool.spec.models] == ["smollm2"]
+
+
+def workers_of(objects: list[dict[str, Any]]) -> str | None:
+    """What the operator is told of all workers."""
+    (container,) = named(objects, "Deployment", "llmtaskpool-operator")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    values = {one["name"]: one.get("value") for one in container["env"]}
+    return values.get(f"{PREFIX}WORKERS")
+
+
+def test_what_workers_get_reaches_the_operator_as_it_reads_it(helm: Helm) -> None:
+    given = VALUE_SETS["what workers get"]["workers"]
+    told = workers_of(helm.render({"workers": given}))
+    assert told is not None
+    settings = OperatorSettings.model_validate({"workers": told})
+    assert settings.workers == WorkerDefaults.model_validate(given)
+    assert workers_of(helm.render({})) is None
+
+
+def test_every_default_of_workers_has_a_value_of_the_chart() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())["workers"]
+    assert set(values) == {field.alias for field in WorkerDefaults.model_fields.values()}

@@ -40,7 +40,6 @@ ACCEPTED = {
     "fixed with replicas": {"replicas": 0, "scaling": {"mode": "Fixed"}},
     "a GPU": {"resources": {"limits": {"nvidia.com/gpu": 1, "memory": "8Gi"}}},
     "labels handed on": {"propagateLabels": ["kueue.x-k8s.io/queue-name", "Team_1.a"]},
-    "affinity passed on": {"affinity": {"nodeAffinity": {"anything": [1, 2]}}},
 }
 MODEL = {"name": "a", "source": "hf://org/name@main"}
 BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -86,9 +85,13 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["spec.queue.limit", "must be of type integer"],
     ),
     "a model without source": ({"models": [{"name": "a"}]}, ["spec.models[0].source", "Required"]),
-    "a model's name in capitals": (
-        {"models": [MODEL | {"name": "Llama"}]},
+    "a model's name with a space": (
+        {"models": [MODEL | {"name": "Llama 3"}]},
         ["spec.models[0].name", "should match"],
+    ),
+    "affinity that is none": (
+        {"affinity": {"nodeAffinity": {"anything": [1, 2]}}},
+        ['unknown field "spec.affinity.nodeAffinity.anything"'],
     ),
     "two models of one name": (
         {"models": [MODEL, MODEL]},

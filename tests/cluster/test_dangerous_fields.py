@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from llmtaskpool_operator.api.manifest_file import BadPool, parse_pool
 from llmtaskpool_operator.api.names import API_VERSION, KIND
+from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
 from llmtaskpool_operator.cluster import manifests
 from llmtaskpool_operator.cluster.manifests import Surroundings
 
@@ -30,7 +31,6 @@ FIELDS: dict[str, dict[str, Any]] = {
     "host users": {"hostUsers": True},
     "host names": {"hostAliases": [{"ip": "1.2.3.4", "hostnames": [EVIL]}]},
     "another account": {"serviceAccountName": EVIL},
-    "another account, old name": {"serviceAccount": EVIL},
     "a token": {"automountServiceAccountToken": True},
     "privileged": {"securityContext": {"privileged": True, "runAsUser": 0}},
     "capabilities": {"securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}},
@@ -45,15 +45,9 @@ FIELDS: dict[str, dict[str, Any]] = {
     "a container for debugging": {"ephemeralContainers": [{"name": EVIL, "image": EVIL}]},
     "another command": {"command": ["/bin/sh", "-c", EVIL]},
     "other arguments": {"args": [EVIL]},
-    "environment": {"env": [{"name": "LD_PRELOAD", "value": EVIL}]},
-    "environment from a secret": {"envFrom": [{"secretRef": {"name": EVIL}}]},
     "a template": {"template": {"spec": {"hostNetwork": True, "nodeName": EVIL}}},
     "a node by name": {"nodeName": EVIL},
-    "another scheduler": {"schedulerName": EVIL},
-    "another runtime": {"runtimeClassName": EVIL},
     "a shared process tree": {"shareProcessNamespace": True, "note": EVIL},
-    "pull secrets": {"imagePullSecrets": [{"name": EVIL}]},
-    "annotations for the pod": {"podAnnotations": {EVIL: "unconfined"}},
     "a hook": {"lifecycle": {"preStop": {"exec": {"command": [EVIL]}}}},
     "another namespace": {"namespace": EVIL},
     "code that a model brings": {"models": [{**_MODEL, "trustRemoteCode": True, "code": EVIL}]},
@@ -64,6 +58,40 @@ FIELDS: dict[str, dict[str, Any]] = {
     "devices by claim": {"resources": {"claims": [{"name": EVIL}]}},
     "a port of the node": {"ports": [{"hostPort": 22, "name": EVIL}]},
     "a finalizer": {"finalizers": [EVIL]},
+    # siblings of fields that there are
+    "environment of another namespace": {
+        "envFrom": [{"secretRef": {"name": "s", "namespace": EVIL}}]
+    },
+    "pull secrets of another namespace": {"imagePullSecrets": [{"name": "s", "namespace": EVIL}]},
+    "the hub's token of another namespace": {"tokenSecretRef": {"name": "s", "namespace": EVIL}},
+    "a folder of the node for weights": {"cache": {"hostPath": {"path": f"/{EVIL}"}}},
+    "a server's folder for weights": {"cache": {"nfs": {"server": EVIL, "path": "/"}}},
+    "a driver's volume for weights": {"cache": {"csi": {"driver": EVIL}}},
+    "a volume by name": {"cache": {"claimTemplate": {"size": "1Gi", "volumeName": EVIL}}},
+    "a copy of another claim": {
+        "cache": {"claimTemplate": {"size": "1Gi", "dataSource": {"kind": "PVC", "name": EVIL}}}
+    },
+    "a token for the pod's account": {
+        "serviceAccount": {"automountServiceAccountToken": True, "note": EVIL}
+    },
+    "a user with powers": {"user": {"privileged": True, "note": EVIL}},
+    "a user's namespaces": {"user": {"hostUsers": True, "seccompProfile": {"type": EVIL}}},
+    "addresses of others": {"service": {"externalIPs": ["1.2.3.4"], "note": EVIL}},
+    "another's pods behind the Service": {"service": {"selector": {"app": EVIL}}},
+    "another name behind the Service": {"service": {"externalName": EVIL}},
+    "a port of the node by the Service": {"service": {"ports": [{"hostPort": 22, "note": EVIL}]}},
+    "a template by the rollout": {"rollout": {"template": {"spec": {"nodeName": EVIL}}}},
+    "authorities from the node": {"trustedCaRef": {"name": "c", "hostPath": f"/{EVIL}"}},
+    "devices by admin access": {
+        "resourceClaims": [
+            {"name": "g", "resourceClaimName": "c", "adminAccess": True, "note": EVIL}
+        ]
+    },
+    "a spread of other pods": {
+        "topologySpreadConstraints": [
+            {"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": EVIL}}}
+        ]
+    },
 }
 VALUES: dict[str, dict[str, Any]] = {
     "a shell in a model's name": {"models": [{**_MODEL, "name": f"$({EVIL})"}]},
@@ -74,6 +102,41 @@ VALUES: dict[str, dict[str, Any]] = {
     "a gain that is none": {"scaling": {"alpha": f"1+{EVIL}"}},
     "a priority class that is none": {"priorityClassName": f"a b {EVIL}"},
     "a million replicas": {"replicas": 1_000_000, "note": EVIL},
+    "another account, old name": {"serviceAccount": EVIL},
+    "environment": {"env": [{"name": "LD_PRELOAD", "value": EVIL}]},
+    "environment that loads code": {"env": [{"name": "PYTHONPATH", "value": f"/{EVIL}"}]},
+    "environment of ours": {"env": [{"name": "LLMTASKPOOL_CONTROL_TOKENS", "value": EVIL}]},
+    "environment from a secret, by prefix": {
+        "envFrom": [{"prefix": "LLMTASKPOOL_", "secretRef": {"name": "s"}}]
+    },
+    "another scheduler": {"schedulerName": f"../{EVIL}"},
+    "another runtime": {"runtimeClassName": f"$({EVIL})"},
+    "pull secrets": {"imagePullSecrets": [{"name": f"../{EVIL}"}]},
+    "annotations for the pod": {
+        "podAnnotations": {"container.apparmor.security.beta.kubernetes.io/worker": "unconfined"}
+    },
+    "annotations for the pod, seccomp": {
+        "podAnnotations": {"seccomp.security.alpha.kubernetes.io/pod": "unconfined"}
+    },
+    "annotations that mount": {"podAnnotations": {"sidecar.istio.io/userVolume": EVIL}},
+    "annotations that choose who goes": {
+        "podAnnotations": {"controller.kubernetes.io/pod-deletion-cost": "-1000"}
+    },
+    "labels that are selected": {"podLabels": {"llmtaskpool.io/pool": EVIL}},
+    "labels that monitors select": {"podLabels": {"app.kubernetes.io/name": EVIL}},
+    "environment from the pod": {
+        "env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": EVIL}}}]
+    },
+    "environment from a file": {
+        "env": [{"name": "A", "valueFrom": {"fileKeyRef": {"path": EVIL}}}]
+    },
+    "root's id": {"user": {"id": 0}},
+    "root's group": {"user": {"group": 0}},
+    "a Service that leads elsewhere": {"service": {"type": "ExternalName"}},
+    "a claim by path": {"cache": {"claimName": f"../{EVIL}"}},
+    "a path in the hub token's key": {"tokenSecretRef": {"name": "s", "key": f"../{EVIL}"}},
+    "a path in the authorities' key": {"trustedCaRef": {"name": "c", "key": f"../{EVIL}"}},
+    "a shell in an alias": {"models": [{**_MODEL, "aliases": [f"$({EVIL})"]}]},
 }
 
 
@@ -114,7 +177,8 @@ def test_with_validation_off_it_is_gone_before_it_could_reach_a_pod(
 ) -> None:
     status, stored = make(api_server, home, FIELDS[name], "Ignore")
     assert status == 201, stored
-    assert stored["spec"].keys().isdisjoint(set(FIELDS[name]) - {"models", "auth", "resources"})
+    known = {field.alias for field in LLMTaskPoolSpec.model_fields.values()}
+    assert stored["spec"].keys().isdisjoint(set(FIELDS[name]) - known)
     assert EVIL not in json.dumps(stored["spec"])
     try:
         pool = parse_pool({key: stored[key] for key in ("apiVersion", "kind", "metadata", "spec")})

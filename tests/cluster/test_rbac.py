@@ -90,8 +90,9 @@ def ran(plane: rig.ControlPlane, tmp_path: Path) -> list[dict[str, Any]]:
             wait_for("/scale", lambda: pools.get(of_scale).get("spec", {}).get("replicas"), 30)
             pools.delete("external")
             scaling = {"mode": "Fixed", "drainSeconds": 1}
+            cache = {"claimTemplate": {"size": "1Gi"}}
             for replicas in (2, 1):
-                pools.apply(manifest(scaling=scaling, replicas=replicas))
+                pools.apply(manifest(scaling=scaling, replicas=replicas, cache=cache))
                 pools.wait_ready(replicas)
             # Somebody deletes the Deployment: it is looked for before it is made again.
             old = pools.deployment()["metadata"]

@@ -176,6 +176,7 @@ def serving_engines(*engines: Engine, codec: LetterCodec | None = None, **chosen
     by_name = {engine.spec.name: engine for engine in engines}
     texts = tuple(
         f"{e.spec.name}={e.spec.source},task={e.spec.task}"
+        + "".join(f",alias={alias}" for alias in e.spec.aliases)
         + "".join(f",{name}={value}" for name, value in e.spec.options.items())
         for e in engines
     )

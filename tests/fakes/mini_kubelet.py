@@ -30,7 +30,7 @@ from rig.ports import is_free
 
 NODE = "mini"
 POLL_SECONDS = 0.1
-EVERYWHERE = "0.0.0.0"  # noqa: S104  what a pod listens on becomes its address
+EVERYWHERE = "::"  # what a pod listens on becomes its address
 HEARTBEAT_SECONDS = 10.0
 DATA_PORT = 8000
 _ADDRESSES = itertools.count(2)

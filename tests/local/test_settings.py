@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from llmtaskpool_operator.api.manifest_file import BadPool, pool_from_file
 from llmtaskpool_operator.local.settings import pool_from_options, worker_command
+from llmtaskpool_worker.engines.model_option import parse_model
 
 ROOT = Path(__file__).parents[2]
 HEAD = "apiVersion: llmtaskpool.io/v1alpha1\nkind: LLMTaskPool\nmetadata: {name: a}\n"
@@ -71,6 +73,20 @@ def test_models_of_the_command_line_replace_the_default_ones():
     assert (a.name, a.source, a.task) == ("a", "/models/a", "generate")
     assert (b.task, b.options) == ("embed", {"dtype": "bfloat16"})
     assert (pool.spec.scaling.min_replicas, pool.spec.scaling.max_replicas) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen/Qwen2.5-7B-Instruct", "llama-3.1-8b", "my_model", "qwen2.5:7b"]
+)
+def test_a_models_name_may_be_the_one_that_clients_know(name):
+    pool = pool_from_options([f"{name}=/models/a,alias=gpt-4o-mini,alias=b,dtype=float32"], 1, 2)
+    (model,) = pool.spec.models
+    assert (model.name, model.aliases) == (name, ["gpt-4o-mini", "b"])
+    options = worker_command(pool.spec).options
+    (given,) = [text for flag, text in pairwise(options) if flag == "--model"]
+    told = parse_model(given)
+    assert (told.name, told.aliases) == (name, ("gpt-4o-mini", "b"))
+    assert told.options == {"dtype": "float32"}
 
 
 @pytest.mark.parametrize("text", ["a", "=x", "a=", "a=b,c", "a=b,=c", "A B=c", "a=b,task=sing"])

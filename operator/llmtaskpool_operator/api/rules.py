@@ -73,7 +73,7 @@ DNS_NAME = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 Name = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_NAME)]
 Text = Annotated[str, Field(max_length=1024)]
 Word = Annotated[str, Field(min_length=1, max_length=253)]
-"""A free word of Kubernetes: a label key, a taint, a storage class."""
+"""A free word, such as the name of an option."""
 
 
 def list_map(*keys: str) -> dict[str, Any]:
@@ -82,4 +82,3 @@ def list_map(*keys: str) -> dict[str, Any]:
 
 
 INT_OR_STRING: dict[str, Any] = {"x-kubernetes-int-or-string": True}
-ANY_OBJECT: dict[str, Any] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}

@@ -123,8 +123,9 @@ class Scaling(Wire):
     metric: Metric = Metric.OFFERED_WORK
     """OfferedWork: work that arrives and waits, in pod-seconds per second; recommended.
     ThreadUtilization: threads in use and tasks queued over the threads of the pods.
-    GPUUtilization: NVML's share of time in which any kernel ran. It is near 1 at any load and
-    cost 1.8 to 8.5 times the pod-hours of OfferedWork in our study."""
+    GPUUtilization: NVML's share of time in which any kernel ran; threads too grow only while
+    their pod's GPU is under the target. It is near 1 at any load, cost 1.8 to 8.5 times the
+    pod-hours of OfferedWork in our study, and keeps batches small."""
     averaging_seconds: Annotated[int, Field(ge=5, le=600)] = 30
     """The window over which the arrival rate is averaged, in seconds. Longer is calmer and
     slower."""

@@ -57,6 +57,26 @@ class LaneStatus(Wire):
     """Tasks that wait, over all pods."""
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class GpuStatus(Wire):
+    """How much of their GPUs the pool's pods use, as NVML tells it."""
+
+    pods: Annotated[int, Field(ge=0)] = 0
+    """Pods that tell of a GPU."""
+    utilization: Share | None = None
+    """Share of time in which any kernel ran, mean over these pods. It is near 1 at any load."""
+    highest_utilization: Share | None = None
+    """The same of the busiest pod."""
+    memory: Share | None = None
+    """Share of the GPUs' memory that is in use, mean over these pods."""
+    highest_memory: Share | None = None
+    """The same of the fullest pod."""
+    busiest_pod: Annotated[str, Field(max_length=253)] = ""
+    """Name of the busiest pod."""
+
+
 class RecordedDecision(Wire):
     """A decision that changed something."""
 
@@ -96,6 +116,8 @@ class LLMTaskPoolStatus(Wire):
         list[LaneStatus], Field(max_length=8, json_schema_extra=list_map("lane"))
     ] = Field(default_factory=list)
     """Threads per lane, over all pods."""
+    gpu: GpuStatus | None = None
+    """Use of the pods' GPUs; none where no pod tells of one. It changes only by more than 0.05."""
     last_decisions: Annotated[
         list[RecordedDecision],
         Field(max_length=10, json_schema_extra={"x-kubernetes-list-type": "atomic"}),

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmtaskpool_operator.api.pool import LLMTaskPool
-from llmtaskpool_operator.api.status import Condition, ConditionType, LLMTaskPoolStatus
+from llmtaskpool_operator.api.status import Condition, ConditionType, GpuStatus, LLMTaskPoolStatus
 
 _GOOD = {
     ConditionType.READY.value: "True",
@@ -35,6 +35,8 @@ def explanation(pool: LLMTaskPool) -> RenderableType:
     if status.observed_generation < pool.metadata.generation:
         parts.append(Text("The spec has changed since: the operator has not seen it yet."))
     parts.append(_threads(status))
+    if status.gpu is not None:
+        parts.append(Text(_gpu_words(status.gpu)))
     if status.last_decisions:
         parts.append(_decisions(status))
     return Group(*parts)
@@ -45,14 +47,17 @@ def overview(pools: Sequence[LLMTaskPool]) -> Table:
     table = Table(box=None, pad_edge=False)
     for title in ("NAMESPACE", "POOL"):
         table.add_column(title, no_wrap=True)
-    for title in ("DESIRED", "READY", "THREADS", "ACTIVE", "QUEUE", "UTILIZATION"):
+    # Where no pool has a GPU the column would take room from the others.
+    gpus = any(pool.status is not None and pool.status.gpu is not None for pool in pools)
+    numbers = ("DESIRED", "READY", "THREADS", "ACTIVE", "QUEUE", "UTILIZATION")
+    for title in (*numbers, *(("GPU",) if gpus else ())):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("STATUS", no_wrap=True)
     # rich narrows columns that may wrap before those that may not: this one, whose text then
     # ends in an ellipsis, and not the numbers.
     table.add_column("LAST DECISION")
     for pool in pools:
-        table.add_row(pool.metadata.namespace, pool.metadata.name, *_row(pool.status))
+        table.add_row(pool.metadata.namespace, pool.metadata.name, *_row(pool.status, gpus=gpus))
     return table
 
 
@@ -61,9 +66,9 @@ def _seen(status: LLMTaskPoolStatus | None) -> TypeGuard[LLMTaskPoolStatus]:
     return status is not None and status.observed_generation > 0
 
 
-def _row(status: LLMTaskPoolStatus | None) -> tuple[str | Text, ...]:
+def _row(status: LLMTaskPoolStatus | None, *, gpus: bool) -> tuple[str | Text, ...]:
     if not _seen(status):
-        return ("-",) * 6 + ("not seen yet", "")
+        return ("-",) * (7 if gpus else 6) + ("not seen yet", "")
     lanes = status.threads
     ready = next((c for c in status.conditions if c.type == ConditionType.READY.value), None)
     word = ready.reason if ready else "not seen yet"
@@ -76,6 +81,7 @@ def _row(status: LLMTaskPoolStatus | None) -> tuple[str | Text, ...]:
         str(sum(lane.active for lane in lanes)),
         str(status.queued),
         "-" if status.utilization is None else f"{status.utilization:.2f}",
+        *(("-" if status.gpu is None else _gpu_cell(status.gpu),) if gpus else ()),
         Text(word, style="green" if good else "yellow"),
         Text(
             f"{last.what} {last.before} -> {last.after}: {last.reason}" if last else "",
@@ -110,6 +116,25 @@ def _remark(condition: Condition) -> Text:
         f"{condition.message or condition.reason}",
         style="yellow",
     )
+
+
+def _gpu_words(gpu: GpuStatus) -> str:
+    """Mean and worst pod, in a line."""
+    return (
+        f"GPUs of {gpu.pods} pods: utilization {_share(gpu.utilization)} on average, "
+        f"{_share(gpu.highest_utilization)} in {gpu.busiest_pod}; memory {_share(gpu.memory)} on "
+        f"average, {_share(gpu.highest_memory)} at most"
+    )
+
+
+def _gpu_cell(gpu: GpuStatus) -> str:
+    """Utilization of the mean and of the busiest pod, and the fullest pod's memory."""
+    busy = f"{_share(gpu.utilization)}..{_share(gpu.highest_utilization)}"
+    return f"{busy} mem {_share(gpu.highest_memory)}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
 
 
 def _threads(status: LLMTaskPoolStatus) -> Table:

@@ -14,6 +14,7 @@ from llmtaskpool_worker.contract import LaneName, LaneState, WorkerState
 from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
 from llmtaskpool_operator.api.scaling import Metric
 from llmtaskpool_operator.autoscaler.law import DEFAULTS, Observed, backlog_drain_seconds
+from llmtaskpool_operator.autoscaler.shares import gpu_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,7 @@ def observed_replicas(spec: LLMTaskPoolSpec, seen: PoolObservation, history: His
             running = _sum([lane.active / max(1, lane.threads) for lane in lanes])
             waiting = sum(lane.queued / max(1, lane.threads) for lane in lanes)
         case Metric.GPU_UTILIZATION:
-            shares = [_gpu_share(state) for state in states]
+            shares = [gpu_share(state) for state in states]
             running = _sum([share for share in shares if share is not None])
     starting = seen.replicas > 0 and not any(pod.ready for pod in seen.staying)
     return Observed(
@@ -202,7 +203,7 @@ def lacking(spec: LLMTaskPoolSpec, seen: PoolObservation) -> tuple[str, ...]:
     return tuple(
         pod.name
         for pod in seen.staying
-        if pod.ready and pod.fresh and pod.state is not None and _gpu_share(pod.state) is None
+        if pod.ready and pod.fresh and pod.state is not None and gpu_share(pod.state) is None
     )
 
 
@@ -226,11 +227,6 @@ def _counters(state: WorkerState) -> Counters:
         saturated,
         max(0.0, state.observed_at - state.started_at),
     )
-
-
-def _gpu_share(state: WorkerState) -> float | None:
-    shares = [gpu.utilization for gpu in state.gpus if gpu.utilization is not None]
-    return sum(shares) / len(shares) if shares else None
 
 
 def _sum(values: list[float]) -> float | None:

@@ -22,6 +22,7 @@ from llmtaskpool_operator.api.status import (
     RecordedDecision,
 )
 from llmtaskpool_operator.autoscaler.decide import PoolDecision
+from llmtaskpool_operator.autoscaler.gpu import gpu_status, idle_gpu
 from llmtaskpool_operator.autoscaler.law import Bound
 from llmtaskpool_operator.autoscaler.model_trouble import model_trouble
 from llmtaskpool_operator.autoscaler.observation import PoolObservation, Problem, lacking
@@ -61,6 +62,7 @@ def status_of(
         utilization=None if utilization is None else round(utilization, 4),
         queued=sum(lane.queued for lane in lanes),
         threads=lanes,
+        gpu=gpu_status(seen, before.gpu),
         last_decisions=_recorded(seen, plan, before, at),
     )
     conditions = _conditions(pool, seen, decided, status, before, at)
@@ -185,7 +187,11 @@ def _conditions(
     condition = _Maker(old, pool.metadata.generation, at)
     wanted, ready = status.desired_replicas, status.ready_replicas
     count = f"{ready} of {wanted} replicas are ready"
-    problems = [*model_trouble(seen.staying), *seen.problems]
+    problems = [
+        *model_trouble(seen.staying),
+        *seen.problems,
+        *idle_gpu(pool.spec, seen.staying),
+    ]
     if not wanted and _sleeps_for_good(pool, seen):
         problems.append(Problem("NothingWakes", _ASLEEP))
     problems.sort(key=lambda problem: not problem.stalled)

@@ -44,6 +44,7 @@ _PATHS = {
     "Service": "api/v1/{}/services",
     "ServiceAccount": "api/v1/{}/serviceaccounts",
     "Secret": "api/v1/{}/secrets",
+    "PersistentVolumeClaim": "api/v1/{}/persistentvolumeclaims",
     "NetworkPolicy": "apis/networking.k8s.io/v1/{}/networkpolicies",
     "PodDisruptionBudget": "apis/policy/v1/{}/poddisruptionbudgets",
     "Lease": "apis/coordination.k8s.io/v1/{}/leases",

@@ -16,7 +16,13 @@ from llmtaskpool_operator.cluster.api_client import MANAGER, ApiFailure, Kuberne
 from llmtaskpool_operator.cluster.manifests import POOL_LABEL, Manifest
 from llmtaskpool_operator.cluster.store import PoolKey
 
-CHILDREN = ("Service", "ServiceAccount", "NetworkPolicy", "PodDisruptionBudget")
+CHILDREN = (
+    "Service",
+    "ServiceAccount",
+    "NetworkPolicy",
+    "PodDisruptionBudget",
+    "PersistentVolumeClaim",
+)
 STREAM_SECONDS = 240
 AGAIN_SECONDS = 5.0
 REFUSED_SECONDS = 300.0

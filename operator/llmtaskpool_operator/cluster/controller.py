@@ -15,6 +15,7 @@ from llmtaskpool_operator.api.manifest_file import BadPool, parse_pool
 from llmtaskpool_operator.api.names import API_VERSION, KIND
 from llmtaskpool_operator.api.pool import LLMTaskPool
 from llmtaskpool_operator.api.status import LLMTaskPoolStatus
+from llmtaskpool_operator.api.worker_defaults import WorkerDefaults
 from llmtaskpool_operator.autoscaler.law import DEFAULTS
 from llmtaskpool_operator.autoscaler.observation import Problem
 from llmtaskpool_operator.autoscaler.reconcile import LoopMemory, ReconcileResult, reconcile
@@ -57,6 +58,7 @@ class OperatorIdentity:
     namespace: str
     worker_image: str
     key: bytes
+    workers: WorkerDefaults = field(default_factory=WorkerDefaults)
     lease: str = "llmtaskpool-operator"
 
 
@@ -226,6 +228,7 @@ class Controller:
             image=self._identity.worker_image,
             control_token=ours.token,
             namespace=self._identity.namespace,
+            workers=self._identity.workers,
             operator=f"{self._identity.namespace}/{self._identity.lease}",
         )
 

@@ -9,7 +9,7 @@ from llmtaskpool_operator.cluster.manifests import Manifest
 
 REPLICAS = ("spec", "replicas")
 """The one field of which the operator asks who else writes it."""
-_AMOUNTS = ("limits", "requests")
+_AMOUNTS = ("limits", "requests", "sizeLimit")
 """Only in these are 1 and "1000m" equal: anywhere else "1" and "01" are two words."""
 
 

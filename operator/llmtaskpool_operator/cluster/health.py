@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -31,8 +32,7 @@ class HealthPages:
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, host, port)
-            await site.start()
+            await _site(runner, host, port).start()
             yield int(runner.addresses[0][1])
         finally:
             await runner.cleanup()
@@ -51,3 +51,13 @@ class HealthPages:
         self._alive()  # brings the queue's gauges up to date
         text = generate_latest(self._metrics.registry)
         return web.Response(body=text, headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+def _site(runner: web.AppRunner, host: str, port: int) -> web.BaseSite:
+    """``::`` is every address, IPv6 and IPv4; without IPv6, those of IPv4."""
+    if host != "::":
+        return web.TCPSite(runner, host, port)
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    listener = socket.create_server(("", port), family=family, dualstack_ipv6=both)
+    return web.SockSite(runner, listener)

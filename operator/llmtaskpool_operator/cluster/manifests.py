@@ -1,40 +1,57 @@
 """A pool's children as plain manifests: what `kubectl apply` would be given for them. Pure.
 
-Pods pass Pod Security *restricted*: no privilege, no service-account token, a read-only root.
-Nothing of the spec reaches a shell: options and paths are arguments and environment values.
+The pods themselves are in pod_template.py.
 """
 
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
-from math import ceil
-from typing import Any
+import hashlib
+import json
+from dataclasses import dataclass, field
 
-from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT, LIVEZ, READYZ
+from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT
 
-from llmtaskpool_operator.api.names import API_VERSION, GROUP, KIND
-from llmtaskpool_operator.api.pool import LLMTaskPool, LLMTaskPoolSpec
-from llmtaskpool_operator.api.quantities import number
-from llmtaskpool_operator.workers.options import environment_of, options_of
+from llmtaskpool_operator.api.names import GROUP
+from llmtaskpool_operator.api.pool import LLMTaskPool
+from llmtaskpool_operator.api.worker_defaults import WorkerDefaults, with_defaults
+from llmtaskpool_operator.cluster.identity import (
+    POOL_LABEL,
+    Manifest,
+    account_name,
+    claim_name,
+    labels,
+    metadata,
+    selector,
+    selector_labels,
+    token_name,
+)
+from llmtaskpool_operator.cluster.pod_template import CONTAINER, DATA, pod
 
-Manifest = dict[str, Any]
+__all__ = [
+    "APPLIED",
+    "CONTAINER",
+    "DATA",
+    "DELETION_COST",
+    "OPERATOR",
+    "POOL_LABEL",
+    "Manifest",
+    "Surroundings",
+    "children",
+    "deployment",
+    "left_behind",
+    "propagated",
+    "selector",
+    "selector_labels",
+]
 
-POOL_LABEL = f"{GROUP}/pool"
 OPERATOR = f"{GROUP}/operator"
 """Annotation of the token's Secret: whose pool it is."""
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
-CONTAINER = "worker"
-DATA, CONTROL = "data", "control"
-UNROUTE_SECONDS = 5
-"""A pod that is to go takes requests for so long still: until every node has heard of it."""
-CLOSING_SECONDS = 10
-"""What the worker needs at the end: answers that leave, an engine process that ends."""
-MODEL_START_SECONDS = 1800
-"""A start may download weights and convert them."""
-_USER = 65532
-_TOKEN_FOLDER, _KEYS_FOLDER = "/run/llmtaskpool/token", "/run/llmtaskpool/keys"
-_CACHE = "/var/cache/llmtaskpool"
+APPLIED = f"{GROUP}/applied"
+"""Annotation of children: a mark of what was applied."""
+STUCK_AFTER_SECONDS = 60
+"""A rollout is told to be stuck so long after the pods' own time to start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,60 +59,87 @@ class Surroundings:
     """What children need beside the pool's spec.
 
     ``control_token`` is for the workers' control port; ``namespace`` is the operator's own, and
-    ``operator`` is NAMESPACE/LEASE of it.
+    ``operator`` is NAMESPACE/LEASE of it; ``workers`` are the defaults of the cluster.
     """
 
     image: str
     control_token: str
     namespace: str
     operator: str = "llmtaskpool-system/llmtaskpool-operator"
+    workers: WorkerDefaults = field(default_factory=WorkerDefaults)
 
 
 def children(pool: LLMTaskPool, around: Surroundings) -> tuple[Manifest, ...]:
     """All children but the Deployment, in the order in which they should be made."""
-    return (
+    made = [
         _token(pool, around),  # the first: with it goes the claim to the pool
-        _service_account(pool),
         _network_policy(pool, around),
         _service(pool),
         _disruption_budget(pool),
-    )
+    ]
+    if pool.spec.service_account.name is None:
+        made.insert(1, _service_account(pool))
+    if pool.spec.cache.claim_template is not None:
+        made.insert(1, _claim(pool))
+    return tuple(one if one["kind"] == "Secret" else _stamped(one) for one in made)
 
 
 def deployment(pool: LLMTaskPool, around: Surroundings, replicas: int) -> Manifest:
     """The pool's Deployment, asking for so many replicas.
 
-    A rollout starts a new pod before an old one goes, and an old one drains before it ends.
+    By default a rollout starts a new pod before an old one goes, and an old one drains before it
+    ends.
     """
-    meta, passed = _metadata(pool, pool.metadata.name), propagated(pool)
-    meta["labels"] = passed | meta["labels"]
-    return {
+    name, rollout, passed = pool.metadata.name, pool.spec.rollout, propagated(pool)
+    spec = with_defaults(pool.spec, around.workers)
+    whole = metadata(pool, name)
+    whole["labels"] = passed | whole["labels"]
+    meta: Manifest = {"labels": spec.pod_labels | passed | labels(name)}
+    if spec.pod_annotations:
+        meta["annotations"] = dict(spec.pod_annotations)
+    made = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": meta,
+        "metadata": whole,
         "spec": {
-            "replicas": replicas,
             "revisionHistoryLimit": 3,
-            "progressDeadlineSeconds": MODEL_START_SECONDS + 60,
-            "selector": {"matchLabels": selector_labels(pool.metadata.name)},
+            "progressDeadlineSeconds": rollout.start_seconds + STUCK_AFTER_SECONDS,
+            "selector": {"matchLabels": selector_labels(name)},
             "strategy": {
                 "type": "RollingUpdate",
-                "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": 0},
+                "rollingUpdate": {
+                    "maxSurge": rollout.max_surge,
+                    "maxUnavailable": rollout.max_unavailable,
+                },
             },
             "template": {
                 # Nothing of the token is here: workers read a new one from their volume, and a
                 # key that was lost must not restart every pod of every pool.
-                "metadata": {"labels": passed | _labels(pool.metadata.name)},
-                "spec": _pod(pool, around),
+                "metadata": meta,
+                "spec": pod(pool.model_copy(update={"spec": spec}), around.image),
             },
         },
     }
+    _stamped(made)["spec"]["replicas"] = replicas
+    return made
+
+
+def _stamped(wanted: Manifest) -> Manifest:
+    """With a mark of all that it says, so that what it says no longer is a difference, too.
+
+    Only then is it applied anew, and the server takes away what is left out.
+    """
+    text = json.dumps(wanted, sort_keys=True)
+    mark = hashlib.sha256(text.encode()).hexdigest()[:16]
+    meta = wanted["metadata"]
+    meta["annotations"] = meta.get("annotations", {}) | {APPLIED: mark}
+    return wanted
 
 
 def propagated(pool: LLMTaskPool) -> dict[str, str]:
     """Labels of the pool that its pods get too."""
-    labels = pool.metadata.labels
-    return {key: labels[key] for key in pool.spec.propagate_labels if key in labels}
+    given = pool.metadata.labels
+    return {key: given[key] for key in pool.spec.propagate_labels if key in given}
 
 
 def left_behind(live: Manifest, name: str) -> bool:
@@ -104,64 +148,36 @@ def left_behind(live: Manifest, name: str) -> bool:
     Provably: it has our labels with the pool's name, and no owner any more.
     """
     meta = live.get("metadata") or {}
-    labels = meta.get("labels") or {}
-    return not meta.get("ownerReferences") and _labels(name).items() <= labels.items()
+    given = meta.get("labels") or {}
+    return not meta.get("ownerReferences") and labels(name).items() <= given.items()
 
 
-def selector_labels(name: str) -> dict[str, str]:
-    """The labels by which a pool's pods are found; fixed for ever, selectors can't change."""
-    return {"app.kubernetes.io/name": "llmtaskpool-worker", POOL_LABEL: name}
-
-
-def selector(name: str) -> str:
-    """The same as text, for `/scale` and list requests."""
-    return ",".join(f"{key}={value}" for key, value in selector_labels(name).items())
-
-
-def grace_seconds(spec: LLMTaskPoolSpec) -> int:
-    """The time Kubernetes gives a pod: never less than unrouting, draining and closing take."""
-    return UNROUTE_SECONDS + ceil(spec.scaling.drain_seconds) + CLOSING_SECONDS
-
-
-def _labels(name: str) -> dict[str, str]:
-    return selector_labels(name) | {
-        "app.kubernetes.io/instance": name,
-        "app.kubernetes.io/managed-by": "llmtaskpool",
-        "app.kubernetes.io/part-of": "llmtaskpool",
+def _claim(pool: LLMTaskPool) -> Manifest:
+    """Room for the weights, shared by the pool's pods; it goes with the pool."""
+    template = pool.spec.cache.claim_template
+    assert template is not None  # noqa: S101  for mypy: children() asked
+    spec: Manifest = {
+        "accessModes": [template.access_mode],
+        "resources": {"requests": {"storage": template.size}},
     }
-
-
-def _metadata(pool: LLMTaskPool, name: str) -> Manifest:
+    if template.storage_class_name is not None:
+        spec["storageClassName"] = template.storage_class_name
     return {
-        "name": name,
-        "namespace": pool.metadata.namespace,
-        "labels": _labels(pool.metadata.name),
-        "ownerReferences": [
-            {
-                "apiVersion": API_VERSION,
-                "kind": KIND,
-                "name": pool.metadata.name,
-                "uid": pool.metadata.uid,
-                "controller": True,
-                "blockOwnerDeletion": True,
-            }
-        ],
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": metadata(pool, claim_name(pool)),
+        "spec": spec,
     }
-
-
-def _account_name(pool: LLMTaskPool) -> str:
-    return f"{pool.metadata.name}-worker"
-
-
-def _token_name(pool: LLMTaskPool) -> str:
-    return f"{pool.metadata.name}-llmtaskpool-control"
 
 
 def _service_account(pool: LLMTaskPool) -> Manifest:
+    meta = metadata(pool, account_name(pool))
+    if given := pool.spec.service_account.annotations:
+        meta["annotations"] = dict(given)
     return {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
-        "metadata": _metadata(pool, _account_name(pool)),
+        "metadata": meta,
         "automountServiceAccountToken": False,
     }
 
@@ -170,8 +186,7 @@ def _token(pool: LLMTaskPool, around: Surroundings) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": _metadata(pool, _token_name(pool))
-        | {"annotations": {OPERATOR: around.operator}},
+        "metadata": metadata(pool, token_name(pool)) | {"annotations": {OPERATOR: around.operator}},
         "type": "Opaque",
         "data": {"token": base64.b64encode(around.control_token.encode()).decode()},
     }
@@ -185,7 +200,7 @@ def _network_policy(pool: LLMTaskPool, around: Surroundings) -> Manifest:
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": _metadata(pool, _account_name(pool)),
+        "metadata": metadata(pool, account_name(pool)),
         "spec": {
             "podSelector": {"matchLabels": selector_labels(pool.metadata.name)},
             "policyTypes": ["Ingress"],
@@ -198,157 +213,52 @@ def _network_policy(pool: LLMTaskPool, around: Surroundings) -> Manifest:
 
 
 def _service(pool: LLMTaskPool) -> Manifest:
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": _metadata(pool, pool.metadata.name),
-        "spec": {
-            "type": "ClusterIP",
-            "selector": selector_labels(pool.metadata.name),
-            "ports": [
-                {
-                    "name": "http",
-                    "protocol": "TCP",
-                    "appProtocol": "http",
-                    "port": 80,
-                    "targetPort": DATA,
-                }
-            ],
-        },
+    given = pool.spec.service
+    meta = metadata(pool, pool.metadata.name)
+    meta["labels"] = given.labels | meta["labels"]
+    if given.annotations:
+        meta["annotations"] = dict(given.annotations)
+    spec: Manifest = {
+        "type": given.type,
+        "selector": selector_labels(pool.metadata.name),
+        "ports": [
+            {
+                **port.wire(),
+                "protocol": "TCP",
+                "appProtocol": "http",
+                "targetPort": DATA,
+            }
+            for port in given.ports
+        ],
     }
+    if given.load_balancer_class is not None:
+        spec["loadBalancerClass"] = given.load_balancer_class
+    if given.load_balancer_source_ranges:
+        spec["loadBalancerSourceRanges"] = list(given.load_balancer_source_ranges)
+    if given.ip_family_policy is not None:
+        spec["ipFamilyPolicy"] = given.ip_family_policy
+    return {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec}
 
 
 def _disruption_budget(pool: LLMTaskPool) -> Manifest:
+    budget = pool.spec.disruption_budget
+    if budget.mode == "Disabled":
+        # An object that allows all: the operator has no right to delete one.
+        away: Manifest = {"maxUnavailable": "100%"}
+    elif budget.min_available is not None:
+        away = {"minAvailable": budget.min_available}
+    elif budget.max_unavailable is not None:
+        away = {"maxUnavailable": budget.max_unavailable}
+    else:
+        away = {"maxUnavailable": 1}
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": _metadata(pool, _account_name(pool)),
+        "metadata": metadata(pool, account_name(pool)),
         "spec": {
-            "maxUnavailable": 1,
+            **away,
             "selector": {"matchLabels": selector_labels(pool.metadata.name)},
             # A worker that can't serve holds nothing worth protecting from a node's drain.
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
         },
-    }
-
-
-def _pod(pool: LLMTaskPool, around: Surroundings) -> Manifest:
-    spec = pool.spec
-    keys = spec.auth.api_key_secret_ref
-    volumes: list[Manifest] = [
-        {"name": "cache", "emptyDir": {}},
-        {"name": "tmp", "emptyDir": {}},
-        {"name": "token", "secret": {"secretName": _token_name(pool), "defaultMode": 0o440}},
-    ]
-    if keys is not None:
-        items = [{"key": keys.key, "path": "keys"}]
-        secret = {"secretName": keys.name, "items": items, "defaultMode": 0o440}
-        volumes.append({"name": "keys", "secret": secret})
-    pod: Manifest = {
-        "serviceAccountName": _account_name(pool),
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": grace_seconds(spec),
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "containers": [_container(spec, around, keyed=keys is not None)],
-        "volumes": volumes,
-    }
-    if spec.node_selector:
-        pod["nodeSelector"] = dict(spec.node_selector)
-    if spec.tolerations:
-        pod["tolerations"] = [toleration.wire() for toleration in spec.tolerations]
-    if spec.affinity is not None:
-        pod["affinity"] = spec.affinity
-    if spec.priority_class_name is not None:
-        pod["priorityClassName"] = spec.priority_class_name
-    return pod
-
-
-def _container(spec: LLMTaskPoolSpec, around: Surroundings, *, keyed: bool) -> Manifest:
-    mounts: list[Manifest] = [
-        {"name": "cache", "mountPath": _CACHE},
-        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  the pod's own, in memory of nobody else
-        {"name": "token", "mountPath": _TOKEN_FOLDER, "readOnly": True},
-    ]
-    if keyed:
-        mounts.append({"name": "keys", "mountPath": _KEYS_FOLDER, "readOnly": True})
-    container: Manifest = {
-        "name": CONTAINER,
-        "image": spec.image or around.image,
-        "imagePullPolicy": "IfNotPresent",
-        # The last lines of one that ends with an error are in the pod's status, and then in ours.
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "args": [
-            "serve",
-            *("--host", "0.0.0.0", "--control-host", "0.0.0.0"),  # noqa: S104  the pod's address
-            *("--grace-seconds", f"{spec.scaling.drain_seconds:g}"),
-            # Kubernetes puts variables in the place of $(NAME) in arguments; $$ stays a $.
-            *(option.replace("$", "$$") for option in options_of(spec)),
-        ],
-        "env": [*_environment(spec, keyed=keyed), _POD_NAME],
-        "ports": [
-            {"name": DATA, "containerPort": DATA_PORT, "protocol": "TCP"},
-            {"name": CONTROL, "containerPort": CONTROL_PORT, "protocol": "TCP"},
-        ],
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
-        # Ready as soon as the models are in memory; unready while it drains, or while an engine
-        # stands still: with the worker's stall_seconds of 10 the first sign comes within 15 s.
-        "readinessProbe": _probe(READYZ, period=2, failures=1, timeout=2),
-        # The engine goes first, the pod last: the worker kills an engine that stands still after
-        # 30 s, and /livez fails after 60, only when that has not helped.
-        "livenessProbe": _probe(LIVEZ, period=10, failures=3, timeout=5),
-        "startupProbe": _probe(LIVEZ, period=2, failures=150, timeout=2),
-        "volumeMounts": mounts,
-    }
-    resources = spec.resources.wire()
-    if resources := {key: value for key, value in resources.items() if value}:
-        container["resources"] = resources
-    return container
-
-
-_POD_NAME: Manifest = {
-    "name": "LLMTASKPOOL_WORKER_ID",
-    "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}},
-}
-
-
-def _environment(spec: LLMTaskPoolSpec, *, keyed: bool) -> list[Manifest]:
-    values = environment_of(spec) | {
-        "LLMTASKPOOL_CONTROL_TOKENS_FILE": f"{_TOKEN_FOLDER}/token",
-        "LLMTASKPOOL_CACHE_DIR": _CACHE,
-        "LLMTASKPOOL_UNROUTE_SECONDS": str(UNROUTE_SECONDS),
-        "HF_HOME": f"{_CACHE}/huggingface",
-        "HOME": "/tmp",  # noqa: S108  the only place beside the cache that can be written
-    }
-    if keyed:
-        values["LLMTASKPOOL_API_KEYS_FILE"] = f"{_KEYS_FOLDER}/keys"
-    cores = _cores(spec)
-    if cores is not None:
-        # torch counts the node's cores; more threads than the limit allows would be throttled.
-        values |= {"OMP_NUM_THREADS": str(cores), "MKL_NUM_THREADS": str(cores)}
-    return [{"name": name, "value": value} for name, value in values.items()]
-
-
-def _cores(spec: LLMTaskPoolSpec) -> int | None:
-    given = spec.resources.limits.get("cpu", spec.resources.requests.get("cpu"))
-    cores = None if given is None else number(given)
-    return None if cores is None else max(1, ceil(cores))
-
-
-def _probe(path: str, *, period: int, failures: int, timeout: int) -> Manifest:
-    return {
-        "httpGet": {"path": path, "port": DATA},
-        "periodSeconds": period,
-        "failureThreshold": failures,
-        "timeoutSeconds": timeout,
     }

@@ -166,6 +166,7 @@ class Operator:
                 namespace=self._settings.namespace,
                 worker_image=self._settings.worker_image,
                 key=await _key(access.api, self._settings.namespace, owner),
+                workers=self._settings.workers,
                 lease=self._settings.lease,
             )
             await self._list(access.api, WATCHED)

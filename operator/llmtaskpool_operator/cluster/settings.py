@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from llmtaskpool_operator.api.rules import DNS_LABEL
+from llmtaskpool_operator.api.worker_defaults import WorkerDefaults
 
 LEASE = "llmtaskpool-operator"
 PREFIX = "LLMTASKPOOL_OPERATOR_"
@@ -40,10 +42,18 @@ class OperatorSettings(BaseSettings):
     worker_image: Annotated[str, Field(min_length=1, max_length=512)] = Field(
         "llmtaskpool-worker:latest", description="Image of workers whose pool names none."
     )
+    workers: Annotated[WorkerDefaults, NoDecode] = Field(
+        default_factory=WorkerDefaults,
+        description="What all workers get where their pool says nothing, as JSON with fields of a "
+        "pool's spec: imagePullSecrets, imagePullPolicy, env, envFrom, podLabels, podAnnotations, "
+        "trustedCaRef, user.",
+    )
     identity: Annotated[str, Field(min_length=1, max_length=253)] = Field(
         default_factory=socket.gethostname, description="Name of this replica; the pod's name."
     )
-    host: str = Field("0.0.0.0", description="Address of /livez, /readyz and /metrics.")  # noqa: S104  a pod's port
+    host: str = Field(
+        "::", description="Address of /livez, /readyz and /metrics; :: is all, by IPv6 and IPv4."
+    )
     port: Annotated[int, Field(ge=0, le=65_535)] = Field(8080, description="Their port.")
     resync_seconds: Annotated[float, Field(ge=1, le=3600)] = Field(
         60.0, description="Pools and Deployments are listed anew this often; pods five times less."
@@ -70,6 +80,16 @@ class OperatorSettings(BaseSettings):
     def _split(cls, value: object) -> object:
         return [n for n in re.split(r"[,\s]+", value) if n] if isinstance(value, str) else value
 
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _from_json(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value or "{}")
+        except ValueError:
+            raise ValueError("it is no JSON: write an object with fields of a spec") from None
+
 
 def load(**given: Any) -> OperatorSettings:
     """Settings from the environment, ``given`` on top. Raises OperatorSettingsError."""
@@ -78,9 +98,11 @@ def load(**given: Any) -> OperatorSettings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
+        inside = first["loc"][1:] if name == "workers" else ()
+        inner = "".join(f".{part}" for part in inside)
         field = OperatorSettings.model_fields.get(name)
         hint = f" {field.description}" if field is not None else ""
         shown = repr(first["input"])[:80]
         raise OperatorSettingsError(
-            f"{PREFIX}{name.upper()}: {shown}: {first['msg']}.{hint}"
+            f"{PREFIX}{name.upper()}{inner}: {shown}: {first['msg']}.{hint}"
         ) from None

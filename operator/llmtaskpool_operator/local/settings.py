@@ -23,7 +23,10 @@ DEFAULT_MODELS = (
 def pool_from_options(
     models: Sequence[str], min_replicas: int, max_replicas: int, *, name: str = "local"
 ) -> LLMTaskPool:
-    """A pool with these ``name=source[,task=embed][,option=value]`` models. Raises BadPool."""
+    """A pool with these ``name=source[,task=embed][,alias=name][,option=value]`` models.
+
+    Raises BadPool.
+    """
     spec: dict[str, Any] = {
         "models": [_model(text) for text in models or DEFAULT_MODELS],
         "scaling": {"minReplicas": min_replicas, "maxReplicas": max_replicas},
@@ -60,12 +63,17 @@ def _model(text: str) -> dict[str, Any]:
     if not equals or not source:
         raise BadPool([f"--model {text!r}: write name=source, such as {DEFAULT_MODELS[0]}"])
     options: dict[str, str] = {}
+    aliases: list[str] = []
     for part in parts:
         key, equals, value = part.partition("=")
         if not equals or not key:
             raise BadPool([f"--model {text!r}: {part!r} is not option=value"])
-        options[key.strip()] = value.strip()
+        if key.strip() == "alias":
+            aliases.append(value.strip())
+        else:
+            options[key.strip()] = value.strip()
     model: dict[str, Any] = {"name": name, "source": source, "options": options}
+    model["aliases"] = aliases
     if "task" in options:
         model["task"] = options.pop("task")
     return model

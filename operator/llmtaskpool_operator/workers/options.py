@@ -11,7 +11,8 @@ def options_of(spec: LLMTaskPoolSpec) -> list[str]:
     for model in spec.models:
         extra = "".join(f",{key}={value}" for key, value in sorted(model.options.items()))
         task = "" if model.task == "generate" else f",task={model.task}"
-        models += ["--model", f"{model.name}={model.source}{task}{extra}"]
+        aliases = "".join(f",alias={alias}" for alias in model.aliases)
+        models += ["--model", f"{model.name}={model.source}{task}{aliases}{extra}"]
     return [
         *("--threads", str(spec.threads.compute.initial)),
         *("--io-threads", str(spec.threads.io.initial)),

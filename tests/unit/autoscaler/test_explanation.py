@@ -236,3 +236,28 @@ def test_an_odd_kubeconfig_is_one_line_with_the_remedy(content, tmp_path, monkey
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("llmtaskpool explain: no cluster: ")
     assert line.endswith(": set KUBECONFIG, or run in a pod")
+
+
+GPUS = {
+    "pods": 2,
+    "utilization": 0.45,
+    "highestUtilization": 0.8,
+    "memory": 0.5,
+    "highestMemory": 0.9,
+    "busiestPod": "chat-b",
+}
+
+
+def test_gpus_are_shown_with_the_mean_and_the_worst_pod() -> None:
+    head, line = lines(overview([with_status(gpu=GPUS)]), width=140)
+    assert "UTILIZATION GPU STATUS" in head
+    assert "45%..80% mem 90%" in line
+    page = " ".join(lines(explanation(with_status(gpu=GPUS)), width=140))
+    assert "GPUs of 2 pods: utilization 45% on average, 80% in chat-b" in page
+    assert "memory 50% on average, 90% at most" in page
+
+
+def test_of_pools_with_and_without_gpus_the_latter_have_a_dash() -> None:
+    _, first, second = lines(overview([with_status(gpu=GPUS), with_status()]), width=140)
+    assert "mem 90%" in first
+    assert "mem" not in second

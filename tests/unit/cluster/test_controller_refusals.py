@@ -82,7 +82,7 @@ def test_while_a_change_is_refused_threads_and_replicas_follow_the_load() -> Non
     rig = Rig(**spec).settled()
     before = rig.cluster.deployment["spec"]["template"]
     refuses(rig, "Deployment")
-    rig.respec(**spec, nodeSelector={"a b": "c"})
+    rig.respec(**spec, nodeSelector={"a": "c"})
     rig.now += 1
     rig.turn()
     assert rig.condition("Stalled")["reason"] == "Refused"

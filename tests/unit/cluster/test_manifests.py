@@ -28,7 +28,26 @@ FULL: dict[str, Any] = {
     },
     "nodeSelector": {"accelerator": "l4"},
     "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
-    "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {}}},
+    "affinity": {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [
+                    {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}
+                ]
+            }
+        },
+        "podAntiAffinity": {
+            "preferredDuringSchedulingIgnoredDuringExecution": [
+                {
+                    "weight": 5,
+                    "podAffinityTerm": {
+                        "labelSelector": {},
+                        "topologyKey": "kubernetes.io/hostname",
+                    },
+                }
+            ]
+        },
+    },
     "priorityClassName": "high",
     "queue": {"timeoutSeconds": 30},
 }
@@ -73,7 +92,16 @@ DANGEROUS = (
 def every(of=None, around: Surroundings = AROUND, replicas: int = 2) -> dict[str, Any]:
     of = of or pool(**FULL)
     made = (*manifests.children(of, around), manifests.deployment(of, around, replicas))
-    return {one["kind"]: one for one in made}
+    return {one["kind"]: unmarked(one) for one in made}
+
+
+def unmarked(child: dict[str, Any]) -> dict[str, Any]:
+    """Without the mark of all that it says (tests of the mark are in test_pod_template.py)."""
+    annotations = child["metadata"].get("annotations", {})
+    annotations.pop(manifests.APPLIED, None)
+    if not annotations:
+        child["metadata"].pop("annotations", None)
+    return child
 
 
 def pod(**spec: Any) -> dict[str, Any]:
@@ -331,14 +359,47 @@ def test_dangerous_text_in_the_spec_stays_one_argument(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", DANGEROUS)
-def test_dangerous_text_as_image_or_node_label_changes_nothing_else(text: str) -> None:
+def test_dangerous_text_as_image_changes_nothing_else(text: str) -> None:
     def made(text: str) -> dict[str, Any]:
-        return every(
-            pool(image=text, nodeSelector={"a": text}, tolerations=[{"key": "k", "value": text}])
-        )
+        return every(pool(image=text))
 
     assert made(text) == replaced(made(WORD), text)
     assert made(text)["Deployment"]["spec"]["template"]["spec"]["containers"][0]["image"] == text
+
+
+@pytest.mark.parametrize("text", DANGEROUS)
+@pytest.mark.parametrize(
+    "field",
+    [
+        lambda text: {"nodeSelector": {"a": text}},
+        lambda text: {"nodeSelector": {text: "a"}},
+        lambda text: {"tolerations": [{"key": "k", "value": text}]},
+        lambda text: {"podLabels": {"a": text}},
+        lambda text: {"podAnnotations": {text: "a"}},
+        lambda text: {"env": [{"name": text, "value": "a"}]},
+        lambda text: {"runtimeClassName": text},
+        lambda text: {"cache": {"claimName": text}},
+    ],
+    ids=[
+        "node label",
+        "node label's key",
+        "toleration",
+        "pod label",
+        "annotation's key",
+        "variable's name",
+        "runtime class",
+        "claim",
+    ],
+)
+def test_dangerous_text_is_no_label_and_no_name(field: Any, text: str) -> None:
+    with pytest.raises(ValidationError):
+        pool(**field(text))
+
+
+@pytest.mark.parametrize("text", DANGEROUS)
+def test_dangerous_text_as_a_variables_value_stays_a_value(text: str) -> None:
+    env = container(env=[{"name": "NOTE", "value": text}])["env"]
+    assert env[0] == {"name": "NOTE", "value": text.replace("$", "$$")}
 
 
 def test_no_shell_is_named_anywhere() -> None:

@@ -94,16 +94,18 @@ def test_every_variable_is_read(started) -> None:
         "WORKER_IMAGE": "mine:1",
         "NAMESPACES": "a",
         "RECORD": "all",
+        "WORKERS": '{"podLabels": {"team": "ml"}}',
         "LEASE": "prod-operator",
         "MAX_CONCURRENT_ROLLOUTS": "7",
     }
     assert set(variables) == {name.upper() for name in OperatorSettings.model_fields}
     assert invoke(**variables).exit_code == 0
-    lists = ("namespaces", "record")
+    lists = ("namespaces", "record", "workers")
     assert {name.upper(): str(value) for name, value in started[0] if name not in lists} == {
         name: value for name, value in variables.items() if name.lower() not in lists
     }
     assert (started[0].namespaces, started[0].record) == (("a",), ("all",))
+    assert started[0].workers.pod_labels == {"team": "ml"}
 
 
 @pytest.mark.parametrize(
@@ -188,3 +190,27 @@ def test_an_operator_that_can_not_start_says_why_in_one_line(error, said, monkey
     assert answer.exit_code == 2
     (line,) = answer.stderr.strip().splitlines()
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("value", "place", "remedy"),
+    [
+        ('{"podLabels": {"a b": "c"}}', "WORKERS.podLabels: ", "a key is no label"),
+        ('{"imagePullPolicy": "Sometimes"}', "WORKERS.imagePullPolicy: ", "'IfNotPresent'"),
+        ('{"hostNetwork": true}', "WORKERS.hostNetwork: ", "not permitted"),
+        ('{"user": {"id": 0}}', "WORKERS.user.id: ", "greater than or equal to 1"),
+    ],
+)
+def test_bad_defaults_of_workers_are_told_by_their_field(value, place, remedy, started) -> None:
+    answer = invoke(WORKERS=value)
+    assert answer.exit_code == 2
+    (line,) = answer.stderr.strip().splitlines()
+    assert line.startswith(f"llmtaskpool operate: {PREFIX}{place}")
+    assert remedy in line
+
+
+def test_defaults_of_workers_that_are_no_json_are_told(started) -> None:
+    answer = invoke(WORKERS="{podLabels")
+    assert answer.exit_code == 2
+    assert "WORKERS" in answer.stderr
+    assert "Traceback" not in answer.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import pytest
 from fakes.http_rig import LetterCodec, serving, serving_engines
 from fakes.letters_engine import LettersEngine
@@ -88,3 +90,30 @@ def test_a_model_s_own_ids_get_the_special_tokens_that_are_missing():
     assert len(whole) == 9
     for ids in (whole, whole[1:-1], whole[1:], whole[:-1]):
         assert tokenizer.complete(ids) == whole
+
+
+NAMES = ["Qwen/Qwen2.5-7B-Instruct", "llama-3.1-8b", "my_model", "qwen2.5:7b"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_is_asked_for_by_the_name_that_clients_know_or_by_an_alias(name):
+    engine = LettersEngine(name)
+    engine.spec = ModelSpec(name, "nowhere", aliases=("gpt-4o-mini", "org/other"))
+    with serving_engines(engine) as rig:
+        for asked in (name, "gpt-4o-mini", "org/other"):
+            body = {"model": asked, "messages": [{"role": "user", "content": "ab"}]}
+            answer = rig.post("/v1/chat/completions", body | {"max_tokens": 3})
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["model"] == name
+            found = rig.get(f"/v1/models/{asked}").json()
+            assert found["id"] == asked
+            assert found.get("root", name) == name
+            encoded = rig.get(f"/v1/models/{quote(asked, safe='')}")
+            assert encoded.json()["id"] == asked
+        listed = [one["id"] for one in rig.get("/v1/models").json()["data"]]
+        assert listed == [name, "gpt-4o-mini", "org/other"]
+        task = rig.post("/v1/tasks", {"kind": "generate", "model": "gpt-4o-mini", "input": "ab"})
+        assert task.status_code in (200, 201, 202), task.text
+        page = rig.get("/metrics").text
+        assert "gpt-4o-mini" not in page, "one model has one label, whatever it was asked by"
+        assert f'model="{name}"' in page or "model=" not in page

