@@ -58,8 +58,8 @@ class OperatorIdentity:
     namespace: str
     worker_image: str
     key: bytes
-    workers: WorkerDefaults = field(default_factory=WorkerDefaults)
     lease: str = "llmtaskpool-operator"
+    workers: WorkerDefaults = field(default_factory=WorkerDefaults)
 
 
 @dataclass(slots=True)
