@@ -310,7 +310,7 @@ DEFAULTS = WorkerDefaults.model_validate(
         "user": {"byPlatform": True},
     }
 )
-CLUSTER = Surroundings("worker:1", "token", "llmtaskpool-system", DEFAULTS)
+CLUSTER = Surroundings("worker:1", "token", "llmtaskpool-system", workers=DEFAULTS)
 
 
 def test_defaults_of_the_cluster_hold_where_the_pool_says_nothing() -> None:
