@@ -140,7 +140,7 @@ class Controller:
         try:
             if ours.other is not None and await self._access.others.lives(ours.other):
                 return STAND_BACK_SECONDS
-            problems = await self._ensure(backend, key, pool, ours)
+            problems = await self._ensure(backend, key, ours)
         except ServedByAnother as served:
             await self._stand_back(body, ours, str(served))
             return STAND_BACK_SECONDS
@@ -177,7 +177,7 @@ class Controller:
             self.forget(key)
 
     async def _ensure(
-        self, backend: KubernetesBackend, key: PoolKey, pool: LLMTaskPool, ours: _Remembered
+        self, backend: KubernetesBackend, key: PoolKey, ours: _Remembered
     ) -> tuple[Problem, ...]:
         revision, now = ours.parsed[0] if ours.parsed else None, self._clock()
         before = self._access.store.deployment(key)
@@ -187,13 +187,12 @@ class Controller:
         # Not at each word of somebody who deletes it again and again.
         due |= ours.child_lost and now - ours.children_at >= CHILD_SECONDS
         new = ours.children_of is None and before is None
-        changed = ours.children_of not in (None, revision)
         if due:
             ours.agreed = None
         # A pod of a new pool can't start without the others, and the claim comes before all.
         if due:
             ours.problems = await backend.ensure_children(ours.applied, new=new)
-        problems = await backend.ensure_deployment(ours.agreed, new=new, changed=changed)
+        problems = await backend.ensure_deployment(ours.agreed, new=new, written=ours.applied)
         if due:
             ours.children_of, ours.children_at = revision, now
             ours.warned, ours.child_lost = ours.warnings.asked, False
