@@ -39,10 +39,37 @@ ACCEPTED = {
     "alpha as text": {"scaling": {"alpha": "0.1"}},
     "fixed with replicas": {"replicas": 0, "scaling": {"mode": "Fixed"}},
     "a GPU": {"resources": {"limits": {"nvidia.com/gpu": 1, "memory": "8Gi"}}},
+    "a server beside the worker": {
+        "models": [{"name": "a", "source": "openai:http://127.0.0.1:8002/v1"}],
+        "upstream": {
+            "image": "vllm/vllm-openai:v1",
+            "args": ["--port", "8002"],
+            "env": [{"name": "HF_HOME", "value": "/data"}],
+            "resources": {"limits": {"nvidia.com/gpu": 1}},
+            "volumeMounts": [{"name": "cache", "mountPath": "/data"}],
+            "securityContext": {"allowRoot": True, "runAsUser": 0},
+        },
+    },
     "labels handed on": {"propagateLabels": ["kueue.x-k8s.io/queue-name", "Team_1.a"]},
 }
 MODEL = {"name": "a", "source": "hf://org/name@main"}
+SERVED = {"name": "a", "source": "openai:http://127.0.0.1:8002/v1"}
 BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "a server that no model asks": (
+        {"models": [MODEL], "upstream": {"image": "a"}},
+        ["spec.upstream", "upstream has a server that no model asks"],
+    ),
+    "a server on the worker's port": (
+        {"models": [SERVED], "upstream": {"image": "a", "port": 8001}},
+        ["spec.upstream.port", "upstream.port is a port of the worker (8000, 8001)"],
+    ),
+    "a server as root": (
+        {
+            "models": [SERVED],
+            "upstream": {"image": "a", "securityContext": {"runAsUser": 0}},
+        },
+        ["spec.upstream.securityContext.runAsUser", "runAsUser 0 is root"],
+    ),
     "min over max replicas": (
         {"scaling": {"minReplicas": 5, "maxReplicas": 3}},
         [

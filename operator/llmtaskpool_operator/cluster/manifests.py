@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT
 
 from llmtaskpool_operator.api.names import GROUP
-from llmtaskpool_operator.api.pool import LLMTaskPool
+from llmtaskpool_operator.api.pool import LLMTaskPool, LLMTaskPoolSpec
 from llmtaskpool_operator.api.worker_defaults import WorkerDefaults, with_defaults
 from llmtaskpool_operator.cluster.identity import (
     POOL_LABEL,
@@ -84,6 +84,12 @@ def children(pool: LLMTaskPool, around: Surroundings) -> tuple[Manifest, ...]:
     return tuple(one if one["kind"] == "Secret" else _stamped(one) for one in made)
 
 
+def _start_seconds(spec: LLMTaskPoolSpec) -> int:
+    """The time that a new pod has to get ready: its server first, and then the worker."""
+    server = 0 if spec.upstream is None else spec.upstream.startup_seconds
+    return max(spec.rollout.start_seconds, server)
+
+
 def deployment(pool: LLMTaskPool, around: Surroundings, replicas: int) -> Manifest:
     """The pool's Deployment, asking for so many replicas.
 
@@ -103,7 +109,7 @@ def deployment(pool: LLMTaskPool, around: Surroundings, replicas: int) -> Manife
         "metadata": whole,
         "spec": {
             "revisionHistoryLimit": 3,
-            "progressDeadlineSeconds": rollout.start_seconds + STUCK_AFTER_SECONDS,
+            "progressDeadlineSeconds": _start_seconds(spec) + STUCK_AFTER_SECONDS,
             "selector": {"matchLabels": selector_labels(name)},
             "strategy": {
                 "type": "RollingUpdate",

@@ -15,6 +15,7 @@ from llmtaskpool_operator.api.pool import LLMTaskPool, LLMTaskPoolSpec
 from llmtaskpool_operator.api.quantities import number
 from llmtaskpool_operator.api.rules import Wire
 from llmtaskpool_operator.cluster.identity import Manifest, account_name, selector_labels
+from llmtaskpool_operator.cluster.sidecar import sidecar, sidecar_volumes
 from llmtaskpool_operator.cluster.volumes import CACHE, Mounted, mounted
 from llmtaskpool_operator.workers.options import environment_of, options_of
 
@@ -55,6 +56,10 @@ def pod(pool: LLMTaskPool, image: str) -> Manifest:
         "resourceClaims": spec.resource_claims,
     }
     made |= {name: [one.wire() for one in given] for name, given in lists.items() if given}
+    if spec.upstream is not None:
+        shared = spec.shared_memory is not None
+        made["initContainers"] = [sidecar(spec.upstream, shared_memory=shared)]
+        made["volumes"] = [*held.volumes, *sidecar_volumes()]
     if spec.node_selector:
         made["nodeSelector"] = dict(spec.node_selector)
     if spec.affinity is not None:

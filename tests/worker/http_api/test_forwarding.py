@@ -253,6 +253,37 @@ def test_more_than_the_server_queues_waits_here_and_all_are_answered():
         assert state.upstreams["chat"].turned_away_total == stub.turned_away
 
 
+def test_an_urgent_request_takes_the_place_of_one_that_nobody_has_read():
+    """A server keeps nothing of what is left, so it begins again; a stream that is read stays."""
+    long = {"messages": HI, "model": "chat", "ignore_eos": True, "max_tokens": 400, "weight": 0.01}
+    with (
+        stub_serving(VllmStub(seats=2, step_seconds=0.01)) as stub,
+        serving_engines(
+            engine_of(stub, max_threads=2), preempt_wait_seconds=0.1, preempt_factor=2.0
+        ) as rig,
+        rig.client() as client,
+        client.stream("POST", "/v1/chat/completions", json=long | {"stream": True}) as read,
+    ):
+        lines = read.iter_lines()
+        next(lines)
+        whole: list = []
+        asker = threading.Thread(
+            target=lambda: whole.append(rig.post("/v1/chat/completions", long))
+        )
+        asker.start()
+        wait_until(lambda: stub.in_flight == 2, "both run")
+        urgent = rig.post(
+            "/v1/chat/completions",
+            {"model": "chat", "messages": HI, "max_tokens": 2, "weight": 100.0},
+        )
+        assert urgent.status_code == 200
+        assert not whole, "it did not wait for the end of the other"
+        assert stub.aborted == 1
+        asker.join(60)
+        assert whole[0].json()["usage"]["completion_tokens"] == 400
+        assert "[DONE]" in list(lines)[-2]
+
+
 def test_a_server_s_gauges_are_shown_and_exported():
     with stub_serving(VllmStub(seats=1)) as stub, serving_engines(engine_of(stub)) as rig:
         stub.cache_usage = 0.25

@@ -187,10 +187,11 @@ class Piece(msgspec.Struct, frozen=True, tag="piece"):
 
 
 class Answered(msgspec.Struct, frozen=True, tag="answered"):
-    """A server has answered a request to its end; or it was cancelled, and its connection closed.
+    """A server has answered a request to its end; or it was left, and its connection closed.
 
-    ``reason`` is the server's own finish_reason, or cancelled. ``value``: what is not told in
-    pieces, the list of embeddings. ``usage`` as the server told it; None where it told none.
+    ``reason`` is the server's own finish_reason; or cancelled, or parked: nothing is kept of it.
+    ``value``: what is not told in pieces, the list of embeddings. ``usage`` as the server told it;
+    None where it told none.
     """
 
     id: int

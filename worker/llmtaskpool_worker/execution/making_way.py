@@ -1,7 +1,8 @@
 """Running generations that make way for urgent ones, and go on later where they stood.
 
 A task that made way stays claimed, with its text: to its readers it is a slow one. In the engine it
-is parked; in its lane's queue it waits for a thread as all others do.
+is parked; in its lane's queue it waits for a thread as all others do. A server can't park: there a
+request whose answer nobody has read is left, and runs again from its beginning.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from llmtaskpool_worker.execution.active_task import ActiveTask
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.execution.ledger import TaskLedger
-from llmtaskpool_worker.scheduling.cost import CostModel
+from llmtaskpool_worker.scheduling.cost import FORWARD_PRIOR_TOKENS, CostModel
 from llmtaskpool_worker.scheduling.preemption import (
     Occupant,
     Preemption,
@@ -22,7 +23,7 @@ from llmtaskpool_worker.scheduling.preemption import (
     who_makes_way,
 )
 from llmtaskpool_worker.scheduling.priority import priority
-from llmtaskpool_worker.scheduling.task import Generate
+from llmtaskpool_worker.scheduling.task import Forward, Generate
 from llmtaskpool_worker.scheduling.task_queue import again
 
 
@@ -88,13 +89,21 @@ class MakingWay:
         found = []
         for task_id in slots.in_flight.values():
             task = self._ledger.active.get(task_id)
-            if task is None or task.text is None or not isinstance(task.request.payload, Generate):
+            most = None if task is None else self._most_tokens(task)
+            if task is None or most is None:
                 continue
-            left = expected_tokens_left(
-                self._cost.expected_tokens(task.cost_class),
-                task.text.tokens,
-                task.request.payload.max_tokens,
-            )
+            expected = self._cost.expected_tokens(task.cost_class)
+            left = expected_tokens_left(expected, task.drawn, most)
             rank = priority(task.request.weight, self._cost.load(task.cost_class))
             found.append(Occupant(task_id, rank, left * step, task.made_way))
         return found
+
+    def _most_tokens(self, task: ActiveTask) -> int | None:
+        """The most that a task draws; None for one that can't make way."""
+        payload = task.request.payload
+        if isinstance(payload, Generate) and task.text is not None:
+            return payload.max_tokens
+        if isinstance(payload, Forward) and task.forwarded is not None:
+            most = payload.max_tokens or FORWARD_PRIOR_TOKENS
+            return most if self._ledger.may_run_again(task) else None
+        return None

@@ -46,7 +46,11 @@ class ServerEvents:
                 slots.moved(self._clock())
                 share = slots.shared_until(self._clock())
                 task = self._of(slots, request_id)
-                if task is not None and reason != "cancelled":
+                if task is not None and reason == "parked":
+                    task.made_way += 1
+                    why = "it made way for an urgent one; it begins again"
+                    self._ledger.give_back([task], why, slots.group_of)
+                elif task is not None and reason != "cancelled":
                     self._took(slots)
                     self._answered(task, happened, share - task.share_began)
             case TurnedAway(id=request_id, retry_after_seconds=seconds):

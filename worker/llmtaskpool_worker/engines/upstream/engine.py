@@ -26,6 +26,7 @@ from llmtaskpool_worker.engines.protocol import (
     LoadFailed,
     Loading,
     ModelSpec,
+    Park,
     Ping,
     RequestFailed,
     SetThreads,
@@ -80,6 +81,7 @@ class UpstreamEngine:
         self._pace = Pace()
         self._sent_at: dict[int, float] = {}
         self._first_at: dict[int, float] = {}
+        self._why_left: dict[int, str] = {}
         self._heard_at = 0.0
         self._steps = 0
 
@@ -94,7 +96,7 @@ class UpstreamEngine:
         self._living = asyncio.create_task(self._live())
 
     def send(self, message: ToEngine | AdmitForward) -> None:
-        """See Engine. What needs an engine of our own (Park, Trim) is passed over."""
+        """See Engine. What needs an engine of our own (Resume, Trim) is passed over."""
         if self._closing or self._deaf:
             return
         match message:
@@ -105,7 +107,9 @@ class UpstreamEngine:
                 told = "a server takes requests as they are, and no tokens"
                 self._tell(RequestFailed(request_id, "wrong_model", told))
             case Cancel(id=request_id):
-                self._cancel(request_id)
+                self._leave(request_id, "cancelled")
+            case Park(id=request_id):
+                self._leave(request_id, "parked")  # a server keeps nothing: it begins anew
             case Ping():
                 self._tell(Beat())  # this end hears; the server is looked after by `_live`
             case SetThreads(n=n):
@@ -164,8 +168,9 @@ class UpstreamEngine:
         del self._calls[request_id]
         sent, first = self._sent_at.pop(request_id), self._first_at.pop(request_id, None)
         self._pace.left(request_id)
+        why = self._why_left.pop(request_id, "cancelled")
         if call.cancelled():
-            self._tell(Answered(request_id, "cancelled"))
+            self._tell(Answered(request_id, why))
         elif call.exception() is not None:
             self._tell(RequestFailed(request_id, "upstream_failed", "its answer can't be read"))
         else:
@@ -175,15 +180,16 @@ class UpstreamEngine:
             self._tell(outcome)
         self._fill()
 
-    def _cancel(self, request_id: int) -> None:
+    def _leave(self, request_id: int, why: str) -> None:
         call = self._calls.get(request_id)
         if call is not None:
+            self._why_left.setdefault(request_id, why)
             call.cancel()
             return
         for message in self._waiting:
             if message.id == request_id:
                 self._waiting.remove(message)
-                self._tell(Answered(request_id, "cancelled"))
+                self._tell(Answered(request_id, why))
                 return
 
     def _drew(self, request_id: int, tokens: int) -> None:
@@ -301,6 +307,7 @@ class UpstreamEngine:
         self._waiting.clear()
         self._sent_at.clear()
         self._first_at.clear()
+        self._why_left.clear()
         self._pace = Pace()
         self._up, self._deaf = False, True
         self._tell(EngineDied(lost, None, 0.0, reason))
