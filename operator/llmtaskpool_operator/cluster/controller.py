@@ -142,7 +142,7 @@ class Controller:
         try:
             if ours.other is not None and await self._access.others.lives(ours.other):
                 return STAND_BACK_SECONDS
-            problems = await self._ensure(backend, key, pool, ours)
+            problems = await self._ensure(backend, key, ours)
         except ServedByAnother as served:
             await self._stand_back(body, ours, str(served))
             return STAND_BACK_SECONDS
@@ -179,7 +179,7 @@ class Controller:
             self.forget(key)
 
     async def _ensure(
-        self, backend: KubernetesBackend, key: PoolKey, pool: LLMTaskPool, ours: _Remembered
+        self, backend: KubernetesBackend, key: PoolKey, ours: _Remembered
     ) -> tuple[Problem, ...]:
         revision, now = ours.parsed[0] if ours.parsed else None, self._clock()
         before = self._access.store.deployment(key)
