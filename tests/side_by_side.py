@@ -24,6 +24,7 @@ GROUPS = (
     Group(_WAITS, ("tests/cluster/test_operator_faults.py",)),
     Group(_WAITS, ("tests/cluster/test_operator_outages.py",)),
     Group(_WAITS, ("tests/cluster/test_installs.py",)),
+    Group(_WAITS, ("tests/cluster/test_what_people_are_told.py",)),
     Group(
         "computes for minutes, on one core",
         ("tests/simulation/test_day_of_the_operator.py",),

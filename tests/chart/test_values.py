@@ -132,6 +132,7 @@ def test_the_operator_gets_its_settings_and_no_service_links(helm: Helm) -> None
         "namespaces": ["a", "b"],
         "workerImage": {"repository": "registry.example/w", "tag": "7"},
         "logLevel": "debug",
+        "maxConcurrentRollouts": 3,
         "record": ["a/chat", "b/batch"],
         "env": [{"name": "LLMTASKPOOL_OPERATOR_RESYNC_SECONDS", "value": "30"}],
     }
@@ -147,6 +148,7 @@ def test_the_operator_gets_its_settings_and_no_service_links(helm: Helm) -> None
     assert given["LLMTASKPOOL_OPERATOR_NAMESPACES"] == "a,b"
     assert given["LLMTASKPOOL_OPERATOR_WORKER_IMAGE"] == "registry.example/w:7"
     assert given["LLMTASKPOOL_OPERATOR_RESYNC_SECONDS"] == "30"
+    assert given["LLMTASKPOOL_OPERATOR_MAX_CONCURRENT_ROLLOUTS"] == "3"
     assert fields["LLMTASKPOOL_OPERATOR_NAMESPACE"] == "metadata.namespace"
     assert fields["LLMTASKPOOL_OPERATOR_IDENTITY"] == "metadata.name"
     # A Service named llmtaskpool-operator would set LLMTASKPOOL_OPERATOR_PORT.

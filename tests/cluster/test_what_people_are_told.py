@@ -578,3 +578,13 @@ def test_the_real_hpa_scales_the_example_up_and_down_through_scale(
         time.sleep(2)
         assert pools.get(scale)["spec"]["replicas"] == 2
         assert pools.asked_for("chat") == 2
+        # Who scales the Deployment by hand is told that it is put back, and what to scale.
+        by_hand = f"/apis/apps/v1/namespaces/{pools.namespace}/deployments/chat/scale"
+        asked = {"spec": {"replicas": 4}}
+        pools.send("PATCH", f"{by_hand}?fieldManager=kubectl", asked, "merge")
+        began = time.monotonic()
+        (told,) = wait_for("told", lambda: pools.events("ScalingConflict"), REFUSED * 3)
+        assert "kubectl (on the Deployment)" in told
+        assert "kubectl scale llmtaskpool/chat" in told
+        wait_for("put back", lambda: pools.asked_for("chat") == 2, 15)
+        say(f"a Deployment scaled by hand is told {time.monotonic() - began:.1f} s after")

@@ -8,6 +8,8 @@ and tells them to end; each worker drains within the grace period, which covers 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -98,22 +100,23 @@ class KubernetesBackend:
         return tuple(problem for problem in found if problem is not None)
 
     async def ensure_deployment(
-        self, agreed: Manifest | None = None, *, new: bool = False, changed: bool = False
+        self,
+        agreed: Manifest | None = None,
+        *,
+        new: bool = False,
+        written: Written | None = None,
     ) -> tuple[Problem, ...]:
         """Make or mend the Deployment; its replicas stay. Raises ApiFailure, Fenced.
 
-        That of a pool that was ``changed`` is applied whatever it is like: what its spec does not
-        ask for any more shows in no comparison.
-
         What the server refuses is told, and not asked for again at once. ``agreed`` is the one of
         the store that was last found to be as it should; that of a ``new`` pool is made without a
-        look first.
+        look first. ``written`` is kept from call to call: what was asked for last.
         """
         generation = self._pool.metadata.generation
         if (standing := self._refusals.standing(self._what, generation)) is not None:
             return (standing,)
         try:
-            found = await self._ensured(agreed, new=new, changed=changed)
+            found = await self._ensured(agreed, {} if written is None else written, new=new)
         except ApiFailure as failure:
             first = self._live() is None
             return (self._refusals.refused(self._what, generation, failure, first=first),)
@@ -121,18 +124,21 @@ class KubernetesBackend:
         return found
 
     async def _ensured(
-        self, agreed: Manifest | None, *, new: bool, changed: bool
+        self, agreed: Manifest | None, written: Written, *, new: bool
     ) -> tuple[Problem, ...]:
-        rollouts, asked_for = self._access.rollouts, changed or self._asked_for()
-        if rollouts.held(self._key) and not asked_for:
-            return ()
         live = self._access.store.deployment(self._key)
         if live is None and new:
             made = await self._access.api.make(self._wanted(self._first_replicas()))
             if made is not None:
                 self._access.store.seen("Deployment", made)
+                written["Deployment"] = (self._digest(), {})
                 return ()
         if live is not None and live is agreed:
+            return ()
+        rollouts, digest = self._access.rollouts, self._digest()
+        known = written.get("Deployment", (None, {}))[0]
+        asked_for = known != digest if known else self._asked_for()
+        if rollouts.held(self._key) and not asked_for:
             return ()
         if live is None or not has_template(live):
             # Not seen is not the same as not there: a watch may be late.
@@ -141,10 +147,13 @@ class KubernetesBackend:
             await self._apply(self._first_replicas(), None)
         elif not self._ours(live):
             return (_taken("Deployment", self._key.name),)
-        elif changed or not agrees(wanted := self._wanted(_replicas(live)), live):
-            same = changed or agrees(wanted["spec"]["template"], live["spec"]["template"])
-            if same or asked_for or rollouts.begins(self._key):
-                await self._apply(_replicas(live), live)
+        # What the spec does not ask for any more shows in no comparison with what is there.
+        elif asked_for or not agrees(wanted := self._wanted(_replicas(live)), live):
+            same = asked_for or agrees(wanted["spec"]["template"], live["spec"]["template"])
+            if not (same or rollouts.begins(self._key)):
+                return ()
+            await self._apply(_replicas(live), live)
+        written["Deployment"] = (digest, {})
         return ()
 
     async def ensure_scale(self) -> tuple[Problem, ...]:
@@ -267,10 +276,14 @@ class KubernetesBackend:
         meta = self._pool.metadata
         return owned_by(live, meta.uid) or manifests.left_behind(live, meta.name)
 
+    def _digest(self) -> str:
+        """Of all that the Deployment is asked to be but for its replicas."""
+        return hashlib.sha256(json.dumps(self._wanted(0)).encode()).hexdigest()
+
     def _asked_for(self) -> bool:
         """Whether somebody changed the pool since it was last what its spec asks for."""
         status, meta = self._pool.status, self._pool.metadata
-        return status is None or status.observed_generation != meta.generation
+        return status is not None and status.observed_generation not in (0, meta.generation)
 
     def _rollout(self, live: Manifest | None) -> str:
         """What a change of the pods waits for; the one who waited for it makes room."""

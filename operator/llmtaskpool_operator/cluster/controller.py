@@ -83,7 +83,7 @@ class _Remembered:
     child_lost: bool = False
     """One of them is gone, or somebody else wrote it."""
     warned: int = 0
-    """Of ``warnings.asked``, as it was when children were looked at last."""
+    """Of ``warnings.missed``, as it was when children were looked at last."""
     applied: Written = field(default_factory=dict)
     agreed: Manifest | None = None
     """The Deployment as it was when it was as it should be: to compare is dear."""
@@ -185,20 +185,19 @@ class Controller:
         before = self._access.store.deployment(key)
         every = TAKEN_SECONDS if ours.problems else CHILDREN_SECONDS
         due = ours.children_of != revision or now - ours.children_at > every
-        due |= ours.warned != ours.warnings.asked  # a pod waits, perhaps for one of them
+        due |= ours.warned != ours.warnings.missed  # a pod waits, perhaps for one of them
         # Not at each word of somebody who deletes it again and again.
         due |= ours.child_lost and now - ours.children_at >= CHILD_SECONDS
         new = ours.children_of is None and before is None
-        changed = ours.children_of not in (None, revision)
         if due:
             ours.agreed = None
         # A pod of a new pool can't start without the others, and the claim comes before all.
         if due:
             ours.problems = await backend.ensure_children(ours.applied, new=new)
-        problems = await backend.ensure_deployment(ours.agreed, new=new, changed=changed)
+        problems = await backend.ensure_deployment(ours.agreed, new=new, written=ours.applied)
         if due:
             ours.children_of, ours.children_at = revision, now
-            ours.warned, ours.child_lost = ours.warnings.asked, False
+            ours.warned, ours.child_lost = ours.warnings.missed, False
         same = self._access.store.deployment(key) is before
         ours.agreed = self._access.store.drop_template(key) if same and not problems else None
         if self._access.rollouts.waits(key):

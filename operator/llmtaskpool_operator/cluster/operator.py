@@ -10,9 +10,10 @@ import gc
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from llmtaskpool_operator.api.names import KIND
 from llmtaskpool_operator.cluster.api_client import ApiFailure, Fenced, KubernetesApi, connected
@@ -49,6 +50,8 @@ WAIT_FOR_CRD_SECONDS = 5.0
 COLLECT_EVERY = 2_000, 10, 1_000_000_000
 """Of Python's generations of objects: the oldest, which has thousands of pods, is looked through
 after lists alone. By itself that came every 1.3 s of a rollout and held all else up for 0.7 s."""
+
+Found = TypeVar("Found")
 
 log = logging.getLogger("llmtaskpool.operator")
 
@@ -165,11 +168,11 @@ class Operator:
                 name=self._settings.identity,
                 namespace=self._settings.namespace,
                 worker_image=self._settings.worker_image,
-                key=await _key(access.api, self._settings.namespace, owner),
+                key=await _answered(lambda: _key(access.api, self._settings.namespace, owner)),
                 workers=self._settings.workers,
                 lease=self._settings.lease,
             )
-            await self._list(access.api, WATCHED)
+            await _answered(lambda: self._list(access.api, WATCHED))
             wanted = self._settings.record
             recorder = Recorder(to_stdout, wanted) if wanted else None
             controller = Controller(access, identity, self.metrics, self._clocks.wall, recorder)
@@ -282,6 +285,21 @@ class Operator:
                     return None
                 log.warning("waiting: %s", failure)
                 await asyncio.sleep(WAIT_FOR_CRD_SECONDS)
+
+
+async def _answered(ask: Callable[[], Awaitable[Found]]) -> Found:
+    """What it gives once the server can tell: who leads does not end for an answer that is lost.
+
+    Raises ApiFailure where the server answers that it must not be.
+    """
+    while True:
+        try:
+            return await ask()
+        except ApiFailure as failure:
+            if failure.code in (401, 403, 404):
+                raise
+            log.warning("leading waits: %s", failure)
+            await asyncio.sleep(failure.retry_after or 1.0)
 
 
 async def _key(api: KubernetesApi, namespace: str, owner: Manifest | None) -> bytes:

@@ -29,8 +29,9 @@ class StartWarnings:
         self._found: dict[str, Problem] = {}
         self._next = float("-inf")
         self._wait = FIRST_SECONDS
-        self.asked = 0
-        """How often somebody was asked about: each time something may be missing."""
+        self.missed = 0
+        """How often something of the pool's may have been missing: when pods begin to be silent,
+        and each time that an event says so."""
 
     async def of(self, pods: Sequence[Manifest], now: float) -> dict[str, Problem]:
         """Problems by pod, of ``pods`` that start in silence; ``now`` in seconds."""
@@ -40,13 +41,14 @@ class StartWarnings:
             self._next, self._wait = float("-inf"), FIRST_SECONDS
             return {}
         if now >= self._next:
+            first = self._next == float("-inf")
             self._next, self._wait = now + self._wait, min(2 * self._wait, MOST_SECONDS)
-            self.asked += 1
             pod = pods[0]
             try:
                 problem = await self._asked_about(pod)
             except ApiFailure:
                 problem = None  # without the right to list events there is one reason less
+            self.missed += first or problem is not None
             if problem is not None:
                 self._found[name_of(pod)] = problem
                 self._wait = FIRST_SECONDS

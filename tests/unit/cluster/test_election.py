@@ -427,3 +427,20 @@ def test_a_lease_goes_with_its_owner_also_one_that_was_left_by_an_earlier_instal
             await asyncio.gather(task, return_exceptions=True)
 
     run(main())
+
+
+def test_who_stands_by_says_once_who_leads_and_by_which_lease(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        api = MemoryApi()
+        one = Replica(api, "one")
+        await asyncio.sleep(1)
+        two = Replica(api, "two")
+        await asyncio.sleep(60)
+        await stopped(one, two)
+
+    with caplog.at_level("INFO"):
+        run(main())
+    said = [line for line in caplog.messages if "stands by" in line]
+    assert said == [f"two stands by: one leads, by Lease {NAMESPACE}/lease"]

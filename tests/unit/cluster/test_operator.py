@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from fakes.cluster_objects import pod_body, pool_body
+from fakes.virtual_time import run
 from llmtaskpool_operator.api.names import KIND
-from llmtaskpool_operator.cluster.operator import STUCK_SECONDS, Clocks, Operator
+from llmtaskpool_operator.cluster.api_client import ApiFailure
+from llmtaskpool_operator.cluster.operator import STUCK_SECONDS, Clocks, Operator, _answered
 from llmtaskpool_operator.cluster.settings import load
 
 
@@ -54,3 +57,21 @@ def test_an_operator_that_lists_nothing_is_not_ready_and_says_why() -> None:
         assert operator.fault() == "the API server has not answered a list for 36 s"
 
     asyncio.run(listless())
+
+
+def test_who_leads_waits_for_an_answer_that_was_lost_and_ends_where_it_has_no_right() -> None:
+    answers = [ApiFailure(0, "the connection was cut"), ApiFailure(503, "503: no"), "the key"]
+
+    async def ask() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, ApiFailure):
+            raise answer
+        return answer
+
+    async def main() -> str:
+        return await _answered(ask)
+
+    assert run(main()) == "the key"
+    answers.append(ApiFailure(403, "403: forbidden"))
+    with pytest.raises(ApiFailure, match="forbidden"):
+        run(main())

@@ -59,7 +59,16 @@ def test_who_pulls_an_image_for_minutes_is_asked_about_ever_more_seldom() -> Non
     for second in range(600):
         asyncio.run(warnings.of((pod_body("a"), pod_body("b")), float(second)))
     assert 8 <= len(api.calls) <= 16
-    assert warnings.asked == len(api.calls)
+    assert warnings.missed == 1
+
+
+def test_what_may_be_missing_is_looked_for_as_long_as_an_event_says_so() -> None:
+    api = MemoryApi()
+    api.put(event(KEYS))
+    warnings = StartWarnings(api)
+    for second in range(21):
+        asyncio.run(warnings.of((pod_body("a"),), float(second)))
+    assert warnings.missed == 6
 
 
 def test_what_was_told_ends_with_the_pods_silence_and_the_next_one_is_asked_about_at_once() -> None:
