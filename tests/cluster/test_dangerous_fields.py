@@ -57,6 +57,15 @@ FIELDS: dict[str, dict[str, Any]] = {
     },
     "devices by claim": {"resources": {"claims": [{"name": EVIL}]}},
     "a port of the node": {"ports": [{"hostPort": 22, "name": EVIL}]},
+    "a privileged server": {
+        "models": [{"name": "m", "source": "openai:http://127.0.0.1:8002/v1"}],
+        "upstream": {
+            "image": "server:1",
+            "securityContext": {"privileged": True, "capabilities": {"add": [EVIL]}},
+            "volumeMounts": [{"name": "cache", "mountPath": "/c", "hostPath": EVIL}],
+            "lifecycle": {"postStart": {"exec": {"command": [EVIL]}}},
+        },
+    },
     "a finalizer": {"finalizers": [EVIL]},
     # siblings of fields that there are
     "environment of another namespace": {

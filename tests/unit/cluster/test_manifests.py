@@ -51,6 +51,10 @@ FULL: dict[str, Any] = {
     "priorityClassName": "high",
     "queue": {"timeoutSeconds": 30},
 }
+SERVED: dict[str, Any] = {
+    "models": [{"name": "chat", "source": "openai:http://127.0.0.1:8002/v1"}],
+    "upstream": {"image": "vllm/vllm-openai:v1", "args": ["--port", "8002"]},
+}
 KINDS = (
     "ServiceAccount",
     "Secret",
@@ -120,11 +124,13 @@ def environment(**spec: Any) -> dict[str, Any]:
 # "restricted", rule by rule: kubernetes.io/docs/concepts/security/pod-security-standards
 
 
-@pytest.mark.parametrize("spec", [{}, FULL], ids=["least", "full"])
+@pytest.mark.parametrize("spec", [{}, FULL, SERVED], ids=["least", "full", "with a server"])
 def test_pods_pass_every_rule_of_pod_security_restricted(spec: dict[str, Any]) -> None:
     found = pod(**spec)
     assert not {"hostNetwork", "hostPID", "hostIPC", "hostUsers"} & found.keys()
-    assert not {"initContainers", "ephemeralContainers"} & found.keys()
+    assert "ephemeralContainers" not in found
+    before = found.get("initContainers", [])
+    assert [one["name"] for one in before] == (["upstream"] if "upstream" in spec else [])
     allowed = {
         "configMap",
         "csi",
@@ -142,7 +148,7 @@ def test_pods_pass_every_rule_of_pod_security_restricted(spec: dict[str, Any]) -
     assert whole["runAsUser"] > 0
     assert whole["seccompProfile"] == {"type": "RuntimeDefault"}
     assert not {"sysctls", "seLinuxOptions", "appArmorProfile", "windowsOptions"} & whole.keys()
-    for one in found["containers"]:
+    for one in found["containers"] + before:
         context = one["securityContext"]
         assert context["allowPrivilegeEscalation"] is False
         assert context["capabilities"] == {"drop": ["ALL"]}
@@ -153,7 +159,7 @@ def test_pods_pass_every_rule_of_pod_security_restricted(spec: dict[str, Any]) -
         }
         assert not any("hostPort" in port or "hostIP" in port for port in one["ports"])
         assert "lifecycle" not in one
-        for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
+        for probe in {"livenessProbe", "readinessProbe", "startupProbe"} & one.keys():
             assert "host" not in one[probe]["httpGet"]
     template = every(pool(**spec))["Deployment"]["spec"]["template"]["metadata"]
     assert "annotations" not in template

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from math import inf
+from statistics import mean
 
 import pytest
 from llmtaskpool_worker.scheduling.cost import CostModel
@@ -124,6 +125,43 @@ def test_a_queue_inside_the_server_bounds_n_until_it_is_won_back():
     seats.hold(10, 0.0)
     seats.hold(30, 1.0)
     assert [seats.limit({}, at) for at in (1.0, 20.0)] == [10, 12]
+
+
+def learned_over_best(base: float, slope: float, most: int, seed: int) -> float:
+    """N after a minute of load over the best that a sweep finds; steps vary by 30 %."""
+    drawn, cost, seats = random.Random(seed), CostModel(), Seats(most)
+
+    def rate(n: int) -> float:
+        return n / (base + slope * n)
+
+    best = max(
+        n for n in range(1, most + 1) if n == 1 or rate(n) - rate(n - 1) >= 0.05 * rate(n) / n
+    )
+    running = 1
+    for second in range(60):
+        step = base + slope * running
+        for _ in range(max(1, round(running / step / 8))):  # a sample of each stream in 8 tokens
+            gaps = [step * drawn.uniform(0.7, 1.3) for _ in range(8)]
+            cost.observe_step("m", running, 0, mean(gaps))
+        limit = seats.limit(cost.measured("m")[0], float(second))
+        running = min(limit, running + max(1, running // 4))  # as the law grows, at most
+    return running / best
+
+
+@pytest.mark.parametrize(
+    ("base", "slope", "most"),
+    [
+        (0.020, 0.004, 256),
+        (0.015, 0.010, 256),
+        (0.030, 0.001, 256),
+        (0.030, 0.010, 16),
+        (0.050, 0.012, 256),
+    ],
+)
+def test_within_a_minute_of_load_n_is_near_the_best_that_a_sweep_finds(base, slope, most):
+    found = [learned_over_best(base, slope, most, seed) for seed in range(20)]
+    near = [one for one in found if abs(one - 1) <= 0.15]
+    assert len(near) >= 18
 
 
 def request(letters: int, most: int | None = None) -> TaskRequest:

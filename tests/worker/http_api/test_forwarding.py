@@ -291,6 +291,9 @@ def test_a_server_s_gauges_are_shown_and_exported():
         wait_until(
             lambda: rig.call(rig.pool.state).upstreams["chat"].cache_usage == 0.25, "and again"
         )
+        long = {"model": "chat", "messages": HI, "ignore_eos": True, "max_tokens": 40}
+        assert rig.post("/v1/chat/completions", long).status_code == 200
+        assert rig.call(rig.pool.state).kv_cache_usage == 0.25, "its steps tell nothing of it"
         page = rig.get("/metrics").text
         assert 'llmtaskpool_upstream_cache_usage{model="chat"} 0.25' in page
         assert 'llmtaskpool_upstream_requests{model="chat",state="in_flight"} 0.0' in page

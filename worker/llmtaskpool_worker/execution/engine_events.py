@@ -104,7 +104,8 @@ class EngineEvents:
         """What one step drew: text for its tasks, ends, and what it cost."""
         slots.steps += 1
         slots.moved(self._clock())
-        slots.kv_used, slots.kv_total = step.kv_tokens_used, step.kv_tokens_total
+        if slots.seats is None:  # a server tells of its cache in Gauges
+            slots.kv_used, slots.kv_total = step.kv_tokens_used, step.kv_tokens_total
         own = slots.unhindered.own_seconds(step.decode_batch, step.seconds, step.cpu_seconds)
         if slots.guard is not None and step.decode_batch:
             slots.guard.observe(own)
