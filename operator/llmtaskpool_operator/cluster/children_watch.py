@@ -106,10 +106,14 @@ def _name(body: Manifest) -> tuple[PoolKey, str] | None:
 
 
 def _written_by_others(body: Manifest) -> bool:
-    """Whether the newest writer of more than its status is not the operator."""
+    """Whether somebody else wrote more than its status, and not before the operator did.
+
+    Times are of whole seconds: of two writes in one, a look too many harms nobody.
+    """
     writers: list[Any] = body.get("metadata", {}).get("managedFields") or []
-    mine = [one for one in writers if not one.get("subresource")]
-    if not mine:
-        return False
-    newest: Manifest = max(mine, key=lambda one: str(one.get("time", "")))
-    return newest.get("manager") != MANAGER
+    latest = {True: "", False: ""}
+    for one in writers:
+        if not one.get("subresource"):
+            ours = one.get("manager") == MANAGER
+            latest[ours] = max(latest[ours], str(one.get("time", "")))
+    return bool(latest[False]) and latest[False] >= latest[True]

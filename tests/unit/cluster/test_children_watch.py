@@ -92,6 +92,16 @@ def test_a_child_that_somebody_else_writes_is_told_and_the_status_of_one_is_not(
     assert told == [KEY]
 
 
+def test_of_two_writes_in_one_second_the_other_ones_is_told() -> None:
+    other = {"manager": "kubectl-edit", "time": BY_US[0]["time"]}
+    for writers in ([*BY_US, other], [other, *BY_US]):
+        told, _ = heard([[]], [[("MODIFIED", child("a", 6, writers=writers))]])
+        assert told == [KEY]
+    before = {"manager": "kubectl-edit", "time": "2025-12-31T23:59:59Z"}
+    told, _ = heard([[]], [[("MODIFIED", child("a", 6, writers=[before, *BY_US]))]])
+    assert told == []
+
+
 def test_what_went_while_nobody_watched_shows_at_the_next_list() -> None:
     expired = [ApiFailure(410, "410: too old")]
     told, asked = heard([[child("a"), child("b")], [child("b")]], [expired])
