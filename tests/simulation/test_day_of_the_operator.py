@@ -31,6 +31,9 @@ MEAN_PODS = 2.0
 START_SECONDS = 40.0
 IDLE_WRITES_AN_HOUR = 6
 """One in ten minutes: issue 4."""
+OBJECTS_A_DAY = 300
+"""So many more Python objects after a day are this test's own books and some caches; what was there
+before it began is not counted (conftest.py freezes it)."""
 BUSY_WRITES_AN_HOUR = 450
 """Numbers that move every ten seconds (telling.REFRESH_SECONDS), and what conditions change."""
 
@@ -136,6 +139,7 @@ class Day:
         api.calls.clear()
         self.caught_up = 0
         api.bodies.clear()
+        self.rig.cluster.turns.clear()
         for key in [key for key in api.objects if key[0] == "Event"]:
             del api.objects[key]
         newest = max(int(body["metadata"]["resourceVersion"]) for body in api.objects.values())
@@ -184,7 +188,7 @@ def test_after_a_day_of_load_the_pools_metadata_is_what_it_was_byte_by_byte_and_
     ]
     assert alien(day) == set()
     assert max(status) <= BUSY_WRITES_AN_HOUR
-    assert day.kept[-1] < 1.02 * day.kept[1]
+    assert day.kept[-1] < day.kept[1] + OBJECTS_A_DAY
 
 
 @pytest.mark.timeout(600)
@@ -199,4 +203,4 @@ def test_a_day_without_load_writes_next_to_nothing(say: Callable[[str], None]) -
     )
     assert day.metadata() == before
     assert max(every[1:]) <= IDLE_WRITES_AN_HOUR
-    assert day.kept[-1] < 1.02 * day.kept[1]
+    assert day.kept[-1] < day.kept[1] + OBJECTS_A_DAY
