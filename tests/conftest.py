@@ -20,8 +20,8 @@ from side_by_side import Groups, group_of, turn_of
 ROOT = Path(__file__).parents[1]
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # torch with a thread for each core falls to a tenth when its neighbours keep the cores busy:
-    # each operation ends with a barrier. Read when torch is imported, here and in engines' processes.
+    # torch with a thread for each core falls to a tenth when neighbours keep the cores busy: each
+    # operation ends with a barrier. Read when torch is imported, here and by engines' processes.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CLUSTERS = {"cluster": {"cluster": False, "api_server": True}, "e2e": {"node": False}}
