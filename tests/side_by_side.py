@@ -33,7 +33,6 @@ GROUPS = (
         "computes: of the tests that keep all cores busy, one runs at a time",
         (
             "tests/engine",
-            "tests/simulation",
             "tests/worker/calibration",
             "tests/worker/assembly",
             "tests/worker/http_api/test_http_process.py",
