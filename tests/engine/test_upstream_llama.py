@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import threading
 
@@ -116,7 +115,6 @@ def test_litellm(rig, monkeypatch):
     assert "".join(c.choices[0].delta.content or "" for c in stream if c.choices)
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_curl(rig):
     body = json.dumps({"model": "smollm2", "messages": SAY, "max_tokens": 4, "stream": True})
     told = subprocess.run(

@@ -27,7 +27,6 @@ def answers(host: str, *asked: str) -> list[int]:
     return asyncio.run(run())
 
 
-@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
 def test_by_default_they_are_reached_by_ipv6_and_by_ipv4() -> None:
     default = str(OperatorSettings.model_fields["host"].default)
     assert answers(default, "[::1]", "127.0.0.1") == [200, 200]

@@ -7,8 +7,6 @@ import socket
 import pytest
 from llmtaskpool_worker.http_api.server import _listen
 
-needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
-
 
 def reached(port: int, host: str) -> bool:
     try:
@@ -18,7 +16,6 @@ def reached(port: int, host: str) -> bool:
         return False
 
 
-@needs_ipv6
 def test_all_addresses_are_those_of_ipv6_and_of_ipv4() -> None:
     with _listen("::", 0) as listener:
         listener.listen()
@@ -43,7 +40,6 @@ def test_one_address_is_that_one() -> None:
         assert listener.getsockname()[0] == "127.0.0.1"
 
 
-@needs_ipv6
 def test_two_workers_cant_have_one_port_of_all_addresses() -> None:
     with _listen("::", 0) as listener:
         listener.listen()
