@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,6 +22,7 @@ from llmtaskpool_worker.assembly.engine_settings import tell_engines
 from llmtaskpool_worker.assembly.settings import Settings
 from llmtaskpool_worker.contract import GpuReading, Phase
 from llmtaskpool_worker.disclosure import where_raised
+from llmtaskpool_worker.engines.backoff import Backoff
 from llmtaskpool_worker.engines.load_errors import may_pass
 from llmtaskpool_worker.engines.protocol import (
     AdmitForward,
@@ -54,8 +54,8 @@ LoadCodec = Callable[[ModelSpec], Codec]
 CLEAN_UP_SECONDS = 5.0
 """After the grace period, engines and connections get so long to end."""
 
-CODEC_RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
-"""What may pass (a file that is away) is tried again after these."""
+CODEC_RETRY_SECONDS = (1.0, 60.0)
+"""What may pass (a file that is away) is tried again: the first and the longest wait."""
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -101,8 +101,8 @@ class CataloguedEngine:
                 self._tell(happened)
                 yield happened
                 continue
-            waits = chain(CODEC_RETRY_SECONDS, repeat(CODEC_RETRY_SECONDS[-1]))
-            while (failure := await self._learn(happened, next(waits))) is not None:
+            backoff = Backoff(*CODEC_RETRY_SECONDS)
+            while (failure := await self._learn(happened, backoff.next())) is not None:
                 self._tell(failure)
                 yield failure
                 if failure.retrying_in_seconds is None:

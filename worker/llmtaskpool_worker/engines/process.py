@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
+from llmtaskpool_worker.engines.backoff import Backoff
 from llmtaskpool_worker.engines.environment import engine_environment
 from llmtaskpool_worker.engines.frames import (
     HEADER,
@@ -51,24 +52,6 @@ HEALTHY_SECONDS = 30.0
 log = logging.getLogger("llmtaskpool.engine")
 
 READ_BYTES = 64 * 1024
-
-
-@dataclass(slots=True)
-class _Backoff:
-    """Doubles from ``first`` to ``longest`` seconds."""
-
-    first: float
-    longest: float
-    times: int = 0
-
-    def next(self) -> float:
-        """Seconds to wait now."""
-        self.times += 1
-        return min(self.first * 2.0 ** min(self.times - 1, 30), self.longest)
-
-    def begin_anew(self) -> None:
-        """All was well for a while."""
-        self.times = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +157,8 @@ class EngineProcess:
         self._events.put_nowait(None)
 
     async def _keep_running(self) -> None:
-        crashes = _Backoff(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
-        loads = _Backoff(FIRST_LOAD_BACKOFF_SECONDS, LONGEST_LOAD_BACKOFF_SECONDS)
+        crashes = Backoff(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
+        loads = Backoff(FIRST_LOAD_BACKOFF_SECONDS, LONGEST_LOAD_BACKOFF_SECONDS)
         loop = asyncio.get_running_loop()
         was_ready = False
         while not self._stopping:

@@ -19,11 +19,14 @@ from llmtaskpool_worker.http_api.forwarded_answers import ForwardedShape
 from llmtaskpool_worker.http_api.forwarded_requests import KINDS, Forwarding, forwarding
 from llmtaskpool_worker.http_api.openai_schema import WEIGHT_HEADER, weight_of
 from llmtaskpool_worker.http_api.sse import (
+    DONE,
     EventStream,
     Pieces,
+    after,
     answer,
     encode,
     event,
+    first_of,
     while_connected,
 )
 from llmtaskpool_worker.scheduling.task import (
@@ -35,8 +38,6 @@ from llmtaskpool_worker.scheduling.task import (
 )
 
 T = TypeVar("T")
-
-DONE = event(b"[DONE]")
 
 
 class ForwardRoutes:
@@ -101,7 +102,7 @@ class ForwardRoutes:
             options = fields.stream_options
             frames = self._frames(batch, shape, options is not None and options.include_usage)
             # Until the server has said something, its refusal can still be told by a status code.
-            head = await while_connected(request.receive, _first(frames))
+            head = await while_connected(request.receive, first_of(frames))
         except BaseException:
             batch.cancel()
             raise
@@ -109,7 +110,7 @@ class ForwardRoutes:
             if not fields.stream:
                 batch.cancel()
         return EventStream(
-            _after(head, frames),
+            after(head, frames),
             heartbeat_seconds=self._heartbeat_seconds,
             on_close=batch.cancel,
         )
@@ -175,13 +176,3 @@ def payload_of(route: ForwardRoute, given: Mapping[str, Any]) -> Forwarding:
     if len(wanted.payloads) != 1:
         raise invalid("input", "input holds several prompts: submit a task for each.")
     return wanted
-
-
-async def _first(frames: AsyncIterator[bytes]) -> bytes:
-    return await anext(frames)
-
-
-async def _after(head: bytes, frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield head
-    async for frame in frames:
-        yield frame

@@ -31,11 +31,14 @@ from llmtaskpool_worker.http_api.openai_schema import (
     weight_of,
 )
 from llmtaskpool_worker.http_api.sse import (
+    DONE,
     EventStream,
     Pieces,
+    after,
     answer,
     encode,
     event,
+    first_of,
     while_connected,
 )
 from llmtaskpool_worker.scheduling.task import (
@@ -48,8 +51,6 @@ from llmtaskpool_worker.scheduling.task import (
     TaskState,
     TextDelta,
 )
-
-DONE = event(b"[DONE]")
 
 
 class OpenAIRoutes:
@@ -150,7 +151,7 @@ class OpenAIRoutes:
                 return await asyncio.to_thread(_in_pieces, shape, generated, body.n)
             frames = self._frames(batch, shape, body)
             # Until a task runs, its failure can still be told by a status code.
-            head = await while_connected(request.receive, _first(frames))
+            head = await while_connected(request.receive, first_of(frames))
         except BaseException:
             batch.cancel()
             raise
@@ -158,7 +159,7 @@ class OpenAIRoutes:
             if not body.stream:
                 batch.cancel()
         return EventStream(
-            _after(head, frames),
+            after(head, frames),
             heartbeat_seconds=self._heartbeat_seconds,
             on_close=batch.cancel,
         )
@@ -310,16 +311,6 @@ def _chunk_usage(body: ChatRequest | CompletionRequest) -> Literal["none", "null
     if options is None or not options.include_usage:
         return "none"
     return "so far" if options.continuous_usage_stats else "null"
-
-
-async def _first(frames: AsyncIterator[bytes]) -> bytes:
-    return await anext(frames)
-
-
-async def _after(head: bytes, frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield head
-    async for frame in frames:
-        yield frame
 
 
 def _header(request: Request) -> str | None:

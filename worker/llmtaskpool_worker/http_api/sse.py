@@ -167,3 +167,19 @@ class Pieces(Response):
             await send({"type": "http.response.body", "body": part, "more_body": True})
             await asyncio.sleep(0)  # a client that reads fast never makes ``send`` wait
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+DONE = event(b"[DONE]")
+"""What ends a stream of OpenAI's."""
+
+
+async def first_of(frames: AsyncIterator[bytes]) -> bytes:
+    """The first frame, before which a failure can still be told by a status code."""
+    return await anext(frames)
+
+
+async def after(head: bytes, frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """``head``, then the rest."""
+    yield head
+    async for frame in frames:
+        yield frame

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
+from llmtaskpool_worker.engines.backoff import Backoff
 from llmtaskpool_worker.engines.protocol import (
     Admit,
     AdmitEmbedding,
@@ -242,19 +243,19 @@ class UpstreamEngine:
 
     async def _wait_for_it(self) -> None:
         self._tell(Loading("waiting for the server", 0.0))
-        began, delay, told = self._clock(), FIRST_BACKOFF_SECONDS, ""
+        began, told = self._clock(), ""
+        backoff = Backoff(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
         while True:
             try:
                 ready, self._conversation.name = await greet(self._connections, self.spec)
             except (NotThere, Unusable) as error:
                 known = isinstance(error, Unusable)
-                why = str(error)
+                why, delay = str(error), backoff.next()
                 if why != told and (known or self._clock() - began >= PATIENCE_SECONDS):
                     told = why
                     self._tell(LoadFailed(why, may_pass=True, retrying_in_seconds=delay))
                 self._tell(Beat())
                 await asyncio.sleep(delay)
-                delay = min(2 * delay, LONGEST_BACKOFF_SECONDS)
             else:
                 self._tell(ready)
                 return
