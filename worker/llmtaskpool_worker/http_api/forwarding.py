@@ -20,13 +20,11 @@ from llmtaskpool_worker.http_api.forwarded_requests import KINDS, Forwarding, fo
 from llmtaskpool_worker.http_api.openai_schema import WEIGHT_HEADER, weight_of
 from llmtaskpool_worker.http_api.sse import (
     DONE,
-    EventStream,
     Pieces,
-    after,
     answer,
     encode,
     event,
-    first_of,
+    streamed,
     while_connected,
 )
 from llmtaskpool_worker.scheduling.task import (
@@ -102,18 +100,15 @@ class ForwardRoutes:
             options = fields.stream_options
             frames = self._frames(batch, shape, options is not None and options.include_usage)
             # Until the server has said something, its refusal can still be told by a status code.
-            head = await while_connected(request.receive, first_of(frames))
+            return await streamed(
+                request.receive, frames, self._heartbeat_seconds, on_close=batch.cancel
+            )
         except BaseException:
             batch.cancel()
             raise
         finally:
             if not fields.stream:
                 batch.cancel()
-        return EventStream(
-            after(head, frames),
-            heartbeat_seconds=self._heartbeat_seconds,
-            on_close=batch.cancel,
-        )
 
     async def _frames(
         self, batch: Batch, shape: ForwardedShape, with_usage: bool

@@ -32,13 +32,11 @@ from llmtaskpool_worker.http_api.openai_schema import (
 )
 from llmtaskpool_worker.http_api.sse import (
     DONE,
-    EventStream,
     Pieces,
-    after,
     answer,
     encode,
     event,
-    first_of,
+    streamed,
     while_connected,
 )
 from llmtaskpool_worker.scheduling.task import (
@@ -151,18 +149,15 @@ class OpenAIRoutes:
                 return await asyncio.to_thread(_in_pieces, shape, generated, body.n)
             frames = self._frames(batch, shape, body)
             # Until a task runs, its failure can still be told by a status code.
-            head = await while_connected(request.receive, first_of(frames))
+            return await streamed(
+                request.receive, frames, self._heartbeat_seconds, on_close=batch.cancel
+            )
         except BaseException:
             batch.cancel()
             raise
         finally:
             if not body.stream:
                 batch.cancel()
-        return EventStream(
-            after(head, frames),
-            heartbeat_seconds=self._heartbeat_seconds,
-            on_close=batch.cancel,
-        )
 
     async def _frames(
         self, batch: Batch, shape: Shape, body: ChatRequest | CompletionRequest

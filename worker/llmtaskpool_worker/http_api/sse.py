@@ -173,13 +173,26 @@ DONE = event(b"[DONE]")
 """What ends a stream of OpenAI's."""
 
 
-async def first_of(frames: AsyncIterator[bytes]) -> bytes:
-    """The first frame, before which a failure can still be told by a status code."""
-    return await anext(frames)
+async def streamed(
+    receive: Receive,
+    frames: AsyncIterator[bytes],
+    heartbeat_seconds: float,
+    *,
+    on_close: Callable[[], None],
+) -> EventStream:
+    """A stream of ``frames``, once the first is there.
 
+    Until then a failure can still be told by a status code: what ``frames`` raises is raised.
+    """
 
-async def after(head: bytes, frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """``head``, then the rest."""
-    yield head
-    async for frame in frames:
-        yield frame
+    async def first() -> bytes:
+        return await anext(frames)
+
+    head = await while_connected(receive, first())
+
+    async def all_of_them() -> AsyncIterator[bytes]:
+        yield head
+        async for frame in frames:
+            yield frame
+
+    return EventStream(all_of_them(), heartbeat_seconds=heartbeat_seconds, on_close=on_close)
