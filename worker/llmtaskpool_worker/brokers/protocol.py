@@ -9,6 +9,8 @@ other fence than the one in force changes nothing.
 All calls are from one asyncio loop. Times that go in and out are seconds of the clock that the
 broker was made with, which is its worker's; a broker that outlives the worker keeps times of its
 own and converts. ``immediate`` brokers hold all in this process: their coroutines never wait.
+From a ``shared`` one other workers claim too; of the others a claim's lease may have no end, as
+its holder can't be lost without it.
 
 A broker that can't be reached, or can't write, raises Unavailable from whatever it was asked, and
 nothing was done, or it is not known whether it was. So accept is idempotent by id, commit by
@@ -138,6 +140,7 @@ class Wanted:
     after the other ``free(group)`` says how many slots it has left. ``load(line)`` is T, the
     tenant's share multiplied in. ``above``: only tasks with P = W / T above it, whatever their
     age. ``by_age``: whether the aged have their share of this call (aged_share.py).
+    ``only_bound``: only what ends with this worker, as the worker is about to end.
     """
 
     worker: str
@@ -150,6 +153,7 @@ class Wanted:
     lease_seconds: float
     above: float = 0.0
     by_age: bool = True
+    only_bound: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +210,7 @@ class Outcome:
 
 
 class Commit(Enum):
-    """What became of an outcome."""
+    """What became of an outcome, or of a wish to cancel."""
 
     TAKEN = "taken"
     HAD = "had"
@@ -217,7 +221,7 @@ class Commit(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """``view`` is the task as it is now; None when it is forgotten."""
+    """``view`` is the task as it is now; None when it is unknown or forgotten."""
 
     commit: Commit
     view: TaskView | None
@@ -258,13 +262,15 @@ class Depth:
 
     ``shared``: it is the pool's, and not to be summed over workers. ``blocked`` tasks wait for
     others, ``delayed`` for their time (the first of them at ``next_due_at``), ``dead`` are dead
-    letters. ``running`` is what anybody has claimed.
+    letters. ``running`` is what anybody has claimed. ``bound``: of all that waits, what ends with
+    this worker.
     """
 
     as_of: float
     lanes: Mapping[LaneName, LaneDepth]
     groups: Mapping[str, LaneDepth] = field(default_factory=dict)
     running: int = 0
+    bound: int = 0
     blocked: int = 0
     delayed: int = 0
     next_due_at: float | None = None
@@ -302,6 +308,7 @@ class Broker(Protocol):
     """See the head of this file for clocks, Unavailable and repetition."""
 
     immediate: bool
+    shared: bool
     durability: Durability
 
     async def start(self, worker: str, on_lost: Callable[[str], None]) -> None:
@@ -364,16 +371,19 @@ class Broker(Protocol):
         the same step.
         """
 
-    async def cancel(self, task_id: str) -> TaskView | None:
-        """End a task that has not ended; the view of it now, None when unknown.
+    async def cancel(self, task_id: str) -> Committed:
+        """End a task that has not ended: TAKEN. HAD: it was cancelled before. LOST: it has ended.
 
-        When the view says cancelled, it is confirmed: no claim is given and no commit taken after
-        this. Who runs it hears of it by ``on_lost``, or at its next ``renew`` at the latest. Tasks
-        that depend on it are told as of any end.
+        TAKEN and HAD are confirmed: no claim is given and no commit taken after this. Who runs it
+        hears of it by ``on_lost``, or at its next ``renew`` at the latest. Tasks that depend on it
+        are told as of any end.
         """
 
-    async def fail(self, task_id: str, error: TaskError) -> TaskView | None:
-        """End a task that waits, with this error; others are left as they are."""
+    async def give_up(self, error: TaskError, group: str | None = None) -> Sequence[TaskView]:
+        """End what waits (in this group) and ends with this worker anyway, with this error.
+
+        What survives the worker stays: it, or another, may be able to run it later.
+        """
 
     async def replay(self, task_id: str) -> TaskView | None:
         """A dead letter waits again with no attempts; None when it is none."""
