@@ -88,7 +88,7 @@ class ForwardRoutes:
     ) -> Response:
         batch, fields = Batch(self._pool), wanted.fields
         try:
-            first = batch.submit_all(tasks)
+            first = await batch.submit_all(tasks)
             self._bodies.give_back(request)
             created = int(self._wall_clock())
             shape = ForwardedShape(wanted.route, first.id, created, model.name, fields.n)
@@ -121,8 +121,8 @@ class ForwardRoutes:
                     started = True
                     yield shape.chunk(index, happened.choice, with_usage=with_usage)
                 elif isinstance(happened, StateChanged):
-                    batch.is_success(index, happened)
-            results = [batch.forwarded(index) for index in range(batch.size)]
+                    await batch.is_success(index, happened)
+            results = [await batch.forwarded(index) for index in range(batch.size)]
         except ANSWERED as error:
             if not started:
                 raise
