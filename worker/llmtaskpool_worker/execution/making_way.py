@@ -26,7 +26,7 @@ from llmtaskpool_worker.scheduling.preemption import (
 )
 from llmtaskpool_worker.scheduling.priority import priority
 from llmtaskpool_worker.scheduling.reserve import beyond, is_urgent
-from llmtaskpool_worker.scheduling.task import Forward, Generate
+from llmtaskpool_worker.scheduling.task import WHOLE_ROUTES, Forward, Generate
 from llmtaskpool_worker.scheduling.task_queue import again
 
 
@@ -123,7 +123,7 @@ class MakingWay:
         payload = task.request.payload
         if isinstance(payload, Generate) and task.text is not None:
             return payload.max_tokens
-        if isinstance(payload, Forward) and task.forwarded is not None:
+        if isinstance(payload, Forward) and payload.route not in WHOLE_ROUTES:
             most = payload.max_tokens or FORWARD_PRIOR_TOKENS
             return most if self._ledger.may_run_again(task) else None
         return None
