@@ -15,6 +15,10 @@ from llmtaskpool_worker.contract import LaneName
 class TaskState(StrEnum):
     """The states of a task. A task ends in exactly one of TERMINAL."""
 
+    BLOCKED = "blocked"
+    """It waits for tasks that it depends on."""
+    DELAYED = "delayed"
+    """It waits for its time."""
     QUEUED = "queued"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -22,13 +26,24 @@ class TaskState(StrEnum):
     CANCELLED = "cancelled"
     EXPIRED = "expired"
     """It waited in the queue beyond its deadline and was never started."""
+    DEAD = "dead"
+    """Its worker was lost with it as often as that may be: a dead letter, to be looked at."""
 
 
-WAITING = frozenset({TaskState.QUEUED})
+CLAIMABLE = frozenset({TaskState.QUEUED})
+WAITING = frozenset({TaskState.BLOCKED, TaskState.DELAYED, TaskState.QUEUED})
 IN_FLIGHT = frozenset({TaskState.RUNNING})
 TERMINAL = frozenset(
-    {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED}
+    {
+        TaskState.SUCCEEDED,
+        TaskState.FAILED,
+        TaskState.CANCELLED,
+        TaskState.EXPIRED,
+        TaskState.DEAD,
+    }
 )
+UNSUCCESSFUL = TERMINAL - {TaskState.SUCCEEDED}
+"""Ends that count as a failed parent."""
 
 
 @dataclass(frozen=True, slots=True)
