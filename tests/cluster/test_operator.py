@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
+import os
 import time
 from collections.abc import Iterator
 
 import pytest
+from fakes.preloaded import llmtaskpool
 
 from .conftest import Operated, wait_for
 from .pools import Pools, manifest
@@ -138,11 +138,11 @@ def test_the_operators_log_tells_replay_what_auto_would_have_done_with_a_pool_th
     pools.apply(manifest(scaling={"mode": "Advise"}))
     pools.wait_ready(1)
     name = f"{pools.namespace}/p"
-    replay = [sys.executable, "-m", "llmtaskpool_operator", "replay", operated.operator.log]
+    log = operated.operator.log
     options = ["--name", name, "--output", "json", "--set", "scaling.minReplicas=3"]
     recorded = f'"pool":"{name}"'
     wait_for("decisions", lambda: operated.operator.text().count(recorded) >= 3)
-    done = subprocess.run([*replay, *options], capture_output=True, text=True, check=False)
+    done = llmtaskpool("replay", log, *options, environment=os.environ)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["mode"] == "Advise"

@@ -7,8 +7,6 @@ plays a kubelet, it says what one would (`told.py`); elsewhere stand-in workers 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ import yaml
 from fakes.metrics_api import metrics_api
 from fakes.mini_kubelet import MiniKubelet, mini_kubelet
 from fakes.operator_process import OperatorProcess, operator_process
+from fakes.preloaded import llmtaskpool
 from rig.pki import Authority
 
 from .conftest import OPERATOR_NAMESPACE, ROOT, STAND_IN, Cluster, connected, wait_for, with_crd
@@ -42,12 +41,9 @@ class Place:
     plane: rig.ControlPlane
 
     def explained(self, pools: Pools, name: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "llmtaskpool_operator", "explain", name, "-n", pools.namespace],
-            env={"KUBECONFIG": str(self.plane.kubeconfig), "PATH": "/usr/bin", "COLUMNS": "400"},
-            capture_output=True,
-            text=True,
-            check=False,
+        environment = {"KUBECONFIG": str(self.plane.kubeconfig), "PATH": "/usr/bin"}
+        done = llmtaskpool(
+            "explain", name, "-n", pools.namespace, environment=environment | {"COLUMNS": "400"}
         )
         return done.stdout + done.stderr
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import subprocess
-import sys
 from typing import Any
 
 import pytest
 import typer
+from fakes import preloaded
 from fakes.cluster_objects import pool
 from kubernetes.aio.config import kube_config
 from llmtaskpool_operator.api.status import LLMTaskPoolStatus
@@ -196,13 +196,8 @@ def test_a_long_reason_takes_no_room_from_the_numbers(width: int) -> None:
 
 
 def llmtaskpool(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "llmtaskpool_operator", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": "", "NO_COLOR": "1"} | environment,
-    )
+    clean = {"PATH": "", "NO_COLOR": "1"}
+    return preloaded.llmtaskpool(*arguments, environment=clean | environment)
 
 
 @pytest.mark.parametrize(
