@@ -6,6 +6,7 @@ The clients write HTTP by hand: what they cost is not to be measured.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -69,17 +70,27 @@ class Wire:
             f"POST /v1/chat/completions HTTP/1.1\r\nhost: {self._host}\r\n"
             f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
         )
-        if self._streams is None or self._streams[0].at_eof():  # llama.cpp ends each after 100
-            self._streams = await asyncio.open_connection(self._host, self._port)
-        reader, writer = self._streams
-        writer.write(head.encode() + content)
-        tail = b""
-        while not tail.endswith(_ENDS):
-            piece = await reader.read(65536)
-            if not piece:
+        for again in (True, False):
+            kept = self._streams is not None
+            if self._streams is None:
+                self._streams = await asyncio.open_connection(self._host, self._port)
+            reader, writer = self._streams
+            writer.write(head.encode() + content)
+            tail = b""
+            while not tail.endswith(_ENDS) and (piece := await self._read(reader)):
+                tail = (tail + piece)[-16:]
+                yield piece
+            if tail.endswith(_ENDS):
+                return
+            self._streams = None
+            if tail or not (kept and again):
                 raise SystemExit("a connection was closed in the middle of an answer")
-            tail = (tail + piece)[-16:]
-            yield piece
+
+    async def _read(self, reader: asyncio.StreamReader) -> bytes:
+        """What comes next; nothing where the server closed a connection that it had kept."""
+        with contextlib.suppress(ConnectionError):
+            return await reader.read(65536)
+        return b""
 
     async def ask(self, body: dict) -> Seen:
         """Send a chat and read its stream to the end."""
