@@ -3,10 +3,11 @@
     python benchmarks/soak.py [--minutes 10] [--out benchmarks/soak.md] [--output json]
 
 One real worker with SmolLM2, MiniLM and the io kinds. First the mix is sent by 8 clients in a
-closed loop, while each engine is killed once: that is its capacity. Then arrivals come at random (Poisson) at 80 % of it. About once
-a minute an engine's process is killed. Afterwards everybody leaves, the worker comes to rest, and
-the books are looked at: memory of the API process after warm-up, descriptors, threads in use, and
-whether every accepted task ended once. Ends with code 1 when one of them is not as it should be.
+closed loop, while each engine is killed once: that is its capacity. Then arrivals come at random
+(Poisson) at 80 % of it, and about once a minute an engine's process is killed. Afterwards
+everybody leaves, the worker comes to rest, and the books are looked at: memory of the API process
+after warm-up, descriptors, threads in use, and whether every accepted task ended once. Ends with
+code 1 when one of them is not as it should be.
 """
 
 from __future__ import annotations
