@@ -27,6 +27,10 @@ KEY = "data-key"
 TOKEN = "control-token"
 
 
+END = 0x10FFFE
+"""A special token: answers leave it out."""
+
+
 class LetterCodec(LetterTokenizer):
     """One token per letter: its code point."""
 
@@ -44,6 +48,9 @@ class LetterCodec(LetterTokenizer):
 
     def token_bytes(self, token):
         return chr(token).encode("utf-8", "replace")
+
+    def is_in_text(self, token):
+        return token != END
 
 
 def models() -> list[Model]:

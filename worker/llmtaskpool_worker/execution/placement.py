@@ -34,7 +34,7 @@ class Placement:
 
     def place(self, request: TaskRequest) -> tuple[TaskRequest, Lane]:
         """The request with its model named, and its lane. Raises Rejected."""
-        if request.kind in ENGINE_KINDS:
+        if request.kind in ENGINE_KINDS or isinstance(request.payload, Forward):
             slots = self._engine_for(request)
             return replace(request, model=slots.name), self._lanes[LaneName.COMPUTE]
         kind = self._kinds.get(request.kind)
@@ -58,11 +58,9 @@ class Placement:
         if not forwards and not isinstance(request.payload, Generate if generates else Embed):
             raise Rejected("invalid", f"kind {request.kind} takes another input", field="input")
         wanted = "embed" if request.kind in EMBED_KINDS else "generate"
-        fitting = [
-            s
-            for s in self._slots.values()
-            if s.task == wanted and s.engine.spec.forwards is forwards
-        ]
+        fitting = [s for s in self._slots.values() if s.engine.spec.forwards is forwards]
+        if request.kind in ENGINE_KINDS:  # of others a server knows itself whether it can
+            fitting = [s for s in fitting if s.task == wanted]
         if request.model is not None:
             fitting = [s for s in fitting if s.name == request.model]
         if not fitting:

@@ -21,7 +21,14 @@ from typing import NamedTuple
 
 from llmtaskpool_worker.scheduling.curves import GRID, Curve, RobustMean
 from llmtaskpool_worker.scheduling.profile import LEAST_SHARE, CalibrationProfile
-from llmtaskpool_worker.scheduling.task import Embed, Forward, Generate, TaskRequest
+from llmtaskpool_worker.scheduling.task import (
+    SCORE_ROUTES,
+    WHOLE_ROUTES,
+    Embed,
+    Forward,
+    Generate,
+    TaskRequest,
+)
 
 OUTPUT_QUANTILE = 0.6
 OUTPUT_PRIOR_TOKENS = 150
@@ -229,7 +236,7 @@ class CostModel:
             return CostClass(request.kind, request.model, _half_octave(len(payload.tokens)))
         if isinstance(payload, Forward):
             size = _half_octave(self.prompt_tokens(request.model, payload))
-            if payload.route == "embeddings":
+            if payload.route in WHOLE_ROUTES:
                 return CostClass(request.kind, request.model, size)
             most = payload.max_tokens or FORWARD_PRIOR_TOKENS
             return CostClass(request.kind, request.model, size, _octave(most))
@@ -322,7 +329,7 @@ class CostModel:
         seen = self._seconds.get(of) or self._seconds.get((of.kind, of.model))
         if seen is not None:
             return seen.value
-        if of.kind == "embed":
+        if of.kind in ("embed", *SCORE_ROUTES):
             return self._curves(of.model).prefill.seconds(2 ** (of.size / 2))
         return CALL_PRIOR_SECONDS
 

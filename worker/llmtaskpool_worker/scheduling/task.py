@@ -79,7 +79,12 @@ class Embed:
     tokens: tuple[int, ...]
 
 
-ForwardRoute = Literal["chat/completions", "completions", "embeddings"]
+ForwardRoute = Literal[
+    "chat/completions", "completions", "embeddings", "rerank", "score", "classify"
+]
+SCORE_ROUTES: frozenset[ForwardRoute] = frozenset({"rerank", "score", "classify"})
+WHOLE_ROUTES: frozenset[str] = frozenset({"embeddings", *SCORE_ROUTES})
+"""Answered at once: nothing is drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +199,8 @@ class Forwarded:
     """Result of Forward.
 
     ``value`` is the choice of a whole answer without its index, put together of all chunks; of
-    embeddings, their list. ``usage`` is the server's own, or counted here where it told none.
+    embeddings, their list; of scores, all that the server answered. ``usage`` is the server's own,
+    or counted here where it told none.
     """
 
     value: Any
