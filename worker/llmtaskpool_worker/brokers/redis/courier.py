@@ -104,6 +104,8 @@ class Courier:
         pause = 0.0
         while True:
             if not self._link.up:
+                if self._closing:
+                    return
                 await self._wait(pause)
                 try:
                     await self._connect()
