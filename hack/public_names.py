@@ -37,7 +37,6 @@ from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.control import ControlRoutes
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.http_api.metrics import Metrics
-from llmtaskpool_worker.http_api.one_pass_api import OnePassRoutes
 from llmtaskpool_worker.http_api.one_pass_schema import SCHEMAS
 from llmtaskpool_worker.http_api.openai_api import OpenAIRoutes
 from llmtaskpool_worker.http_api.openai_schema import (
@@ -132,7 +131,6 @@ def routes() -> list[str]:
     data = [
         *Health(pool, nothing).routes(),
         *OpenAIRoutes(pool, catalog, bodies, heartbeat_seconds=1, wall_clock=float).routes(),
-        *OnePassRoutes(pool, catalog, bodies, wall_clock=float).routes(),
         *TaskRoutes(
             pool, catalog, bodies, heartbeat_seconds=1, clock=float, wall_clock=float
         ).routes(),

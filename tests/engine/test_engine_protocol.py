@@ -18,8 +18,7 @@ from typing import Any
 
 import pytest
 from fakes.letters_engine import LettersEngine
-from fakes.llama_server import llama_serving
-from fakes.vllm_stub import VllmStub, stub_serving
+from fakes.upstreams import UPSTREAMS, upstream_serving
 from llmtaskpool_worker.engines.process import EngineProcess
 from llmtaskpool_worker.engines.protocol import (
     Admit,
@@ -172,18 +171,13 @@ def long_context(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
     return folder
 
 
-@pytest.fixture(scope="module", params=["process", "one pass", "letters", "vllm stub", "llama.cpp"])
+@pytest.fixture(scope="module", params=["process", "one pass", "letters", *UPSTREAMS])
 def make(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Make]:
-    if request.param in ("vllm stub", "llama.cpp"):
-        serving = (
-            stub_serving(VllmStub())
-            if request.param == "vllm stub"
-            else llama_serving(slots=8, context=8 * (2 * LONG + 256))
-        )
-        with serving as server:
-            spec = ModelSpec("served", f"openai:{server.url}")
+    if request.param in UPSTREAMS:
+        with upstream_serving(request.param, context=2 * LONG + 256) as url:
+            spec = ModelSpec("served", f"openai:{url}")
             yield lambda: UpstreamEngine(spec, address_of(spec.source))
         return
     if request.param == "letters":

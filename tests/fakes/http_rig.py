@@ -28,6 +28,10 @@ KEY = "data-key"
 TOKEN = "control-token"
 
 
+END = 0x10FFFE
+"""A special token: answers leave it out."""
+
+
 class LetterCodec(LetterTokenizer):
     """One token per letter: its code point."""
 
@@ -56,6 +60,9 @@ class LetterCodec(LetterTokenizer):
 
     def token_bytes(self, token):
         return chr(token).encode("utf-8", "replace")
+
+    def is_in_text(self, token):
+        return token != END
 
 
 ONE_PASS_MODELS = {"pairs": "rerank", "moods": "classify", "names": "tag", "reader": "answer"}

@@ -57,10 +57,10 @@ class Model(Wire):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "!self.source.startsWith('openai:') || !has(self.task) || "
-            "self.task in ['generate', 'embed']",
+            "!(self.task in ['tag', 'answer'])",
             "task",
-            "task of an openai: source is generate or embed: a server is asked for nothing else",
-            lambda m: not m.source.startswith("openai:") or m.task in ("generate", "embed"),
+            "task of an openai: source can't be tag or answer: servers have no such route",
+            lambda m: not m.source.startswith("openai:") or m.task not in ("tag", "answer"),
         ),
     )
 

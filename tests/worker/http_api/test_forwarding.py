@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
@@ -14,6 +15,7 @@ from llmtaskpool_worker.engines.protocol import ModelSpec
 from llmtaskpool_worker.engines.upstream.address import address_of
 from llmtaskpool_worker.engines.upstream.engine import UpstreamEngine
 
+CHAT = "/v1/chat/completions"
 HI = [{"role": "user", "content": "hello"}]
 PNG = "data:image/png;base64," + base64.b64encode(b"\x89PNG").decode()
 
@@ -217,7 +219,7 @@ def test_a_client_that_leaves_takes_its_request_with_it(rig, stub):
     with rig.client() as client:
         with client.stream("POST", "/v1/chat/completions", json=long) as answer:
             next(answer.iter_lines())
-            assert stub.in_flight == 1
+            wait_until(lambda: stub.in_flight == 1, "it runs")
         wait_until(lambda: stub.in_flight == 0, "the server has let go of the request")
     wait_until(lambda: rig.held() == 0, "its place is free")
 
@@ -282,6 +284,40 @@ def test_an_urgent_request_takes_the_place_of_one_that_nobody_has_read():
         asker.join(60)
         assert whole[0].json()["usage"]["completion_tokens"] == 400
         assert "[DONE]" in list(lines)[-2]
+
+
+def test_an_urgent_request_goes_beside_streams_that_are_read():
+    """Nobody makes way: of four places one is the urgent ones' as long as some come."""
+    long = {"messages": HI, "model": "chat", "ignore_eos": True, "max_tokens": 4000, "weight": 0.01}
+    with (
+        stub_serving(VllmStub(seats=4, step_seconds=0.01)) as stub,
+        serving_engines(engine_of(stub, max_threads=4), threads=16) as rig,
+        ThreadPoolExecutor(8) as readers,
+    ):
+        begun: list[str] = []
+        over = threading.Event()
+
+        def follow(tokens: int) -> None:
+            body = long | {"stream": True, "max_tokens": tokens}
+            with rig.client() as client, client.stream("POST", CHAT, json=body) as answer:
+                for line in answer.iter_lines():
+                    begun.append(line)
+                    if over.is_set():
+                        return
+
+        following = [readers.submit(follow, tokens) for tokens in (100, 4000, 4000, 4000, 4000)]
+        wait_until(lambda: stub.in_flight == 4, "all places are taken, and one waits")
+        urgent = {"model": "chat", "messages": HI, "max_tokens": 2, "weight": 100.0}
+        assert rig.post(CHAT, urgent).status_code == 200, "when the short one has ended"
+        assert stub.in_flight == 3, "its place is not given to the one that waits"
+        assert rig.call(rig.pool.state).upstreams["chat"].limit == 3
+        for _ in range(5):
+            assert rig.post(CHAT, urgent).status_code == 200
+        assert stub.aborted == 0
+        assert stub.peak == 4
+        over.set()
+        for one in following:
+            one.result(60)
 
 
 def test_a_server_s_gauges_are_shown_and_exported():

@@ -42,9 +42,9 @@ def parse_model(text: str) -> ModelSpec:
         raise ValueError(f"model {name}: task is {shown(task)}: use {_one_of(TASKS)}")
     spec = ModelSpec(name, parts[0], str(task), options, tuple(aliases))
     if spec.forwards:
-        if task not in ("generate", "embed"):
+        if task in ("tag", "answer"):
             raise ValueError(
-                f"model {name}: task is {task}: a server is asked for generate or embed alone"
+                f"model {name}: task is {task}: servers have no such route; name another source"
             )
         try:
             address_of(spec.source)

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from llmtaskpool_worker.brokers.memory import MemoryBroker
-from llmtaskpool_worker.brokers.protocol import Broker
+from llmtaskpool_worker.brokers.own_books import Broker
 from llmtaskpool_worker.contract import (
     DrainAnswer,
     GpuReading,
@@ -21,7 +21,7 @@ from llmtaskpool_worker.contract import (
     WorkerState,
 )
 from llmtaskpool_worker.disclosure import where_raised
-from llmtaskpool_worker.engines.protocol import Engine, Ping, SetThreads, Trim
+from llmtaskpool_worker.engines.protocol import Engine, Piece, Ping, SetThreads, Trim
 from llmtaskpool_worker.execution.acceptance import Acceptance
 from llmtaskpool_worker.execution.capacity import Capacity
 from llmtaskpool_worker.execution.drain import Drain
@@ -39,6 +39,7 @@ from llmtaskpool_worker.scheduling.latency_guard import LatencyGuard
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.nature import Nature, kind_states
 from llmtaskpool_worker.scheduling.profile import CalibrationProfile
+from llmtaskpool_worker.scheduling.reserve import beyond
 from llmtaskpool_worker.scheduling.seats import Seats
 from llmtaskpool_worker.scheduling.suspicion import Suspicion
 from llmtaskpool_worker.scheduling.task import TaskError, TaskEvent, TaskRequest, TaskView
@@ -185,7 +186,7 @@ class Dispatcher:
         if lane is None:
             return view
         self._running.schedule(lane)
-        self._making_way.look()
+        self._making_way.look(self._running.start)
         return self._ledger.broker.get(view.id) or view
 
     def get(self, task_id: str) -> TaskView | None:
@@ -217,7 +218,7 @@ class Dispatcher:
         for name, n in threads.items():
             self._lanes[name].resize(n, self._capacity.of(name))
         if LaneName.COMPUTE in threads:
-            self._tell_engines(SetThreads(self._lanes[LaneName.COMPUTE].threads))
+            self._tell_threads(*self._slots.values())
         self._running.schedule(*self._lanes.values())
         in_force = {name: lane.threads for name, lane in self._lanes.items()}
         return ThreadsAnswer(generation=generation, threads=in_force)
@@ -294,17 +295,23 @@ class Dispatcher:
                     "engine event not taken in",
                     extra={"model": slots.name, "error": where_raised(error)},
                 )
-            self._running.schedule(self._lanes[LaneName.COMPUTE])
+            if not isinstance(happened, Piece):  # which frees no place
+                self._running.schedule(self._lanes[LaneName.COMPUTE])
+                if slots.seats is not None:
+                    self._making_way.look(self._running.start)
 
     def _became_ready(self, slots: EngineSlots) -> None:
         compute = self._lanes[LaneName.COMPUTE]
         compute.resize(compute.threads, self._capacity.of(LaneName.COMPUTE))
-        slots.engine.send(SetThreads(compute.threads))
+        self._tell_threads(slots)
 
-    def _tell_engines(self, message: SetThreads) -> None:
-        for slots in self._slots.values():
+    def _tell_threads(self, *told: EngineSlots) -> None:
+        """N, and at a server what may go beyond it; an engine that loads is told later."""
+        threads = self._lanes[LaneName.COMPUTE].threads
+        for slots in told:
             if slots.ready is not None:
-                slots.engine.send(message)
+                more = 0 if slots.seats is None else beyond(threads)
+                slots.engine.send(SetThreads(threads + more))
 
     # --- time -------------------------------------------------------------------------------
 
@@ -326,7 +333,7 @@ class Dispatcher:
                         self._ledger.stop(task, error)
             self._capacity.look()
             self._running.schedule(*self._lanes.values())
-            self._making_way.look()
+            self._making_way.look(self._running.start)
             self._watch_engines(now)
             self._ledger.broker.forget(now)
             self._drain.look(now)

@@ -56,6 +56,7 @@ class EngineSlots:
     gauges: Gauges | None = None
     """What that server said last of itself."""
     _bound: int | None = None
+    _with_urgent: int = 0
     _paused: bool = False
     unhindered: Unhindered = field(default_factory=Unhindered)
     _share_seconds: float = 0.0
@@ -79,6 +80,12 @@ class EngineSlots:
         if not self.suspicion.allows(int(number) if number else None, len(self.in_flight)):
             return 0
         return max(0, self.holds - len(self.in_flight))
+
+    def free_for_urgent(self) -> bool:
+        """Whether a server has a place beyond its N."""
+        if self.ready is None or self._paused or self.seats is None:
+            return False
+        return len(self.in_flight) < self._with_urgent
 
     @property
     def holds(self) -> int:
@@ -108,6 +115,7 @@ class EngineSlots:
         if self.seats is not None and self.ready is not None:
             self.seats.most = self.ready.max_threads
             self._bound = self.seats.limit(measured, now)
+            self._with_urgent = self.seats.with_urgent(self._bound, now)
             self._paused = self.seats.paused(now)
 
     def group_of(self, task_id: str) -> str:

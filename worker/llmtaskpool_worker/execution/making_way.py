@@ -1,8 +1,10 @@
-"""Running generations that make way for urgent ones, and go on later where they stood.
+"""Urgent tasks find a place: beyond N at a server, or that of one that makes way for them.
 
-A task that made way stays claimed, with its text: to its readers it is a slow one. In the engine it
-is parked; in its lane's queue it waits for a thread as all others do. A server can't park: there a
-request whose answer nobody has read is left, and runs again from its beginning.
+A task that made way stays claimed, with its text, and goes on later where it stood: to its
+readers it is a slow one. In the engine it is parked; in its lane's queue it waits for a thread as
+all others do. A server can't park: there a request whose answer nobody has read is left, and runs
+again from its beginning. So a server has places for urgent ones (reserve.py), and one is left only
+when these are full.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from llmtaskpool_worker.scheduling.preemption import (
     who_makes_way,
 )
 from llmtaskpool_worker.scheduling.priority import priority
-from llmtaskpool_worker.scheduling.task import Forward, Generate
+from llmtaskpool_worker.scheduling.reserve import beyond, is_urgent
+from llmtaskpool_worker.scheduling.task import WHOLE_ROUTES, Forward, Generate
 from llmtaskpool_worker.scheduling.task_queue import again
 
 
@@ -44,10 +47,8 @@ class MakingWay:
         self._asked: int | None = None
         """The run that was asked to make way and goes on still: one at a time."""
 
-    def look(self) -> None:
-        """Ask one running task to make way when one in the queue is that urgent."""
-        if self._asked in self._lane.running:
-            return
+    def look(self, start: Callable[[ActiveTask], None]) -> None:
+        """Find a place for the most urgent in the queue: ``start`` takes it out and starts it."""
         waiting = self._lane.queue.most_urgent(lambda name: name in self._slots)
         if waiting is None or waiting.group is None:
             return
@@ -58,11 +59,30 @@ class MakingWay:
             return
         task = self._ledger.active[waiting.id]
         urgent = priority(waiting.weight, self._cost.load(task.cost_class))
+        if slots.seats is not None and self._goes_beyond(slots, urgent):
+            start(task)
+            return
+        if self._asked in self._lane.running:
+            return
         asked = who_makes_way(urgent, self._occupants(slots), self._rule)
         if asked is not None:
             self._asked = self._ledger.active[asked].request_id
             slots.engine.send(Park(self._asked))
             self._lane.queue.pass_aged(waiting)
+
+    def _goes_beyond(self, slots: EngineSlots, urgent: float) -> bool:
+        """Whether one of P ``urgent`` is to be sent to a server beyond its N, now."""
+        assert slots.seats is not None  # noqa: S101 - the caller has looked
+        active = self._ledger.active
+        running = (active[one] for one in slots.in_flight.values() if one in active)
+        ranks = (priority(one.request.weight, self._cost.load(one.cost_class)) for one in running)
+        if not is_urgent(urgent, ranks, self._rule.factor):
+            return False
+        now = self._clock()
+        slots.seats.urgent_came(now)
+        slots.bound(self._cost.measured(slots.name)[0], now)
+        lane = self._lane
+        return slots.free_for_urgent() and len(lane.running) < lane.threads + beyond(lane.threads)
 
     def parked(self, task: ActiveTask) -> None:
         """The engine has put a task aside: it waits for a thread again."""
@@ -95,7 +115,7 @@ class MakingWay:
             expected = self._cost.expected_tokens(task.cost_class)
             left = expected_tokens_left(expected, task.drawn, most)
             rank = priority(task.request.weight, self._cost.load(task.cost_class))
-            found.append(Occupant(task_id, rank, left * step, task.made_way))
+            found.append(Occupant(task_id, rank, left * step, task.made_way, task.drawn))
         return found
 
     def _most_tokens(self, task: ActiveTask) -> int | None:
@@ -103,7 +123,7 @@ class MakingWay:
         payload = task.request.payload
         if isinstance(payload, Generate) and task.text is not None:
             return payload.max_tokens
-        if isinstance(payload, Forward) and task.forwarded is not None:
+        if isinstance(payload, Forward) and payload.route not in WHOLE_ROUTES:
             most = payload.max_tokens or FORWARD_PRIOR_TOKENS
             return most if self._ledger.may_run_again(task) else None
         return None

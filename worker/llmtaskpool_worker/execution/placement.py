@@ -12,6 +12,7 @@ from llmtaskpool_worker.execution.pool import Rejected
 from llmtaskpool_worker.kinds.registry import (
     EMBED_KINDS,
     ENGINE_KINDS,
+    EVALUATE_KINDS,
     GENERATE_KINDS,
     KIND_TASKS,
     ArgumentsError,
@@ -42,7 +43,7 @@ class Placement:
 
     def place(self, request: TaskRequest) -> tuple[TaskRequest, Lane]:
         """The request with its model named, and its lane. Raises Rejected."""
-        if request.kind in ENGINE_KINDS:
+        if request.kind in ENGINE_KINDS or isinstance(request.payload, Forward):
             slots = self._engine_for(request)
             return replace(request, model=slots.name), self._lanes[LaneName.COMPUTE]
         kind = self._kinds.get(request.kind)
@@ -65,10 +66,11 @@ class Placement:
         if not forwards and not isinstance(request.payload, _payload_of(request.kind)):
             raise Rejected("invalid", f"kind {request.kind} takes another input", field="input")
         wanted = KIND_TASKS[request.kind]
+        scores = request.kind in EVALUATE_KINDS  # of these a server knows itself whether it can
         fitting = [
             s
             for s in self._slots.values()
-            if s.task in wanted and s.engine.spec.forwards is forwards
+            if s.engine.spec.forwards is forwards and (s.task in wanted or (scores and forwards))
         ]
         if request.model is not None:
             fitting = [s for s in fitting if s.name == request.model]

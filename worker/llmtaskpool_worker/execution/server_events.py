@@ -18,7 +18,7 @@ from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.execution.ledger import TaskLedger
 from llmtaskpool_worker.scheduling.cost import CostModel
 from llmtaskpool_worker.scheduling.seats import CACHE_FULL
-from llmtaskpool_worker.scheduling.task import Forward, Forwarded, TaskError
+from llmtaskpool_worker.scheduling.task import WHOLE_ROUTES, Forward, Forwarded, TaskError
 
 QUEUED_INSIDE = 2
 """So many waiting in the server keep a successor ready; more is order that we have lost."""
@@ -73,7 +73,7 @@ class ServerEvents:
         payload = task.request.payload
         assert isinstance(payload, Forward)  # noqa: S101 - only those are sent to servers
         guess = self._cost.prompt_tokens(task.request.model, payload)
-        if payload.route == "embeddings":
+        if payload.route in WHOLE_ROUTES:
             usage = answered.usage or {"prompt_tokens": guess, "total_tokens": guess}
             result = Forwarded(answered.value, usage)
             self._cost.observe_seconds(task.cost_class, seconds)

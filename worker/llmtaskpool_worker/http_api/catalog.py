@@ -46,6 +46,9 @@ class Codec(Protocol):
     def token_bytes(self, token: int) -> bytes:
         """The bytes that one token stands for; not always whole UTF-8."""
 
+    def is_in_text(self, token: int) -> bool:
+        """Whether an answer's text holds it: special tokens are left out of it."""
+
 
 @dataclass(slots=True)
 class Model:
@@ -148,6 +151,10 @@ class Model:
     def token(self, token: int) -> bytes:
         """The bytes of one token."""
         return self.ready_codec().token_bytes(token)
+
+    def is_in_text(self, token: int) -> bool:
+        """Whether an answer's text holds it: special tokens are left out of it."""
+        return self.ready_codec().is_in_text(token)
 
     def _checked(self, value: Sequence[int], field: str) -> tuple[int, ...]:
         tokens = self._fitting(value, field)

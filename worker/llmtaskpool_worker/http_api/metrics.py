@@ -150,13 +150,21 @@ def _gpus(state: WorkerState) -> Iterator[Metric]:
     busy = GaugeMetricFamily(
         "llmtaskpool_gpu_utilization", "Share of time in which any kernel ran", labels=["gpu"]
     )
+    active = GaugeMetricFamily(
+        "llmtaskpool_gpu_sm_activity",
+        "Share of the multiprocessors that worked since the reading before",
+        labels=["gpu"],
+    )
     for gpu in state.gpus:
+        if gpu.sm_activity is not None:
+            active.add_metric([str(gpu.index)], gpu.sm_activity)
         if gpu.memory_used_bytes is not None:
             used.add_metric([str(gpu.index)], gpu.memory_used_bytes)
         if gpu.utilization is not None:
             busy.add_metric([str(gpu.index)], gpu.utilization)
     yield used
     yield busy
+    yield active
 
 
 def _kinds(state: WorkerState) -> Iterator[Metric]:

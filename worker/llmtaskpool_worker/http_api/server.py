@@ -29,7 +29,6 @@ from llmtaskpool_worker.http_api.control import ControlRoutes
 from llmtaskpool_worker.http_api.errors import ANSWERED, ApiError, answer_error
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.http_api.metrics import Metrics
-from llmtaskpool_worker.http_api.one_pass_api import OnePassRoutes
 from llmtaskpool_worker.http_api.openai_api import OpenAIRoutes
 from llmtaskpool_worker.http_api.openapi import description_route
 from llmtaskpool_worker.http_api.route_hints import hint
@@ -150,9 +149,7 @@ def data_app(
         clock=clocks.monotonic,
         wall_clock=clocks.wall,
     )
-    once = OnePassRoutes(pool, catalog, bodies, wall_clock=clocks.wall)
-    routes = Health(pool, metrics, leaving).routes()
-    routes += openai.routes() + once.routes() + tasks.routes()
+    routes = Health(pool, metrics, leaving).routes() + openai.routes() + tasks.routes()
     routes.append(description_route(routes))
     app = _assemble(routes, keys, OPEN_ROUTES, leaving)
     return Cors(app, cors_origins) if cors_origins else app

@@ -60,6 +60,8 @@ def result_json(result: Result) -> dict[str, Any]:
 
 def _forwarded_json(result: Forwarded) -> dict[str, Any]:
     """As a generation's or an embedding's, with all that the server said beside."""
+    if "finish_reason" not in result.value and not isinstance(result.value, list):
+        return {"answer": result.value, "usage": result.usage}
     if isinstance(result.value, list):
         return {"embedding": result.value[0], "usage": result.usage}
     message = result.value.get("message")

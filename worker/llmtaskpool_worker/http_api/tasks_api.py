@@ -20,6 +20,7 @@ from llmtaskpool_worker.http_api.counting import count_keys
 from llmtaskpool_worker.http_api.errors import ApiError, blaming, from_validation, invalid
 from llmtaskpool_worker.http_api.evaluations import evaluation
 from llmtaskpool_worker.http_api.forwarded_requests import KINDS, OURS
+from llmtaskpool_worker.http_api.forwarded_scores import score_payload
 from llmtaskpool_worker.http_api.forwarding import counted, payload_of
 from llmtaskpool_worker.http_api.long_text import with_texts_encoded
 from llmtaskpool_worker.http_api.one_pass_schema import parse_one_pass
@@ -34,11 +35,11 @@ from llmtaskpool_worker.http_api.sse import EventStream, answer, encode, event, 
 from llmtaskpool_worker.http_api.task_answers import event_json, result_json
 from llmtaskpool_worker.kinds.registry import (
     EMBED_KINDS,
-    ENGINE_KINDS,
     EVALUATE_KINDS,
     GENERATE_KINDS,
 )
 from llmtaskpool_worker.scheduling.task import (
+    SCORE_ROUTES,
     TERMINAL,
     Call,
     Embed,
@@ -150,10 +151,9 @@ class TaskRoutes:
         if key is not None and not 1 <= len(key) <= 256:
             raise invalid(IDEMPOTENCY_HEADER, "Idempotency-Key must have 1 to 256 letters.")
         payload = await self._payload(task)
-        if task.kind in ENGINE_KINDS:  # it may have been asked for by an alias
-            model: str | None = self._catalog.get(_model_of(task)).name
-        else:
-            model = task.model
+        model = task.model
+        if not isinstance(payload, Call):  # it may have been asked for by an alias
+            model = self._catalog.get(_model_of(task)).name
         return TaskRequest(
             kind=task.kind,
             payload=payload,
@@ -184,6 +184,9 @@ class TaskRoutes:
 
     async def _forwarded(self, task: TaskBody, route: ForwardRoute) -> Payload:
         """A request for a server's model, checked as on the OpenAI routes."""
+        if route in SCORE_ROUTES:
+            model = self._catalog.get(_model_of(task))
+            return await score_payload(route, model, task.input, task.arguments)
         model = self._catalog.get(_model_of(task), "embed" if route == "embeddings" else "generate")
         _none_of(task, ("model", "messages", "prompt", "input", *sorted(OURS)))
         field = {"chat/completions": "messages", "completions": "prompt"}.get(route, "input")

@@ -21,7 +21,14 @@ from typing import NamedTuple
 
 from llmtaskpool_worker.scheduling.curves import GRID, Curve, RobustMean
 from llmtaskpool_worker.scheduling.profile import LEAST_SHARE, CalibrationProfile
-from llmtaskpool_worker.scheduling.task import Embed, Evaluate, Forward, Generate, TaskRequest
+from llmtaskpool_worker.scheduling.task import (
+    WHOLE_ROUTES,
+    Embed,
+    Evaluate,
+    Forward,
+    Generate,
+    TaskRequest,
+)
 
 OUTPUT_QUANTILE = 0.6
 OUTPUT_PRIOR_TOKENS = 150
@@ -233,7 +240,7 @@ class CostModel:
             return CostClass(request.kind, request.model, _half_octave(payload.size))
         if isinstance(payload, Forward):
             size = _half_octave(self.prompt_tokens(request.model, payload))
-            if payload.route == "embeddings":
+            if payload.route in WHOLE_ROUTES:
                 return CostClass(request.kind, request.model, size)
             most = payload.max_tokens or FORWARD_PRIOR_TOKENS
             return CostClass(request.kind, request.model, size, _octave(most))

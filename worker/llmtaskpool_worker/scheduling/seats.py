@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import floor, inf
 
+from llmtaskpool_worker.scheduling.reserve import KEPT_SECONDS, beyond, kept
+
 LEAST_MARGIN = 0.05
 KEEP_OF_A_CUT = 0.8
 BACK_SECONDS = 10.0
@@ -75,6 +77,7 @@ class Seats:
     most: int
     turned_away: int = 0
     """Requests that it did not take, since the start."""
+    _urgent_at: float = -inf
     _cap: int | None = None
     _cap_at: float = -inf
     _cut_at: float = -inf
@@ -83,10 +86,29 @@ class Seats:
 
     def limit(self, points: Mapping[int, float], now: float) -> int:
         """N now, at least 1. ``points``: measured seconds of a step by streams."""
-        most = max(1, self.most)
+        places = most = self._places(now)
         bound = knee(points)
         if bound < most:
             most = min(most, max(FLOOR, floor(bound)))
+        if self.keeps(now):
+            most = min(most, max(1, places - kept(places)))
+        return most
+
+    def with_urgent(self, limit: int, now: float) -> int:
+        """The most in flight when urgent ones are among them; ``limit`` is N."""
+        return max(limit, min(limit + beyond(limit), self._places(now)))
+
+    def keeps(self, now: float) -> bool:
+        """Whether places are kept for urgent ones: one came not long ago."""
+        return now - self._urgent_at < KEPT_SECONDS
+
+    def urgent_came(self, now: float) -> None:
+        """An urgent request found none of the N places free."""
+        self._urgent_at = now
+
+    def _places(self, now: float) -> int:
+        """What the server has, or can take now that it had too much."""
+        most = max(1, self.most)
         if self._cap is not None:
             back = floor((now - self._cap_at) / BACK_SECONDS)
             if back > 0:

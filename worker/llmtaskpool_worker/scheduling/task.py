@@ -16,6 +16,10 @@ from llmtaskpool_worker.contract import LaneName
 class TaskState(StrEnum):
     """The states of a task. A task ends in exactly one of TERMINAL."""
 
+    BLOCKED = "blocked"
+    """It waits for tasks that it depends on."""
+    DELAYED = "delayed"
+    """It waits for its time."""
     QUEUED = "queued"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -23,13 +27,24 @@ class TaskState(StrEnum):
     CANCELLED = "cancelled"
     EXPIRED = "expired"
     """It waited in the queue beyond its deadline and was never started."""
+    DEAD = "dead"
+    """Its worker was lost with it as often as that may be: a dead letter, to be looked at."""
 
 
-WAITING = frozenset({TaskState.QUEUED})
+CLAIMABLE = frozenset({TaskState.QUEUED})
+WAITING = frozenset({TaskState.BLOCKED, TaskState.DELAYED, TaskState.QUEUED})
 IN_FLIGHT = frozenset({TaskState.RUNNING})
 TERMINAL = frozenset(
-    {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED}
+    {
+        TaskState.SUCCEEDED,
+        TaskState.FAILED,
+        TaskState.CANCELLED,
+        TaskState.EXPIRED,
+        TaskState.DEAD,
+    }
 )
+UNSUCCESSFUL = TERMINAL - {TaskState.SUCCEEDED}
+"""Ends that count as a failed parent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +143,12 @@ class Evaluate:
         return sum(row.size for row in self.rows)
 
 
-ForwardRoute = Literal["chat/completions", "completions", "embeddings"]
+ForwardRoute = Literal[
+    "chat/completions", "completions", "embeddings", "rerank", "score", "classify"
+]
+SCORE_ROUTES: frozenset[ForwardRoute] = frozenset({"rerank", "score", "classify"})
+WHOLE_ROUTES: frozenset[str] = frozenset({"embeddings", *SCORE_ROUTES})
+"""Answered at once: nothing is drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +271,8 @@ class Forwarded:
     """Result of Forward.
 
     ``value`` is the choice of a whole answer without its index, put together of all chunks; of
-    embeddings, their list. ``usage`` is the server's own, or counted here where it told none.
+    embeddings, their list; of scores, all that the server answered. ``usage`` is the server's own,
+    or counted here where it told none.
     """
 
     value: Any

@@ -66,6 +66,8 @@ class Tokenizer:
         self._turn = Finder(self._turn_tokens(spec, control))
         self._byte_level = _is_byte_level(spec)
         self._before, self._after = self._around()
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._left_out = frozenset(one for one, token in added.items() if token.special)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with the special tokens that the model wants around it.
@@ -161,6 +163,10 @@ class Tokenizer:
         if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
             return bytes([int(piece[3:5], 16)])
         return str(piece).replace("\u2581", " ").encode()
+
+    def is_in_text(self, token: int) -> bool:
+        """Whether an answer's text holds it: special tokens are left out of it."""
+        return token not in self._left_out
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""
