@@ -14,7 +14,13 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from llmtaskpool_worker import contract
 from llmtaskpool_worker.contract import LaneState, Phase, WorkerState
-from llmtaskpool_worker.scheduling.task import Embedded, Forwarded, Generated, TaskView
+from llmtaskpool_worker.scheduling.task import (
+    Embedded,
+    Evaluated,
+    Forwarded,
+    Generated,
+    TaskView,
+)
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -260,7 +266,7 @@ class Metrics:
         if started is not None:
             self._ran.labels(kind, view.lane.value).observe(max(0.0, view.ended_at - started))
         result = view.result
-        if isinstance(result, (Generated, Embedded, Forwarded)):
+        if isinstance(result, (Generated, Embedded, Evaluated, Forwarded)):
             self._tokens.labels("prompt").inc(result.prompt_tokens)
         if isinstance(result, Generated):
             self._tokens.labels("generated").inc(len(result.tokens))
