@@ -39,6 +39,7 @@ from llmtaskpool_worker.scheduling.latency_guard import LatencyGuard
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.nature import Nature, kind_states
 from llmtaskpool_worker.scheduling.profile import CalibrationProfile
+from llmtaskpool_worker.scheduling.ramp import Ramp
 from llmtaskpool_worker.scheduling.reserve import beyond
 from llmtaskpool_worker.scheduling.seats import Seats
 from llmtaskpool_worker.scheduling.suspicion import Suspicion
@@ -96,7 +97,7 @@ class Dispatcher:
             if slo is not None and slots.task == "generate":
                 slots.guard = LatencyGuard(slo)
             if slots.engine.spec.forwards:
-                slots.seats = Seats(self.limits.compute.threads_max)
+                slots.seats, slots.ramp = Seats(self.limits.compute.threads_max), Ramp()
         self._worker_id, self._clock, self._wall_clock = worker_id, clock, wall_clock
         self._gpus, self._rss_bytes = gpus, rss_bytes
         self._ledger = TaskLedger(

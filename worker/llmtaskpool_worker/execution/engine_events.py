@@ -114,6 +114,8 @@ class EngineEvents:
         own = slots.unhindered.own_seconds(step.decode_batch, step.seconds, step.cpu_seconds)
         if slots.guard is not None and step.decode_batch:
             slots.guard.observe(own)
+        if slots.ramp is not None and step.decode_batch:
+            slots.ramp.measured(step.decode_batch)
         self._cost.observe_step(
             slots.name, step.decode_batch, step.prefill_tokens, step.seconds, own
         )

@@ -80,7 +80,7 @@ class MakingWay:
             return False
         now = self._clock()
         slots.seats.urgent_came(now)
-        slots.bound(self._cost.measured(slots.name)[0], now)
+        slots.bound(self._cost.steps(slots.name), now)
         lane = self._lane
         return slots.free_for_urgent() and len(lane.running) < lane.threads + beyond(lane.threads)
 

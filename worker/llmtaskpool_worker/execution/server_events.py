@@ -45,6 +45,8 @@ class ServerEvents:
             case Answered(id=request_id, reason=reason):
                 slots.moved(self._clock())
                 share = slots.shared_until(self._clock())
+                if slots.ramp is not None:
+                    slots.ramp.ended(len(slots.in_flight))
                 task = self._of(slots, request_id)
                 if task is not None and reason == "parked":
                     task.made_way += 1
@@ -123,7 +125,7 @@ class ServerEvents:
 
     def settle(self, slots: EngineSlots) -> None:
         """Look anew how much the server can hold."""
-        slots.bound(self._cost.measured(slots.name)[0], self._clock())
+        slots.bound(self._cost.steps(slots.name), self._clock())
 
     def _of(self, slots: EngineSlots, request_id: int) -> ActiveTask | None:
         """The task of a request that the server has no more; None when it has ended meanwhile."""
