@@ -55,6 +55,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if len(groups := {group_of(item.nodeid) for item in shared}) > 1:
             told = f"{sorted(groups)} share a cluster: let side_by_side.py keep them together"
             raise pytest.UsageError(told)
+    if "vllm" not in config.option.markexpr:  # by hand, before a release
+        by_hand = [item for item in items if item.get_closest_marker("vllm") is not None]
+        config.hook.pytest_deselected(items=by_hand)
+        items[:] = [item for item in items if item.get_closest_marker("vllm") is None]
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: turn_of(item.nodeid))
 

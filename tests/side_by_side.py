@@ -29,15 +29,24 @@ GROUPS = (
         "computes for minutes, on one core",
         ("tests/simulation/test_day_of_the_operator.py",),
     ),
-    Group(
-        "computes: of the tests that keep all cores busy, one runs at a time",
-        (
-            "tests/engine",
+    *(
+        Group("computes for a minute or more, on one core", (place,))
+        for place in (
+            "tests/engine/test_engine_process.py",
+            "tests/engine/test_engine_protocol.py",
+            "tests/engine/test_generation.py",
+            "tests/engine/test_sampling_range.py",
+            "tests/local/test_real_local.py",
             "tests/worker/calibration",
+        )
+    ),
+    Group("computes", ("tests/engine",)),
+    Group(
+        "measures a process: of these tests one runs at a time",
+        (
             "tests/worker/assembly",
             "tests/worker/http_api/test_http_process.py",
             "tests/worker/http_api/test_turns.py",
-            "tests/local/test_real_local.py",
         ),
     ),
     Group("floods and kills: the worker and the front at their bounds", ("tests/worker/http_api",)),

@@ -10,8 +10,6 @@ import json
 import math
 import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ import httpx
 import pytest
 from fakes.mini_kubelet import RunningPod, next_address
 from fakes.operator_process import OperatorProcess
+from fakes.preloaded import llmtaskpool
 
 from .conftest import Broken, wait_for
 from .pools import Pools, manifest, own_pools
@@ -93,9 +92,9 @@ def spoil(pod: RunningPod, spoilt: dict[str, Any]) -> None:
 
 def explained(broken: Broken, pools: Pools, pool: str) -> str:
     """What ``llmtaskpool explain`` prints, on one line."""
-    command = [sys.executable, "-m", "llmtaskpool_operator", "explain", pool, "-n", pools.namespace]
     environment = os.environ | {"KUBECONFIG": str(broken.cluster.kubeconfig), "COLUMNS": "2000"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    run = llmtaskpool("explain", pool, "-n", pools.namespace, environment=environment)
+    assert run.returncode == 0, run.stderr
     return " ".join(run.stdout.split())
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
+import os
 import time
 from collections.abc import Iterator
 
 import pytest
+from fakes.preloaded import llmtaskpool
 
 from .conftest import Operated, wait_for
 from .pools import Pools, manifest
@@ -107,6 +107,23 @@ def test_in_mode_auto_a_write_to_scale_is_not_followed_and_its_writer_is_named(
     assert conflict["status"] == "True"
     assert "External" in conflict["message"]
     assert pools.asked_for() == 1
+    # The way out that it says: without the field there is nobody to contradict.
+    assert "remove spec.replicas" in conflict["message"]
+    pools.send("PATCH", f"{pools.path}/p", {"spec": {"replicas": None}}, "merge")
+    wait_for("the conflict's end", lambda: not pools.condition("ScalingConflict"), 15)
+    assert pools.asked_for() == 1
+
+
+def test_a_pool_at_zero_that_nothing_can_wake_says_so_and_what_to_do(pools: Pools) -> None:
+    at_once = {"scaleDown": {"stabilizationWindowSeconds": 0}}
+    pools.apply(manifest(scaling={"minReplicas": 0, "behavior": at_once}))
+    told = wait_for("told", lambda: pools.condition("Degraded").get("reason") == "NothingWakes", 30)
+    assert told
+    assert "minReplicas" in pools.condition("Degraded")["message"]
+    assert pools.asked_for() == 0
+    pools.apply(manifest(scaling={"minReplicas": 1}))
+    pools.wait_ready(1)
+    assert pools.condition("Degraded").get("status") != "True"
 
 
 def test_a_paused_pool_keeps_its_replicas(pools: Pools) -> None:
@@ -138,11 +155,11 @@ def test_the_operators_log_tells_replay_what_auto_would_have_done_with_a_pool_th
     pools.apply(manifest(scaling={"mode": "Advise"}))
     pools.wait_ready(1)
     name = f"{pools.namespace}/p"
-    replay = [sys.executable, "-m", "llmtaskpool_operator", "replay", operated.operator.log]
+    log = operated.operator.log
     options = ["--name", name, "--output", "json", "--set", "scaling.minReplicas=3"]
     recorded = f'"pool":"{name}"'
     wait_for("decisions", lambda: operated.operator.text().count(recorded) >= 3)
-    done = subprocess.run([*replay, *options], capture_output=True, text=True, check=False)
+    done = llmtaskpool("replay", log, *options, environment=os.environ)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["mode"] == "Advise"

@@ -1,9 +1,8 @@
-"""A real server behind a model: llama.cpp's, with SmolLM2, and clients as people have them."""
+"""A real server behind a model: llama.cpp's, with SmolLM2."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
 
 import httpx
@@ -54,17 +53,6 @@ def test_a_whole_answer_is_what_the_server_gives_itself(ai, server):
     assert answer.model == "smollm2"
 
 
-def test_a_stream_is_the_whole_answer_in_pieces(ai):
-    asked = {"model": "smollm2", "messages": SAY, "max_tokens": 12, "temperature": 0, "seed": 1}
-    whole = ai.chat.completions.create(**asked).choices[0].message.content
-    chunks = list(
-        ai.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
-    )
-    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
-    assert text == whole
-    assert chunks[-1].usage.completion_tokens == 12
-
-
 def test_an_answer_keeps_to_a_json_schema(ai):
     schema = {
         "type": "object",
@@ -99,32 +87,6 @@ def test_what_the_server_refuses_is_told_as_it_says_it(ai):
         )
     assert raised.value.code == "context_length_exceeded"
     assert "upstream of model smollm2" in str(raised.value)
-
-
-@pytest.mark.filterwarnings("ignore")  # litellm's own, about its own code
-def test_litellm(rig, monkeypatch):
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    import litellm
-
-    to = {"api_base": f"{rig.url}/v1", "api_key": "k", "timeout": 120, "num_retries": 0}
-    answer = litellm.completion(model="openai/smollm2", messages=SAY, max_tokens=4, **to)
-    assert answer.usage.completion_tokens == 4
-    stream = litellm.completion(
-        model="openai/smollm2", messages=SAY, max_tokens=4, stream=True, **to
-    )
-    assert "".join(c.choices[0].delta.content or "" for c in stream if c.choices)
-
-
-def test_curl(rig):
-    body = json.dumps({"model": "smollm2", "messages": SAY, "max_tokens": 4, "stream": True})
-    told = subprocess.run(
-        ["curl", "-sN", f"{rig.url}/v1/chat/completions", "-d", body],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
-    assert told.endswith("data: [DONE]\n\n")
 
 
 def test_no_more_are_in_flight_than_the_server_has_slots(rig, server):

@@ -85,6 +85,11 @@ class VllmStub:
         app.router.add_post("/v1/chat/completions", self.chat)
         app.router.add_post("/v1/completions", self.completions)
         app.router.add_post("/v1/embeddings", self.embeddings)
+        for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
+            app.router.add_post(path, self.rerank)
+        for path in ("/score", "/v1/score"):
+            app.router.add_post(path, self.score)
+        app.router.add_post("/classify", self.classify)  # vLLM has it at its origin alone
         return app
 
     async def serve(self, port: int = 0) -> web.AppRunner:
@@ -169,6 +174,52 @@ class VllmStub:
         tokens = sum(map(len, given))
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return web.json_response({"object": "list", "data": data, "usage": usage})
+
+    async def rerank(self, request: web.Request) -> web.Response:
+        """A document fits by the letters that it shares with the query."""
+        body = await request.json()
+        self.seen.append(body)
+        if (refused := self._refused(request) or self._wrong(body)) is not None:
+            return refused
+        fit = [_fits(body["query"], one) for one in body["documents"]]
+        order = sorted(range(len(fit)), key=lambda at: -fit[at])[: body.get("top_n")]
+        results = [
+            {"index": at, "document": {"text": body["documents"][at]}, "relevance_score": fit[at]}
+            for at in order
+        ]
+        usage = {"prompt_tokens": 7, "total_tokens": 7}
+        return web.json_response(
+            {"id": "rerank-stub", "model": self.model, "usage": usage, "results": results}
+        )
+
+    async def score(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.seen.append(body)
+        if (refused := self._refused(request) or self._wrong(body)) is not None:
+            return refused
+        others = body["text_2"] if isinstance(body["text_2"], list) else [body["text_2"]]
+        data = [
+            {"index": at, "object": "score", "score": _fits(body["text_1"], one)}
+            for at, one in enumerate(others)
+        ]
+        return web.json_response(self._list("score-stub", data))
+
+    async def classify(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.seen.append(body)
+        if (refused := self._refused(request) or self._wrong(body)) is not None:
+            return refused
+        given = body["input"] if isinstance(body["input"], list) else [body["input"]]
+        data = [
+            {"index": at, "label": "long" if len(text) > 3 else "short", "probs": [0.9, 0.1]}
+            for at, text in enumerate(given)
+        ]
+        return web.json_response(self._list("classify-stub", data))
+
+    def _list(self, name: str, data: list[dict[str, Any]]) -> dict[str, Any]:
+        usage = {"prompt_tokens": 5, "total_tokens": 5}
+        head = {"id": name, "object": "list", "created": 1, "model": self.model}
+        return head | {"data": data, "usage": usage}
 
     async def _generate(
         self, request: web.Request, body: dict[str, Any], text: str, *, chat: bool
@@ -264,6 +315,10 @@ class VllmStub:
                 " output tokens and your prompt contains 5 input tokens.",
             )
         return None
+
+
+def _fits(query: str, document: str) -> float:
+    return len(set(query) & set(document)) / max(1, len(set(document)))
 
 
 def _error(status: int, message: str) -> web.Response:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import httpx
 from fakes.local_process import QUICK, cli, local
 from fakes.local_rig import DEADLINE_SECONDS
+from fakes.preloaded import llmtaskpool
 
 IDLE_DECISIONS = 2
 
@@ -55,14 +55,10 @@ def decisions(path: Path) -> int:
 
 
 def replay(path: Path, *arguments: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "llmtaskpool_operator", "replay", path, *arguments]
-        + ["--output", "json"],
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_SECONDS,
-        check=False,
-    )
+    done = llmtaskpool(
+        "replay", path, *arguments, "--output", "json",
+        environment=os.environ, timeout=DEADLINE_SECONDS,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -62,6 +62,7 @@ class Day:
         self.began = self.rig.now
         self.starts: dict[str, float] = {}
         self.work: dict[str, list[float]] = {}
+        self.ready: set[str] = set()
         self.waiting = 0.0
         self.made = self.turns = self.asked = 0
         self.caught_up = -1
@@ -111,10 +112,8 @@ class Day:
         for name in ready:
             self.work[name][0] += arrives / len(ready)
             self.work[name][1] += done / len(ready)
-            if (
-                cluster.api.find("Pod", NAMESPACE, name)["status"]["conditions"][0]["status"]
-                != "True"
-            ):
+            if name not in self.ready:
+                self.ready.add(name)
                 cluster.put(pod_body(name))
             busy = done > 0
             state = worker_state(name, active=2 * busy, queued=3 * (self.waiting > 0))
@@ -132,6 +131,7 @@ class Day:
         cluster.store.gone("Pod", gone)
         cluster.states.pop(name, None)
         del self.starts[name], self.work[name]
+        self.ready.discard(name)
 
     def _forget_what_the_cluster_keeps(self) -> None:
         """So that only what the operator keeps can grow."""

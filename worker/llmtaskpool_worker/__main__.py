@@ -22,6 +22,10 @@ app = typer.Typer(
 
 _PR_SET_PDEATHSIG = 1
 BAD_INPUT = 2
+TURN_SECONDS = 0.0005
+"""After so long a thread that holds Python's lock is asked to let the event loop go on. Each read
+from a socket gives the lock away: with Python's 5 ms, a hundred of them beside two threads that
+parse bodies took the loop half a second."""
 
 
 @app.callback()
@@ -77,6 +81,7 @@ def serve(
         logs.configure(chosen.log_level)
         from llmtaskpool_worker.assembly.worker import run  # after the settings, which may be wrong
 
+        sys.setswitchinterval(TURN_SECONDS)
         code = asyncio.run(run(chosen))
     except (SettingsError, KeysUnreadable, OSError) as error:
         sys.stderr.write(f"llmtaskpool-worker: {error}\n")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import subprocess
-import sys
 from typing import Any
 
 import pytest
 import typer
+from fakes import preloaded
 from fakes.cluster_objects import pool
 from kubernetes.aio.config import kube_config
 from llmtaskpool_operator.api.status import LLMTaskPoolStatus
@@ -196,13 +196,8 @@ def test_a_long_reason_takes_no_room_from_the_numbers(width: int) -> None:
 
 
 def llmtaskpool(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "llmtaskpool_operator", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": "", "NO_COLOR": "1"} | environment,
-    )
+    clean = {"PATH": "", "NO_COLOR": "1"}
+    return preloaded.llmtaskpool(*arguments, environment=clean | environment)
 
 
 @pytest.mark.parametrize(
@@ -261,3 +256,10 @@ def test_of_pools_with_and_without_gpus_the_latter_have_a_dash() -> None:
     _, first, second = lines(overview([with_status(gpu=GPUS), with_status()]), width=140)
     assert "mem 90%" in first
     assert "mem" not in second
+
+
+def test_sm_activity_is_shown_where_workers_tell_it() -> None:
+    gpus = GPUS | {"smActivity": 0.3, "highestSmActivity": 0.7}
+    assert "45%..80% SM 30% mem 90%" in lines(overview([with_status(gpu=gpus)]), width=140)[1]
+    page = " ".join(lines(explanation(with_status(gpu=gpus)), width=140))
+    assert "SM activity 30% on average, 70% at most" in page

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fakes import preloaded
 
 ROOT = Path(__file__).parents[3]
 ARTICLE = ["decide", "--threads", "3", "--t-max", "1", "--target", "0.5", "--alpha", "0.1"]
@@ -15,12 +16,7 @@ ARTICLE += ["--loads", "0.2,0.3,0.4,0.3,0.2", "--weights", "0.5,0.3,0.1,0.1,0.1"
 
 
 def llmtaskpool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "llmtaskpool_operator", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return preloaded.llmtaskpool(*arguments, environment=os.environ)
 
 
 def test_the_articles_example_gives_its_numbers_put_right() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes.cluster_objects import pool
+from fakes.preloaded import llmtaskpool
 from fakes.recorded_pool import FluidPool
 
 HEAD = "apiVersion: llmtaskpool.io/v1alpha1\nkind: LLMTaskPool\n"
@@ -32,14 +32,8 @@ def record(tmp_path: Path) -> Path:
 
 
 def replay(*arguments: str | Path, given: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "llmtaskpool_operator", "replay", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        input=given,
-        env={**os.environ, "COLUMNS": "110", "NO_COLOR": "1"},
-    )
+    environment = {**os.environ, "COLUMNS": "110", "NO_COLOR": "1"}
+    return llmtaskpool("replay", *arguments, environment=environment, given=given or "")
 
 
 def test_another_target_gives_both_numbers_where_they_differ_why_and_plots(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fakes.preloaded import llmtaskpool
 
 LINES = ["arrival_s,prompt_tokens,output_tokens", *(f"{i / 2},800,100" for i in range(600))]
 
@@ -21,13 +21,7 @@ def trace(tmp_path: Path) -> Path:
 
 
 def simulate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "llmtaskpool_operator", "simulate", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "COLUMNS": "100"},
-    )
+    return llmtaskpool("simulate", *arguments, environment={**os.environ, "COLUMNS": "100"})
 
 
 def test_one_law_gives_a_line_a_plot_and_a_picture(trace: Path, tmp_path: Path) -> None:

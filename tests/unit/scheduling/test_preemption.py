@@ -33,6 +33,11 @@ def test_who_made_way_twice_runs_to_its_end() -> None:
     assert who_makes_way(10.0, running[1:], RULE) is None
 
 
+def test_of_equals_the_one_that_has_drawn_least_makes_way() -> None:
+    running = [Occupant("a", 1.0, 20.0, 0, drawn=300), Occupant("b", 1.0, 20.0, 0, drawn=3)]
+    assert who_makes_way(10.0, running, RULE) == "b"
+
+
 occupants = st.lists(
     st.builds(
         Occupant,

@@ -170,21 +170,21 @@ def test_the_aged_get_their_share_of_thread_seconds_and_urgent_work_keeps_the_re
         queue.push(item)
     for number in range(2000):
         queue.push(Waiting(f"urgent {number}", "m", CHAT, 50.0, AGEING))
-    order = started_in_order(queue, AGEING)
     aged = total = 0.0
     urgent_left, old_left = 2000, len(old)
     aged_in_order: list[Waiting] = []
-    for item in order:
-        if not urgent_left or not old_left:
-            break  # from here on the others are alone
-        urgent_left -= item not in old
-        old_left -= item in old
+    while urgent_left and old_left:  # from there on the others are alone
+        item = queue.take(AGEING, lambda _: True)
+        assert item is not None
+        is_old = item.id.startswith("old")
+        urgent_left -= not is_old
+        old_left -= is_old
         load = loads[item.cost_class]
         total += load
-        aged += load if item in old else 0.0
+        aged += load if is_old else 0.0
         assert aged <= share * total + (1 - share) * loads[BULK] + 1e-6
         assert aged >= share * total - loads[BULK] - 1e-6
-        aged_in_order += [item] if item in old else []
+        aged_in_order += [item] if is_old else []
     assert aged_in_order == old[: len(aged_in_order)]
 
 

@@ -57,6 +57,9 @@ def test_text_that_comes_token_by_token_is_whole_and_never_half_a_letter(
     assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)
     assert "".join(pieces) + detokenizer.finish() == tokenizer.decode(ids)
     assert b"".join(map(tokenizer.token_bytes, ids)).decode() == LINES
+    left_out = [tokenizer.token_bytes(one) for one in ids if not tokenizer.is_in_text(one)]
+    assert set(left_out) <= {b"<|im_end|>"}
+    assert ("<|im_end|>" in tokenizer.decode(ids)) == (not left_out)
 
 
 @pytest.mark.model

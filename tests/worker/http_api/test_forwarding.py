@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
@@ -14,6 +15,8 @@ from llmtaskpool_worker.engines.protocol import ModelSpec
 from llmtaskpool_worker.engines.upstream.address import address_of
 from llmtaskpool_worker.engines.upstream.engine import UpstreamEngine
 
+CHAT = "/v1/chat/completions"
+STREAM = {"stream": True}
 HI = [{"role": "user", "content": "hello"}]
 PNG = "data:image/png;base64," + base64.b64encode(b"\x89PNG").decode()
 
@@ -217,7 +220,7 @@ def test_a_client_that_leaves_takes_its_request_with_it(rig, stub):
     with rig.client() as client:
         with client.stream("POST", "/v1/chat/completions", json=long) as answer:
             next(answer.iter_lines())
-            assert stub.in_flight == 1
+            wait_until(lambda: stub.in_flight == 1, "it runs")
         wait_until(lambda: stub.in_flight == 0, "the server has let go of the request")
     wait_until(lambda: rig.held() == 0, "its place is free")
 
@@ -284,6 +287,40 @@ def test_an_urgent_request_takes_the_place_of_one_that_nobody_has_read():
         assert "[DONE]" in list(lines)[-2]
 
 
+def test_an_urgent_request_goes_beside_streams_that_are_read():
+    """Nobody makes way: of four places one is the urgent ones' as long as some come."""
+    long = {"messages": HI, "model": "chat", "ignore_eos": True, "max_tokens": 4000, "weight": 0.01}
+    with (
+        stub_serving(VllmStub(seats=4, step_seconds=0.01)) as stub,
+        serving_engines(engine_of(stub, max_threads=4), threads=16) as rig,
+        ThreadPoolExecutor(8) as readers,
+    ):
+        begun: list[str] = []
+        over = threading.Event()
+
+        def follow(tokens: int) -> None:
+            body = long | {"stream": True, "max_tokens": tokens}
+            with rig.client() as client, client.stream("POST", CHAT, json=body) as answer:
+                for line in answer.iter_lines():
+                    begun.append(line)
+                    if over.is_set():
+                        return
+
+        following = [readers.submit(follow, tokens) for tokens in (100, 4000, 4000, 4000, 4000)]
+        wait_until(lambda: stub.in_flight == 4, "all places are taken, and one waits")
+        urgent = {"model": "chat", "messages": HI, "max_tokens": 2, "weight": 100.0}
+        assert rig.post(CHAT, urgent).status_code == 200, "when the short one has ended"
+        assert stub.in_flight == 3, "its place is not given to the one that waits"
+        assert rig.call(rig.pool.state).upstreams["chat"].limit == 3
+        for _ in range(5):
+            assert rig.post(CHAT, urgent).status_code == 200
+        assert stub.aborted == 0
+        assert stub.peak == 4
+        over.set()
+        for one in following:
+            one.result(60)
+
+
 def test_a_server_s_gauges_are_shown_and_exported():
     with stub_serving(VllmStub(seats=1)) as stub, serving_engines(engine_of(stub)) as rig:
         stub.cache_usage = 0.25
@@ -300,24 +337,31 @@ def test_a_server_s_gauges_are_shown_and_exported():
 
 
 def test_a_full_cache_lowers_n():
-    with stub_serving(VllmStub()) as stub, serving_engines(engine_of(stub), threads=10) as rig:
-        stub.hangs = True
-        waiting = {"model": "chat", "messages": HI, "stream": True}
-        threads = [
-            threading.Thread(target=rig.post, args=("/v1/chat/completions", waiting))
-            for _ in range(10)
-        ]
-        for one in threads:
-            one.start()
+    with (
+        stub_serving(VllmStub(step_seconds=0.01)) as stub,
+        serving_engines(engine_of(stub), threads=10) as rig,
+        ThreadPoolExecutor(10) as askers,
+    ):
+        long = {"model": "chat", "messages": HI, "ignore_eos": True, "max_tokens": 4000}
+        over = threading.Event()
+
+        def follow() -> None:
+            with rig.client() as client, client.stream("POST", CHAT, json=long | STREAM) as answer:
+                for _ in answer.iter_lines():
+                    if over.is_set():
+                        return
+
+        following = [askers.submit(follow) for _ in range(10)]
         wait_until(lambda: stub.in_flight == 10, "all are at the server")
         assert rig.call(rig.pool.state).lanes["compute"].threads_cap > 10
         stub.cache_usage = 0.95
         wait_until(
             lambda: rig.call(rig.pool.state).lanes["compute"].threads_cap == 8, "a fifth less"
         )
-        stub.hangs, stub.cache_usage = False, 0.1
-        for one in threads:
-            one.join(30)
+        stub.cache_usage = 0.1
+        over.set()
+        for one in following:
+            one.result(60)
 
 
 def test_a_key_is_sent_from_the_variable_that_the_model_names(monkeypatch):

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 from fakes.fake_pool import FakePool, Running
-from fakes.http_rig import serving
+from fakes.http_rig import END, serving
 from llmtaskpool_worker.http_api import foreign_fields
 from llmtaskpool_worker.scheduling.task import Generated, TokenLogprob
 
@@ -93,6 +93,20 @@ def test_the_offsets_of_a_stream_go_on_from_chunk_to_chunk(halves):
             place for one in mine if one["logprobs"] for place in one["logprobs"]["text_offset"]
         ]
         assert told == offsets
+
+
+async def with_a_special_token(run: Running) -> None:
+    run.start()
+    drawn = [TokenLogprob(ord(one), -0.1, ()) for one in f"a{chr(END)}b"]
+    run.say("ab", *(one.token for one in drawn), logprobs=drawn)
+    run.succeed(Generated("ab", tuple(one.token for one in drawn), 1, "length", tuple(drawn)))
+
+
+def test_a_special_token_takes_no_place_in_the_text():
+    with serving(lambda clock: FakePool(clock, script=with_a_special_token)) as rig:
+        answer = rig.post("/v1/completions", COMPLETE | {"logprobs": 1}).json()
+        assert answer["choices"][0]["text"] == "ab"
+        assert answer["choices"][0]["logprobs"]["text_offset"] == [0, 1, 1]
 
 
 async def says_line_ends(run: Running) -> None:

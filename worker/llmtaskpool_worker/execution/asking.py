@@ -90,9 +90,14 @@ class Asking:
         """Whether somebody is to make way; expired and other ends that time has brought."""
         if not self._broker.immediate:
             return
-        at_once(self._making_way.look(self._running.wanted(self._compute, 1)))
+        at_once(self._make_way())
         for view in at_once(self._broker.sweep()).ended:
             self._ledger.ended(view)
+
+    async def _make_way(self) -> None:
+        if not self._running.one_runs_alone:
+            wanted = self._running.wanted(self._compute, 1)
+            await self._making_way.look(wanted, self._running.start_urgent)
 
     def _seen(self, lane: Lane) -> _Seen:
         free = tuple(self._running.free(group) for group in self._running.groups(lane))
@@ -107,8 +112,10 @@ class Asking:
                 lane = self._lanes[name]
                 try:
                     await self._running.fill(lane)
+                    if lane is self._compute:
+                        await self._make_way()
                 except Unavailable:
-                    continue  # each second it is tried again
+                    pass  # each second it is tried again
                 except Exception as error:  # one claim that can't be begun stops no other
                     log.error(  # noqa: TRY400  a traceback has paths
                         "claim not begun", extra={"error": where_raised(error)}
@@ -142,7 +149,7 @@ class Asking:
                     await self._renew()
                 for view in (await self._broker.sweep()).ended:
                     self._ledger.ended(view)
-                await self._making_way.look(self._running.wanted(self._compute, 1))
+                await self._make_way()
             except Unavailable:
                 pass
             except Exception as error:

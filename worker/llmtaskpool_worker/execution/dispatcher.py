@@ -21,7 +21,7 @@ from llmtaskpool_worker.contract import (
     WorkerState,
 )
 from llmtaskpool_worker.disclosure import where_raised
-from llmtaskpool_worker.engines.protocol import Engine, SetThreads
+from llmtaskpool_worker.engines.protocol import Engine, Piece, SetThreads
 from llmtaskpool_worker.execution.acceptance import Acceptance, rejecting
 from llmtaskpool_worker.execution.asking import Asking
 from llmtaskpool_worker.execution.capacity import Capacity
@@ -43,6 +43,8 @@ from llmtaskpool_worker.scheduling.latency_guard import LatencyGuard
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.nature import Nature, kind_states
 from llmtaskpool_worker.scheduling.profile import CalibrationProfile
+from llmtaskpool_worker.scheduling.ramp import Ramp
+from llmtaskpool_worker.scheduling.reserve import beyond
 from llmtaskpool_worker.scheduling.seats import Seats
 from llmtaskpool_worker.scheduling.suspicion import Suspicion
 from llmtaskpool_worker.scheduling.task import TaskError, TaskEvent, TaskRequest, TaskView
@@ -101,7 +103,7 @@ class Dispatcher:
             if slo is not None and slots.task == "generate":
                 slots.guard = LatencyGuard(slo)
             if slots.engine.spec.forwards:
-                slots.seats = Seats(self.limits.compute.threads_max)
+                slots.seats, slots.ramp = Seats(self.limits.compute.threads_max), Ramp()
         self._worker_id, self._clock, self._wall_clock = worker_id, clock, wall_clock
         self._gpus, self._rss_bytes = gpus, rss_bytes
         new_id = new_id or ids()
@@ -256,7 +258,7 @@ class Dispatcher:
         for name, n in threads.items():
             self._lanes[name].resize(n, self._capacity.of(name))
         if LaneName.COMPUTE in threads:
-            self._tell_engines(SetThreads(self._lanes[LaneName.COMPUTE].threads))
+            self._tell_threads(*self._slots.values())
         self._asking.schedule(*self._lanes.values())
         in_force = {name: lane.threads for name, lane in self._lanes.items()}
         return ThreadsAnswer(generation=generation, threads=in_force)
@@ -331,17 +333,23 @@ class Dispatcher:
                     "engine event not taken in",
                     extra={"model": slots.name, "error": where_raised(error)},
                 )
-            self._asking.schedule(self._lanes[LaneName.COMPUTE])
+            if not isinstance(happened, Piece):  # which frees no place
+                self._asking.schedule(self._lanes[LaneName.COMPUTE])
+                if slots.seats is not None:
+                    self._asking.look()
 
     def _became_ready(self, slots: EngineSlots) -> None:
         compute = self._lanes[LaneName.COMPUTE]
         compute.resize(compute.threads, self._capacity.of(LaneName.COMPUTE))
-        slots.engine.send(SetThreads(compute.threads))
+        self._tell_threads(slots)
 
-    def _tell_engines(self, message: SetThreads) -> None:
-        for slots in self._slots.values():
+    def _tell_threads(self, *told: EngineSlots) -> None:
+        """N, and at a server what may go beyond it; an engine that loads is told later."""
+        threads = self._lanes[LaneName.COMPUTE].threads
+        for slots in told:
             if slots.ready is not None:
-                slots.engine.send(message)
+                more = 0 if slots.seats is None else beyond(threads)
+                slots.engine.send(SetThreads(threads + more))
 
     # --- time -------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from llmtaskpool_worker.contract import ModelProblem, UpstreamState
 from llmtaskpool_worker.engines.protocol import Engine, Gauges, Ready
 from llmtaskpool_worker.scheduling.hindrance import Unhindered
 from llmtaskpool_worker.scheduling.latency_guard import LatencyGuard
+from llmtaskpool_worker.scheduling.ramp import Ramp
 from llmtaskpool_worker.scheduling.seats import Seats
 from llmtaskpool_worker.scheduling.suspicion import Suspicion
 
@@ -55,7 +56,10 @@ class EngineSlots:
     """The bound of a server behind the model; None where the engine is our own."""
     gauges: Gauges | None = None
     """What that server said last of itself."""
+    ramp: Ramp | None = None
+    """How many of its places are used yet."""
     _bound: int | None = None
+    _with_urgent: int = 0
     _paused: bool = False
     unhindered: Unhindered = field(default_factory=Unhindered)
     _share_seconds: float = 0.0
@@ -78,7 +82,14 @@ class EngineSlots:
         _, _, number = (group or "").partition(_SUSPECTS)
         if not self.suspicion.allows(int(number) if number else None, len(self.in_flight)):
             return 0
-        return max(0, self.holds - len(self.in_flight))
+        places = self.holds if self.ramp is None else min(self.holds, self.ramp.places)
+        return max(0, places - len(self.in_flight))
+
+    def free_for_urgent(self) -> bool:
+        """Whether a server has a place beyond its N."""
+        if self.ready is None or self._paused or self.seats is None:
+            return False
+        return len(self.in_flight) < self._with_urgent
 
     @property
     def holds(self) -> int:
@@ -108,6 +119,7 @@ class EngineSlots:
         if self.seats is not None and self.ready is not None:
             self.seats.most = self.ready.max_threads
             self._bound = self.seats.limit(measured, now)
+            self._with_urgent = self.seats.with_urgent(self._bound, now)
             self._paused = self.seats.paused(now)
 
     def group_of(self, task_id: str) -> str:

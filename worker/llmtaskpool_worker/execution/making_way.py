@@ -1,13 +1,15 @@
-"""Running generations that make way for urgent ones, and go on later where they stood.
+"""Urgent tasks find a place: beyond N at a server, or that of one that makes way for them.
 
-A task that made way stays claimed, with its text: to its readers it is a slow one. In the engine it
-is parked; in its lane's queue it waits for a thread as all others do. A server can't park: there a
-request whose answer nobody has read is left, and runs again from its beginning.
+A task that made way stays claimed, with its text, and goes on later where it stood: to its
+readers it is a slow one. In the engine it is parked; in its lane's queue it waits for a thread as
+all others do. A server can't park: there a request whose answer nobody has read is left, and runs
+again from its beginning. So a server has places for urgent ones (reserve.py), and one is left only
+when these are full.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from llmtaskpool_worker.brokers.protocol import Head, Wanted
 from llmtaskpool_worker.engines.protocol import Park, Resume
@@ -23,7 +25,8 @@ from llmtaskpool_worker.scheduling.preemption import (
     who_makes_way,
 )
 from llmtaskpool_worker.scheduling.priority import priority
-from llmtaskpool_worker.scheduling.task import Forward, Generate
+from llmtaskpool_worker.scheduling.reserve import beyond, is_urgent
+from llmtaskpool_worker.scheduling.task import WHOLE_ROUTES, Forward, Generate
 from llmtaskpool_worker.scheduling.task_queue import Waiting
 
 
@@ -46,22 +49,23 @@ class MakingWay:
         self.made_for_urgent = False
         """Whether the next free thread was made for an urgent one, and not for the aged."""
 
-    async def look(self, wanted: Wanted) -> None:
-        """Ask one running task to make way when one that waits is that urgent.
+    async def look(self, wanted: Wanted, start: Callable[[Head], Awaitable[None]]) -> None:
+        """Find a place for the most urgent that waits: ``start`` takes and starts it beyond N.
 
         ``wanted``: the broker is asked by it who is the most urgent in line.
         """
-        if self._asked in self._lane.running:
-            return
         waiting = self._most_urgent(await self._ledger.broker.peek(wanted))
-        if waiting is None or self._asked in self._lane.running:
+        if waiting is None:
             return
         slots = self._slots[waiting.group]
         if slots.ready is None or slots.suspicion.tried is not None:
             return
         if self._lane.free_threads and slots.free(waiting.group):
             return
-        if not self._outranks_any(slots, waiting.priority):
+        if slots.seats is not None and self._goes_beyond(slots, waiting.priority):
+            await start(waiting)
+            return
+        if self._asked in self._lane.running or not self._outranks_any(slots, waiting.priority):
             return
         asked = who_makes_way(waiting.priority, self._occupants(slots), self._rule)
         if asked is not None:
@@ -79,6 +83,19 @@ class MakingWay:
         if in_line is not None and in_line.priority >= rank:
             return in_line
         return Head(held.id, held.group or "", rank)
+
+    def _goes_beyond(self, slots: EngineSlots, urgent: float) -> bool:
+        """Whether one of P ``urgent`` is to be sent to a server beyond its N, now."""
+        assert slots.seats is not None  # noqa: S101 - the caller has looked
+        active = self._ledger.active
+        running = (active[one] for one in slots.in_flight.values() if one in active)
+        if not is_urgent(urgent, map(self._rank, running), self._rule.factor):
+            return False
+        now = self._clock()
+        slots.seats.urgent_came(now)
+        slots.bound(self._cost.steps(slots.name), now)
+        lane = self._lane
+        return slots.free_for_urgent() and len(lane.running) < lane.threads + beyond(lane.threads)
 
     def parked(self, task: ActiveTask) -> None:
         """The engine has put a task aside: it waits for a thread again."""
@@ -126,7 +143,8 @@ class MakingWay:
                 continue
             expected = self._cost.expected_tokens(task.cost_class)
             left = expected_tokens_left(expected, task.drawn, most)
-            found.append(Occupant(task_id, self._rank(task), left * step, task.made_way))
+            rank = self._rank(task)
+            found.append(Occupant(task_id, rank, left * step, task.made_way, task.drawn))
         return found
 
     def _most_tokens(self, task: ActiveTask) -> int | None:
@@ -134,7 +152,7 @@ class MakingWay:
         payload = task.request.payload
         if isinstance(payload, Generate) and task.text is not None:
             return payload.max_tokens
-        if isinstance(payload, Forward) and task.forwarded is not None:
+        if isinstance(payload, Forward) and payload.route not in WHOLE_ROUTES:
             most = payload.max_tokens or FORWARD_PRIOR_TOKENS
             return most if self._ledger.may_run_again(task) else None
         return None

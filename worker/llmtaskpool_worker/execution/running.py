@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import Any
 
-from llmtaskpool_worker.brokers.protocol import Claim, Held, Line, Wanted
+from llmtaskpool_worker.brokers.protocol import Claim, Head, Held, Line, Wanted
 from llmtaskpool_worker.contract import LaneName
-from llmtaskpool_worker.engines.protocol import AdmitEmbedding, AdmitForward
+from llmtaskpool_worker.engines.protocol import (
+    AdmitEmbedding,
+    AdmitForward,
+    AdmitInputs,
+    TextRow,
+)
 from llmtaskpool_worker.execution.active_task import ActiveTask, admit_message
 from llmtaskpool_worker.execution.calls import Calls
 from llmtaskpool_worker.execution.engine_slots import EngineSlots, model_of
@@ -24,6 +30,7 @@ from llmtaskpool_worker.scheduling.nature import Nature
 from llmtaskpool_worker.scheduling.priority import priority
 from llmtaskpool_worker.scheduling.task import (
     Call,
+    Evaluate,
     Forward,
     Generate,
     Result,
@@ -157,7 +164,7 @@ class Running:
 
     def _begin(self, claim: Claim, lane: Lane) -> ActiveTask:
         """A task is ours: it starts, or waits here when its place went while we asked for it."""
-        task = self._ledger.claimed(claim, lane, CostClass.of(claim.line.cost_class))
+        task = self._take(claim, lane)
         if self._stands_aside():
             # It would be taken for lost with the one that runs, if that takes this worker along.
             self._ledger.give_back(task, "another one runs alone")
@@ -170,6 +177,14 @@ class Running:
             self._ledger.wait_here(task, claim.group, inf)
         return task
 
+    def _take(self, claim: Claim, lane: Lane) -> ActiveTask:
+        return self._ledger.claimed(claim, lane, CostClass.of(claim.line.cost_class))
+
+    @property
+    def one_runs_alone(self) -> bool:
+        """Whether nothing else is to be started now."""
+        return self._stands_aside()
+
     def _stands_aside(self) -> bool:
         """Whether a task runs alone now, or does so as soon as all others have ended."""
         task = self._alone
@@ -181,6 +196,27 @@ class Running:
             task.lane.held.cancel(task.id)
             self._start(task)
         return True
+
+    async def start_urgent(self, head: Head) -> None:
+        """Start one out of its turn: whoever calls this has a place for it beyond N.
+
+        Raises Unavailable.
+        """
+        lane = self._lanes[LaneName.COMPUTE]
+        if lane.held.cancel(head.id) is not None:
+            self._start(self._ledger.active[head.id])
+            return
+        just_below = head.priority * (1 - 1e-9)
+        wanted = replace(
+            self.wanted(lane, 1, above=just_below),
+            groups=(head.group,),
+            free=lambda group: int(group == head.group),
+        )
+        for claim in await self._ledger.broker.claim(wanted):
+            if claim.alone:
+                self._begin(claim, lane)
+            else:
+                self._start(self._take(claim, lane))
 
     def close(self) -> None:
         """Let the threads of calls go."""
@@ -218,6 +254,9 @@ class Running:
         elif isinstance(payload, Forward):
             task.forwarded = ForwardedChoice(chat=payload.route == "chat/completions")
             slots.engine.send(AdmitForward(task.request_id, payload.route, payload.body))
+        elif isinstance(payload, Evaluate):
+            rows = [TextRow(row.tokens, row.second, row.end) for row in payload.rows]
+            slots.engine.send(AdmitInputs(task.request_id, rows, payload.options))
         else:
             slots.engine.send(AdmitEmbedding(task.request_id, list(payload.tokens)))
 

@@ -18,7 +18,7 @@ from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.execution.ledger import TaskLedger
 from llmtaskpool_worker.scheduling.cost import CostModel
 from llmtaskpool_worker.scheduling.seats import CACHE_FULL
-from llmtaskpool_worker.scheduling.task import Forward, Forwarded, TaskError
+from llmtaskpool_worker.scheduling.task import WHOLE_ROUTES, Forward, Forwarded, TaskError
 
 QUEUED_INSIDE = 2
 """So many waiting in the server keep a successor ready; more is order that we have lost."""
@@ -45,6 +45,8 @@ class ServerEvents:
             case Answered(id=request_id, reason=reason):
                 slots.moved(self._clock())
                 share = slots.shared_until(self._clock())
+                if slots.ramp is not None:
+                    slots.ramp.ended(len(slots.in_flight))
                 task = self._of(slots, request_id)
                 if task is not None and reason == "parked":
                     task.made_way += 1
@@ -73,7 +75,7 @@ class ServerEvents:
         payload = task.request.payload
         assert isinstance(payload, Forward)  # noqa: S101 - only those are sent to servers
         guess = self._cost.prompt_tokens(task.request.model, payload)
-        if payload.route == "embeddings":
+        if payload.route in WHOLE_ROUTES:
             usage = answered.usage or {"prompt_tokens": guess, "total_tokens": guess}
             result = Forwarded(answered.value, usage)
             self._cost.observe_seconds(task.cost_class, seconds)
@@ -123,7 +125,7 @@ class ServerEvents:
 
     def settle(self, slots: EngineSlots) -> None:
         """Look anew how much the server can hold."""
-        slots.bound(self._cost.measured(slots.name)[0], self._clock())
+        slots.bound(self._cost.steps(slots.name), self._clock())
 
     def _of(self, slots: EngineSlots, request_id: int) -> ActiveTask | None:
         """The task of a request that the server has no more; None when it has ended meanwhile."""

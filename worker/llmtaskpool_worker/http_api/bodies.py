@@ -9,6 +9,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -84,6 +85,32 @@ class _Lease:
         self._held = 0
 
 
+class _Pieces:
+    """A body as it comes. One long bytearray that grows took the loop 34 ms for 8 MB."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._pieces: list[bytes] = []
+        self._short = bytearray()
+
+    def add(self, piece: bytes) -> None:
+        """Short pieces are put together: by itself each would hold many times its bytes."""
+        self.size += len(piece)
+        if not self._short and len(piece) >= _SLICE:
+            self._pieces.append(piece)
+            return
+        self._short += piece
+        if len(self._short) >= _SLICE:
+            self._pieces.append(bytes(self._short))
+            self._short.clear()
+
+    def whole(self) -> bytes:
+        """All of it; the pieces are let go."""
+        body = b"".join([*self._pieces, self._short])
+        self._pieces.clear()
+        return body
+
+
 class Bodies:
     """Reads the bodies of one port's requests."""
 
@@ -107,15 +134,18 @@ class Bodies:
         limits = self._limits
         lease = _Lease(self.budget)
         request.scope[_LEASE] = lease
-        body = await self._read(request, lease)
-        if len(body) < BIG_BODY_BYTES:
-            return convert(parse_json(body, limits))
-        values = min(body.count(b",") + body.count(b"{") + body.count(b"["), limits.json_values)
-        lease.grow(VALUE_BYTES * values)
+        read = await self._read(request, lease)
+        if read.size < BIG_BODY_BYTES:
+            return convert(parse_json(read.whole(), limits))
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._parsing, lambda: convert(parse_json(body, limits)))
+        body = await loop.run_in_executor(self._parsing, read.whole)
+        marks = await loop.run_in_executor(self._parsing, count_marks, body)
+        lease.grow(VALUE_BYTES * min(marks.opening + marks.commas, limits.json_values))
+        return await loop.run_in_executor(
+            self._parsing, lambda: convert(parse_json(body, limits, marks))
+        )
 
-    async def _read(self, request: Request, lease: _Lease) -> bytearray:
+    async def _read(self, request: Request, lease: _Lease) -> _Pieces:
         limits = self._limits
         unpacker = unpacker_of(request.headers.get("content-encoding", ""))
         announced = request.headers.get("content-length", "")
@@ -125,15 +155,15 @@ class Bodies:
                 raise _too_long(limits)
             if not self.budget.has_room(expected, small=expected < BIG_BODY_BYTES):
                 raise _no_room()
-        body = bytearray()
+        read = _Pieces()
         try:
             async with asyncio.timeout(limits.body_seconds):
                 async for chunk in request.stream():
                     for piece in unpacker.feed(chunk):
-                        if len(body) + len(piece) > limits.body_bytes:
+                        if read.size + len(piece) > limits.body_bytes:
                             raise _too_long(limits)
                         lease.grow(len(piece))
-                        body += piece
+                        read.add(piece)
                         if len(piece) > len(chunk):
                             await asyncio.sleep(0)  # a small chunk may unpack to many pieces
         except TimeoutError:
@@ -145,7 +175,7 @@ class Bodies:
                 close=True,
             ) from None
         unpacker.end()
-        return body
+        return read
 
     def give_back(self, request: Request) -> None:
         """The body of this request is held no longer: what it asks for was taken over."""
@@ -193,9 +223,30 @@ def _too_long(limits: HttpLimits) -> ApiError:
     )
 
 
-def parse_json(body: bytes | bytearray, limits: HttpLimits) -> dict[str, Any]:
-    """``body`` as a JSON object; raises ApiError 400 naming what is wrong and where."""
-    check_nesting(body, limits)
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Opening brackets and commas of a body, those within its texts too."""
+
+    opening: int
+    commas: int
+
+
+def count_marks(body: bytes) -> Marks:
+    """In slices, so that other threads get their turn between them: 8 MB take 6 ms a mark."""
+    opening = commas = 0
+    for start in range(0, len(body), _SLICE):
+        end = start + _SLICE
+        opening += body.count(b"[", start, end) + body.count(b"{", start, end)
+        commas += body.count(b",", start, end)
+    return Marks(opening, commas)
+
+
+def parse_json(body: bytes, limits: HttpLimits, marks: Marks | None = None) -> dict[str, Any]:
+    """``body`` as a JSON object; raises ApiError 400 naming what is wrong and where.
+
+    ``marks`` are those of the body, when they have been counted.
+    """
+    check_nesting(body, limits, marks)
     try:
         # Without a cache: it doubled the time of an object with 95,000 names, 33 ms.
         parsed = pydantic_core.from_json(body, allow_inf_nan=False, cache_strings="none")
@@ -224,15 +275,15 @@ _SLICE = 64 * 1024
 """Scanned in slices, so that other threads get their turn between them."""
 
 
-def check_nesting(body: bytes | bytearray, limits: HttpLimits) -> None:
+def check_nesting(body: bytes, limits: HttpLimits, marks: Marks | None = None) -> None:
     """Refuse JSON that is too deep or has too many values, without recursion and before parsing.
 
     A value has a comma or an opening bracket before it, or is the first. Bodies with few of these
     pass at once. Else strings are taken out, and the depth is the running sum of +1 for an
     opening bracket and -1 for a closing one.
     """
-    opening = body.count(b"[") + body.count(b"{")
-    if opening <= limits.json_depth and opening + body.count(b",") <= limits.json_values:
+    marks = marks or count_marks(body)
+    if marks.opening <= limits.json_depth and marks.opening + marks.commas <= limits.json_values:
         return
     depth = values = start = 0
     in_string = False

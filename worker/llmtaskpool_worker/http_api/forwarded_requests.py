@@ -17,14 +17,17 @@ from llmtaskpool_worker.http_api.counting import MESSAGES_MAX, count_chat, count
 from llmtaskpool_worker.http_api.errors import from_validation, invalid
 from llmtaskpool_worker.http_api.openai_schema import (
     CHOICES_MAX,
-    INPUTS_MAX,
+    INPUTS_REMEDY,
     MAX_TOKENS_MAX,
     PROMPTS_MAX,
+    PROMPTS_REMEDY,
     CommonFields,
+    Inputs,
+    Prompts,
     StreamOptions,
     named,
 )
-from llmtaskpool_worker.scheduling.task import Forward, ForwardRoute
+from llmtaskpool_worker.scheduling.task import SCORE_ROUTES, Forward, ForwardRoute
 
 OURS = frozenset(
     {
@@ -49,11 +52,6 @@ IMAGE_LETTERS = 2000
 
 _Whole = Annotated[int, Field(strict=True)]
 _Flag = Annotated[bool, Field(strict=True)]
-_Text = Annotated[str, Field(strict=True)]
-_TokenIds = Annotated[
-    list[Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]],
-    Field(min_length=1, fail_fast=True),
-]
 
 
 class ForwardedFields(CommonFields):
@@ -87,27 +85,13 @@ class ForwardedChat(ForwardedFields):
 class ForwardedCompletion(ForwardedFields):
     """Of POST /v1/completions."""
 
-    prompt: (
-        _Text
-        | _TokenIds
-        | Annotated[list[_Text], Field(min_length=1, max_length=PROMPTS_MAX, fail_fast=True)]
-        | Annotated[list[_TokenIds], Field(min_length=1, max_length=PROMPTS_MAX, fail_fast=True)]
-    ) = Field(
-        description=f"a text, a list of token ids, or a list of at most {PROMPTS_MAX} of either"
-    )
+    prompt: Prompts = Field(description=PROMPTS_REMEDY)
 
 
 class ForwardedEmbedding(ForwardedFields):
     """Of POST /v1/embeddings."""
 
-    input: (
-        _Text
-        | _TokenIds
-        | Annotated[list[_Text], Field(min_length=1, max_length=INPUTS_MAX, fail_fast=True)]
-        | Annotated[list[_TokenIds], Field(min_length=1, max_length=INPUTS_MAX, fail_fast=True)]
-    ) = Field(
-        description=f"a text, a list of token ids, or a list of at most {INPUTS_MAX} of either"
-    )
+    input: Inputs = Field(description=INPUTS_REMEDY)
 
 
 _SCHEMAS: Mapping[ForwardRoute, type[ForwardedFields]] = {
@@ -119,6 +103,9 @@ KINDS: Mapping[ForwardRoute, str] = {
     "chat/completions": "chat",
     "completions": "generate",
     "embeddings": "embed",
+    "rerank": "rerank",
+    "score": "score",
+    "classify": "classify",
 }
 
 
@@ -133,6 +120,18 @@ class Forwarding:
     fields: ForwardedFields
     payloads: list[Forward]
     texts: list[list[str]]
+
+    @property
+    def kind(self) -> str:
+        """The kind of its tasks."""
+        return KINDS[self.route]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What its model must be for; none: the server knows what it can."""
+        if self.route in SCORE_ROUTES:
+            return ()
+        return ("embed",) if self.route == "embeddings" else ("generate",)
 
 
 def forwarding(route: ForwardRoute, given: Mapping[str, Any]) -> Forwarding:

@@ -212,7 +212,10 @@ class CompletionShape(Shape):
             "tokens": [_spelled(one, "bytes:") for one in spelled],
             "token_logprobs": [one.logprob for one in drawn],
             "top_logprobs": [self._alternatives(one) or None for one in drawn],
-            "text_offset": [place.pass_by(one) for one in spelled],
+            "text_offset": [
+                place.pass_by(text) if self.model.is_in_text(one.token) else place.letters
+                for text, one in zip(spelled, drawn, strict=True)
+            ],
         }
 
     def _alternatives(self, drawn: TokenLogprob) -> dict[str, float]:
@@ -227,7 +230,7 @@ class _Place:
     """How far in a choice's text its tokens have come; ``text`` is how the text begins."""
 
     def __init__(self, text: str) -> None:
-        self._letters = 0
+        self.letters = 0
         self._begins_with_blank = text.startswith(" ")
         self._begun = False
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -237,8 +240,8 @@ class _Place:
         if not self._begun and not self._begins_with_blank:
             spelled = spelled.removeprefix(b" ")  # sentencepiece's, which is no part of the text
         self._begun = True
-        place = self._letters
-        self._letters += len(self._decoder.decode(spelled))
+        place = self.letters
+        self.letters += len(self._decoder.decode(spelled))
         return place
 
 

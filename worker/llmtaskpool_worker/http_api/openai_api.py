@@ -15,11 +15,13 @@ from starlette.routing import Route
 
 from llmtaskpool_worker.execution.pool import TaskPool
 from llmtaskpool_worker.execution.submitting import Batch, merged_events
+from llmtaskpool_worker.http_api.answering import Answering, Forms
 from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.catalog import Catalog, Model
 from llmtaskpool_worker.http_api.errors import ANSWERED, as_answer, invalid
 from llmtaskpool_worker.http_api.forwarded_requests import Forwarding
 from llmtaskpool_worker.http_api.forwarding import ForwardRoutes
+from llmtaskpool_worker.http_api.one_pass_api import OnePassRoutes
 from llmtaskpool_worker.http_api.openai_answers import ChatShape, CompletionShape, Shape
 from llmtaskpool_worker.http_api.openai_schema import (
     WEIGHT_HEADER,
@@ -36,8 +38,6 @@ from llmtaskpool_worker.http_api.sse import (
     answer,
     encode,
     event,
-    streamed,
-    while_connected,
 )
 from llmtaskpool_worker.scheduling.task import (
     ChoiceDelta,
@@ -45,8 +45,10 @@ from llmtaskpool_worker.scheduling.task import (
     Embedded,
     Generate,
     Generated,
+    Result,
     TaskRequest,
     TaskState,
+    TaskView,
     TextDelta,
 )
 
@@ -63,13 +65,13 @@ class OpenAIRoutes:
         heartbeat_seconds: float,
         wall_clock: Callable[[], float],
     ) -> None:
-        self._pool = pool
         self._catalog = catalog
         self._bodies = bodies
-        self._heartbeat_seconds = heartbeat_seconds
         self._wall_clock = wall_clock
-        self._forward = ForwardRoutes(
-            pool, catalog, bodies, heartbeat_seconds=heartbeat_seconds, wall_clock=wall_clock
+        self._answering = Answering(pool, bodies, heartbeat_seconds)
+        self._forward = ForwardRoutes(self._answering, catalog, wall_clock=wall_clock)
+        self._once = OnePassRoutes(
+            self._forward, self._answering, catalog, bodies, wall_clock=wall_clock
         )
 
     def routes(self) -> list[Route]:
@@ -80,6 +82,7 @@ class OpenAIRoutes:
             Route("/v1/embeddings", self.embeddings, methods=["POST"]),
             Route("/v1/models", self.models, methods=["GET"]),
             Route("/v1/models/{model:path}", self.model, methods=["GET"]),
+            *self._once.routes(),
         ]
 
     async def models(self, _request: Request) -> Response:
@@ -127,10 +130,7 @@ class OpenAIRoutes:
         tasks: Sequence[TaskRequest],
         shape_of: type[Shape],
     ) -> Response:
-        batch = Batch(self._pool)
-        try:
-            first = await batch.submit_all(tasks)
-            self._bodies.give_back(request)
+        def forms_of(first: TaskView) -> Forms:
             shape = shape_of(
                 task_id=first.id,
                 created=int(self._wall_clock()),
@@ -140,24 +140,11 @@ class OpenAIRoutes:
                 prompt_tokens=[_prompt_tokens(task) for task in tasks],
                 chunk_usage=_chunk_usage(body),
             )
-            if not body.stream:
-                views = await while_connected(request.receive, batch.results())
-                results = [view.result for view in views]
-                generated = [r for r in results if isinstance(r, Generated)]
-                if body.alternatives() is None:
-                    return answer(shape.whole(generated, body.n))
-                return await asyncio.to_thread(_in_pieces, shape, generated, body.n)
-            frames = self._frames(batch, shape, body)
-            # Until a task runs, its failure can still be told by a status code.
-            return await streamed(
-                request.receive, frames, self._heartbeat_seconds, on_close=batch.cancel
+            return Forms(
+                partial(_whole, shape, body), lambda batch: self._frames(batch, shape, body)
             )
-        except BaseException:
-            batch.cancel()
-            raise
-        finally:
-            if not body.stream:
-                batch.cancel()
+
+        return await self._answering.generations(request, tasks, forms_of, stream=body.stream)
 
     async def _frames(
         self, batch: Batch, shape: Shape, body: ChatRequest | CompletionRequest
@@ -204,11 +191,7 @@ class OpenAIRoutes:
             )
             for tokens in inputs
         ]
-        batch = Batch(self._pool)
-        try:
-            views = await while_connected(request.receive, batch.run(tasks))
-        finally:
-            batch.cancel()
+        views = await self._answering.some_at_a_time(request, tasks)
         results = [view.result for view in views if isinstance(view.result, Embedded)]
         prompt_tokens = sum(result.prompt_tokens for result in results)
         data = []
@@ -268,6 +251,15 @@ def chat_of(given: dict[str, Any]) -> tuple[ChatRequest, list[dict[str, Any]]]:
     """A checked chat, and its messages as a template wants them. Raises ApiError 400."""
     body = parse(ChatRequest, given)
     return body, [message.as_template() for message in body.messages]
+
+
+async def _whole(
+    shape: Shape, body: ChatRequest | CompletionRequest, results: Sequence[Result]
+) -> Response:
+    generated = [one for one in results if isinstance(one, Generated)]
+    if body.alternatives() is None:
+        return answer(shape.whole(generated, body.n))
+    return await asyncio.to_thread(_in_pieces, shape, generated, body.n)
 
 
 def _in_pieces(shape: Shape, results: Sequence[Generated], choices: int) -> Response:

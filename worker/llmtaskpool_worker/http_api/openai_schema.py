@@ -42,6 +42,23 @@ _TokenIds = Annotated[list[_TokenId], Field(min_length=1, fail_fast=True)]
 _Text = Annotated[str, Field(strict=True)]
 _Stop = Annotated[str, Field(strict=True, min_length=1, max_length=1024)]
 
+Prompts = (
+    _Text
+    | _TokenIds
+    | Annotated[list[_Text], Field(min_length=1, max_length=PROMPTS_MAX, fail_fast=True)]
+    | Annotated[list[_TokenIds], Field(min_length=1, max_length=PROMPTS_MAX, fail_fast=True)]
+)
+"""One prompt or several, as texts or as token ids; PROMPTS_REMEDY says so."""
+Inputs = (
+    _Text
+    | _TokenIds
+    | Annotated[list[_Text], Field(min_length=1, max_length=INPUTS_MAX, fail_fast=True)]
+    | Annotated[list[_TokenIds], Field(min_length=1, max_length=INPUTS_MAX, fail_fast=True)]
+)
+"""What is to be embedded, likewise."""
+_REMEDY = "a text, a list of token ids, or a list of at most {most} of either"
+PROMPTS_REMEDY, INPUTS_REMEDY = _REMEDY.format(most=PROMPTS_MAX), _REMEDY.format(most=INPUTS_MAX)
+
 
 class _Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -170,17 +187,7 @@ class ChatRequest(_Generation):
 class CompletionRequest(_Generation):
     """The body of POST /v1/completions."""
 
-    prompt: (
-        _Text
-        | _TokenIds
-        | Annotated[list[_Text], Field(min_length=1, max_length=PROMPTS_MAX, fail_fast=True)]
-        | Annotated[
-            list[_TokenIds],
-            Field(min_length=1, max_length=PROMPTS_MAX, fail_fast=True),
-        ]
-    ) = Field(
-        description=f"a text, a list of token ids, or a list of at most {PROMPTS_MAX} of either"
-    )
+    prompt: Prompts = Field(description=PROMPTS_REMEDY)
     logprobs: _Whole | None = Field(None, ge=0, le=20, description="a whole number from 0 to 20")
     echo: _Flag = Field(False, description="true or false")
 
@@ -192,17 +199,7 @@ class CompletionRequest(_Generation):
 class EmbeddingRequest(CommonFields):
     """The body of POST /v1/embeddings."""
 
-    input: (
-        _Text
-        | _TokenIds
-        | Annotated[list[_Text], Field(min_length=1, max_length=INPUTS_MAX, fail_fast=True)]
-        | Annotated[
-            list[_TokenIds],
-            Field(min_length=1, max_length=INPUTS_MAX, fail_fast=True),
-        ]
-    ) = Field(
-        description=f"a text, a list of token ids, or a list of at most {INPUTS_MAX} of either"
-    )
+    input: Inputs = Field(description=INPUTS_REMEDY)
     encoding_format: Literal["float", "base64"] = Field("float", description="float or base64")
     dimensions: _Whole | None = Field(
         None, ge=1, le=65_536, description="the model's own number of dimensions, or nothing"

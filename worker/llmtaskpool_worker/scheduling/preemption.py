@@ -2,9 +2,10 @@
 
 A waiting task may have the place of a running one when its P = W / T is at least ``factor`` times
 as high and it would wait longer than ``wait_seconds`` for a thread otherwise. The running task with
-the lowest P makes way; it keeps what it has drawn and computes only its cache again (preemption by
-recompute, as vLLM's). ``factor`` is above 1, so equals never take each other's place, and a task
-makes way at most ``times`` times: then it runs to its end. Pure.
+the lowest P makes way, of equals the one that has drawn least; it keeps what it has drawn and
+computes only its cache again (preemption by recompute, as vLLM's). ``factor`` is above 1, so equals
+never take each other's place, and a task makes way at most ``times`` times: then it runs to its
+end. Pure.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ class Preemption:
 
 @dataclass(frozen=True, slots=True)
 class Occupant:
-    """A running generation: its P, how long it probably runs on, how often it made way."""
+    """A running generation: its P, how long it probably runs on, how often it made way.
+
+    ``drawn``: tokens that it has so far, which are computed again.
+    """
 
     id: str
     priority: float
     remaining_seconds: float
     made_way: int
+    drawn: int = 0
 
 
 def expected_tokens_left(expected: float, drawn: int, most: int) -> float:
@@ -50,7 +55,7 @@ def who_makes_way(
     if min(one.remaining_seconds for one in occupants) <= rule.wait_seconds:
         return None
     able = [one for one in occupants if one.made_way < rule.times]
-    lowest = min(able, key=lambda one: one.priority, default=None)
+    lowest = min(able, key=lambda one: (one.priority, one.drawn), default=None)
     if lowest is None or waiting_priority < rule.factor * lowest.priority:
         return None
     return lowest.id

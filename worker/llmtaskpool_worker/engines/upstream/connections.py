@@ -48,12 +48,17 @@ class Connections:
             if session is not None:
                 await session.close()
 
-    async def post(self, route: str, body: bytes, sent: Sent, *, fresh: bool) -> Any:
-        """The answer to a request, its body unread; whoever gets it closes it. Raises BROKEN."""
+    async def post(
+        self, route: str, body: bytes, sent: Sent, *, fresh: bool, at_root: bool = False
+    ) -> Any:
+        """The answer to a request, its body unread; whoever gets it closes it. Raises BROKEN.
+
+        ``at_root``: the route follows the server's origin, and not what its models' routes do.
+        """
         session = self._fresh if fresh else self._kept
         assert session is not None  # noqa: S101 - opened at the start
         return await session.post(
-            f"{self.address.url}/{route}",
+            f"{self.address.root if at_root else self.address.url}/{route}",
             data=body,
             headers=self._headers() | {"content-type": "application/json"},
             allow_redirects=False,

@@ -38,6 +38,12 @@ USAGE_SECONDS = 5.0
 REST_SECONDS = 0.5
 """After its last word, so long for its end, so that its connection can serve another."""
 
+_DRAWN = frozenset({"chat/completions", "completions"})
+"""Routes whose answers come token by token; others are answered at once."""
+_LISTED = {"rerank": "results", "score": "data", "classify": "data"}
+"""Where the answers of these routes have their list. Servers have the routes after the address
+that models' routes follow, or at their origin."""
+
 Outcome = FromServer | RequestFailed
 
 
@@ -60,23 +66,26 @@ class Conversation:
         self._connections, self._model = connections, model
         self._tell, self._drew, self._heard = tell, drew, heard
         self.name = ""
+        self._at_root: set[str] = set()
+        """Routes that this server has at its origin (vLLM's /classify)."""
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def ask(self, message: AdmitForward) -> Outcome:
         """Send a request and tell its pieces; how it ended. Cancelled, its connection is closed."""
         body = self._body(message)
-        response = None
-        for fresh in (False, True):
-            sent = Sent()
-            try:
-                response = await self._connections.post(message.route, body, sent, fresh=fresh)
-                break
-            except NO_HTTP:
-                return garbled(message.id, self._model, "sent what is no HTTP")
-            except BROKEN:
-                if fresh or not sent.reused:
-                    return ConnectionLost(message.id)
-        assert response is not None  # noqa: S101 - each of the two tries ends the loop or returns
+        response = await self._send(message, body, at_root=message.route in self._at_root)
+        if (
+            message.route in _LISTED
+            and message.route not in self._at_root
+            and not isinstance(response, ConnectionLost | RequestFailed)
+            and response.status == 404
+        ):
+            response.close()
+            response = await self._send(message, body, at_root=True)
+            if not isinstance(response, ConnectionLost | RequestFailed) and response.status == 200:
+                self._at_root.add(message.route)
+        if isinstance(response, ConnectionLost | RequestFailed):
+            return response
         whole = False
         try:
             self._heard()
@@ -92,6 +101,21 @@ class Conversation:
                 response.close()
         return outcome
 
+    async def _send(self, message: AdmitForward, body: bytes, *, at_root: bool) -> Any:
+        """The response, its body unread; or what became of the request without one."""
+        for fresh in (False, True):
+            sent = Sent()
+            try:
+                return await self._connections.post(
+                    message.route, body, sent, fresh=fresh, at_root=at_root
+                )
+            except NO_HTTP:
+                return garbled(message.id, self._model, "sent what is no HTTP")
+            except BROKEN:
+                if not sent.reused:
+                    break
+        return ConnectionLost(message.id)
+
     async def close(self) -> None:
         """Wait for connections that end."""
         for leaving in self._leaving:
@@ -101,7 +125,7 @@ class Conversation:
     def _body(self, message: AdmitForward) -> bytes:
         """The request with the server's name of the model; as a stream where it can be."""
         head: dict[str, Any] = {"model": self.name}
-        if message.route != "embeddings":
+        if message.route in _DRAWN:
             head |= {"stream": True, "stream_options": {"include_usage": True}}
         rest = message.body[1:]
         return msgspec.json.encode(head)[:-1] + (b"}" if rest.strip() == b"}" else b"," + rest)
@@ -112,8 +136,8 @@ class Conversation:
             said = await _at_most(response, ERROR_BYTES)
             retry_after = response.headers.get("retry-after")
             return refusal(message.id, self._model, response.status, said, retry_after), False
-        if message.route == "embeddings":
-            return await self._embeddings(message, response)
+        if message.route not in _DRAWN:
+            return await self._at_once(message, response)
         if response.content_type != "text/event-stream":
             what = f"sent {response.content_type[:80]} in place of an event stream"
             return garbled(message.id, self._model, what), False
@@ -143,15 +167,20 @@ class Conversation:
                 raise
         return gathered.end(), False
 
-    async def _embeddings(self, message: AdmitForward, response: Any) -> tuple[Outcome, bool]:
+    async def _at_once(self, message: AdmitForward, response: Any) -> tuple[Outcome, bool]:
         body = await read_at_most(response, ANSWER_BYTES)
         self._heard()
         try:
             answer = msgspec.json.decode(body)
-            data = sorted(answer["data"], key=lambda one: int(one.get("index", 0)))
-            value = [one["embedding"] for one in data]
+            value = answer
+            if message.route == "embeddings":
+                data = sorted(answer["data"], key=lambda one: int(one.get("index", 0)))
+                value = [one["embedding"] for one in data]
+            elif not isinstance(answer[_LISTED[message.route]], list):
+                return garbled(message.id, self._model, "sent what are no scores"), False
         except (msgspec.DecodeError, ValueError, KeyError, TypeError, AttributeError):
-            return garbled(message.id, self._model, "sent what are no embeddings"), False
+            what = "embeddings" if message.route == "embeddings" else "scores"
+            return garbled(message.id, self._model, f"sent what are no {what}"), False
         usage = answer.get("usage")
         usage = usage if isinstance(usage, dict) else None
         return Answered(message.id, "stop", usage, value), True

@@ -1,0 +1,35 @@
+"""Places at a server that are for the urgent alone: how many, who may have one, since when.
+
+A server that is full of long answers lets an urgent request wait for the end of one of them,
+however far ahead it is in our queue. So an urgent one may be sent beyond N, where the server has
+more places than N. Where N is all that the server has, one in ONE_IN of its places stays free of
+others, but only while urgent ones come: for KEPT_SECONDS after the last. A pool whose requests are
+all alike loses nothing, and one with both loses a place of four, or a sixteenth of many.
+
+Urgent is who could have the place of a running one, too (preemption.py): its P = W / T is
+``factor`` times as high. Pure; seconds are of the caller's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+KEPT_SECONDS = 120.0
+ONE_IN = 16
+LEAST_PLACES = 4
+"""Of fewer, one would be too much of what the server can do."""
+
+
+def beyond(threads: int) -> int:
+    """So many urgent ones may be in flight beside N others: one for each ONE_IN, at least one."""
+    return max(1, -(-threads // ONE_IN))
+
+
+def kept(places: int) -> int:
+    """So many of a server's places are kept while urgent ones come."""
+    return 0 if places < LEAST_PLACES else max(1, places // ONE_IN)
+
+
+def is_urgent(waiting: float, running: Iterable[float], factor: float) -> bool:
+    """Whether P ``waiting`` is ``factor`` times that of a running one; ``factor`` <= 1: never."""
+    return factor > 1 and any(waiting >= factor * one for one in running)
