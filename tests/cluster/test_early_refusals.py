@@ -314,6 +314,7 @@ ACCEPTED: dict[str, Spec] = {
     "a GPU as a number": gpus(limits=1),
     "a GPU in both": gpus(requests="1", limits=1),
     "a part of a GPU": {"resources": {"limits": {"nvidia.com/mig-1g.10gb": 1}}},
+    "a bound by SM activity": {"threads": {"compute": {"smActivityTarget": 0.9}}},
     "huge pages": limits(hugepages_2Mi="64Mi", memory="1Gi"),
     "labels of nodes": {
         "nodeSelector": {"kubernetes.io/arch": "amd64", "a_b.c": "", "example.com/x": "A.b_c-1"}

@@ -107,6 +107,23 @@ def test_in_mode_auto_a_write_to_scale_is_not_followed_and_its_writer_is_named(
     assert conflict["status"] == "True"
     assert "External" in conflict["message"]
     assert pools.asked_for() == 1
+    # The way out that it says: without the field there is nobody to contradict.
+    assert "remove spec.replicas" in conflict["message"]
+    pools.send("PATCH", f"{pools.path}/p", {"spec": {"replicas": None}}, "merge")
+    wait_for("the conflict's end", lambda: not pools.condition("ScalingConflict"), 15)
+    assert pools.asked_for() == 1
+
+
+def test_a_pool_at_zero_that_nothing_can_wake_says_so_and_what_to_do(pools: Pools) -> None:
+    at_once = {"scaleDown": {"stabilizationWindowSeconds": 0}}
+    pools.apply(manifest(scaling={"minReplicas": 0, "behavior": at_once}))
+    told = wait_for("told", lambda: pools.condition("Degraded").get("reason") == "NothingWakes", 30)
+    assert told
+    assert "minReplicas" in pools.condition("Degraded")["message"]
+    assert pools.asked_for() == 0
+    pools.apply(manifest(scaling={"minReplicas": 1}))
+    pools.wait_ready(1)
+    assert pools.condition("Degraded").get("status") != "True"
 
 
 def test_a_paused_pool_keeps_its_replicas(pools: Pools) -> None:

@@ -498,6 +498,82 @@ def test_of_two_operators_that_see_a_pool_the_second_stands_back_and_says_so(
         spec = pools.deployment("later")["spec"]["template"]["spec"]
         assert spec["containers"][0]["image"] == "other:2"
         assert pools.deployment("later")["metadata"]["generation"] == 1
+    # The second is gone, and its Lease is renewed no more: the first takes its pool over.
+    began = time.monotonic()
+
+    def taken_over() -> bool:
+        spec = pools.deployment("later")["spec"]["template"]["spec"]
+        return bool(spec["containers"][0]["image"] != "other:2")
+
+    wait_for("taken over", taken_over, 60)
+    say(f"a pool whose operator is gone is taken over {time.monotonic() - began:.1f} s after")
+
+
+def rolled_out(deployment: dict[str, Any]) -> bool:
+    """As kubectl rollout status says it of one replica."""
+    status, meta = deployment.get("status", {}), deployment["metadata"]
+    counts = [status.get(one) for one in ("replicas", "updatedReplicas", "availableReplicas")]
+    return status.get("observedGeneration", 0) >= meta["generation"] and counts == [1, 1, 1]
+
+
+@pytest.mark.timeout(240)
+def test_a_new_version_of_the_operator_changes_one_pool_at_a_time_and_the_others_say_that_they_wait(
+    place: Place, spaces: Callable[[], Pools], say: Callable[[str], None], tmp_path: Path
+) -> None:
+    pools, names = spaces(), ("one", "two", "three")
+    with_crd(place.cluster, "third-system")
+    settings = {
+        "namespace": "third-system",
+        "lease": "third",
+        "namespaces": pools.namespace,
+        "identity": "c",
+        "max_concurrent_rollouts": "1",
+    }
+    place.operator.freeze()  # it would serve these pools, as it came first
+    try:
+        with operator_process(
+            place.plane.kubeconfig, tmp_path, **settings, worker_image="worker:1"
+        ) as older:
+            older.wait_ready(60)
+            for name in names:
+                pools.apply(fixed(1) | {"metadata": {"name": name}})
+            for name in names:
+                pools.wait_ready(1, name)
+            assert older.terminate() == 0
+        under_way: int = 0
+        waited: set[str] = set()
+
+        def changed() -> bool:
+            nonlocal under_way
+            path = f"/apis/apps/v1/namespaces/{pools.namespace}/deployments"
+            found = pools.get(path)["items"]  # in one look: of several the first would be old
+            begun = [
+                one
+                for one in found
+                if one["spec"]["template"]["spec"]["containers"][0]["image"] == "worker:2"
+            ]
+            ended = [one for one in begun if rolled_out(one)]
+            under_way = max(under_way, len(begun) - len(ended))
+            for name in names:
+                said = pools.condition("Reconciling", name)
+                if "maxConcurrentRollouts" in said.get("message", ""):
+                    waited.add(name)
+            return len(ended) == len(names)
+
+        with operator_process(
+            place.plane.kubeconfig, tmp_path, **settings, worker_image="worker:2"
+        ) as newer:
+            newer.wait_ready(60)
+            began = time.monotonic()
+            wait_for("all are of the new version", changed, 120)
+            say(
+                f"a new version changed {len(names)} pools in {time.monotonic() - began:.1f} s, "
+                f"{under_way} at a time; {len(waited)} said that they wait"
+            )
+        assert under_way <= 1
+        assert len(waited) >= 1
+    finally:
+        place.operator.thaw()
 
 
 @pytest.mark.timeout(180)

@@ -81,7 +81,12 @@ class LaneState(_Message):
 
 
 class GpuReading(_Message):
-    """One device as NVML tells it; a field NVML doesn't give is None and never 0."""
+    """One device as NVML tells it; a field NVML doesn't give is None and never 0.
+
+    ``sm_activity``: share of its multiprocessors that worked since the reading before, on chips
+    that count it (Hopper and later). Of a device in MIG parts, memory and activity are those of
+    the parts that this process may use.
+    """
 
     index: Count
     name: str
@@ -89,6 +94,7 @@ class GpuReading(_Message):
     memory_used_bytes: Count | None = None
     memory_total_bytes: Count | None = None
     sharing: Literal["exclusive", "mig", "time-slicing"] | None = None
+    sm_activity: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 class Work(_Message):

@@ -75,6 +75,10 @@ class GpuStatus(Wire):
     """The same of the fullest pod."""
     busiest_pod: Annotated[str, Field(max_length=253)] = ""
     """Name of the busiest pod."""
+    sm_activity: Share | None = None
+    """Share of the multiprocessors that worked, mean over the pods whose GPUs count it."""
+    highest_sm_activity: Share | None = None
+    """The same of the most active pod."""
 
 
 class RecordedDecision(Wire):

@@ -39,10 +39,20 @@ class LaneThreads(Wire):
     )
 
 
+class ComputeThreads(LaneThreads):
+    """Threads (N) of the compute lane in each pod."""
+
+    sm_activity_target: Annotated[float, Field(ge=0.05, le=1)] | None = None
+    """A full pod gets no more threads while the activity of its GPUs' multiprocessors
+    (SM) is at this share. Only where workers tell it (NVIDIA Hopper and later). What it is at a
+    full batch differs by model: read it from the status before you choose. Without it nothing is
+    bound by GPU activity."""
+
+
 class Threads(Wire):
     """Threads per lane."""
 
-    compute: LaneThreads = Field(default_factory=LaneThreads)
+    compute: ComputeThreads = Field(default_factory=ComputeThreads)
     """The compute lane: slots of the batch that the model works on at once."""
     io: LaneThreads = Field(default_factory=lambda: LaneThreads(initial=16))
     """The io lane: tasks that mostly wait for others. Without `io`, `initial` is

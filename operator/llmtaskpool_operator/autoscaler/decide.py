@@ -8,11 +8,11 @@ from statistics import median_low
 from llmtaskpool_worker.contract import LaneName
 
 from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
-from llmtaskpool_operator.api.scaling import Metric, ScalingMode, ScalingRules
+from llmtaskpool_operator.api.scaling import ScalingMode, ScalingRules
 from llmtaskpool_operator.api.schedule import scheduled_minimum
 from llmtaskpool_operator.api.threads import LaneThreads
 from llmtaskpool_operator.autoscaler import law
-from llmtaskpool_operator.autoscaler.gpu import thread_cap
+from llmtaskpool_operator.autoscaler.gpu import thread_caps
 from llmtaskpool_operator.autoscaler.observation import (
     History,
     PodObservation,
@@ -133,11 +133,11 @@ def _lane(
     if wanted.mode == "Fixed":
         policy = replace(policy, minimum=wanted.initial, maximum=wanted.initial)
     seen = observed_threads(state)
-    if lane is LaneName.COMPUTE and spec.scaling.metric is Metric.GPU_UTILIZATION:
+    if lane is LaneName.COMPUTE:
         assert pod.state is not None  # noqa: S101  for mypy: it has this lane
-        cap = thread_cap(pod.state, seen.current, spec.scaling.target_utilization)
-        caps = [one for one in (seen.cap, cap) if one is not None]
-        seen = replace(seen, cap=min(caps, default=None))
+        caps = thread_caps(spec, pod.state, seen.current)
+        known = [*caps, *(() if seen.cap is None else (seen.cap,))]
+        seen = replace(seen, cap=min(known, default=None))
     if usual is not None and pod.state is not None and pod.state.threads_generation == 0:
         seen = replace(seen, current=usual)
     decision, carried = law.decide(policy, seen, carried, now)

@@ -119,18 +119,25 @@ def _remark(condition: Condition) -> Text:
 
 
 def _gpu_words(gpu: GpuStatus) -> str:
+    activity = (
+        ""
+        if gpu.sm_activity is None
+        else f"; SM activity {_share(gpu.sm_activity)} on average, "
+        f"{_share(gpu.highest_sm_activity)} at most"
+    )
     """Mean and worst pod, in a line."""
     return (
         f"GPUs of {gpu.pods} pods: utilization {_share(gpu.utilization)} on average, "
         f"{_share(gpu.highest_utilization)} in {gpu.busiest_pod}; memory {_share(gpu.memory)} on "
-        f"average, {_share(gpu.highest_memory)} at most"
+        f"average, {_share(gpu.highest_memory)} at most{activity}"
     )
 
 
 def _gpu_cell(gpu: GpuStatus) -> str:
     """Utilization of the mean and of the busiest pod, and the fullest pod's memory."""
     busy = f"{_share(gpu.utilization)}..{_share(gpu.highest_utilization)}"
-    return f"{busy} mem {_share(gpu.highest_memory)}"
+    active = "" if gpu.sm_activity is None else f" SM {_share(gpu.sm_activity)}"
+    return f"{busy}{active} mem {_share(gpu.highest_memory)}"
 
 
 def _share(value: float | None) -> str:

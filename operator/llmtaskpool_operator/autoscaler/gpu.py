@@ -1,7 +1,9 @@
 """What workers tell of their GPUs, for the status, the replicas and the threads. Pure.
 
 NVML's utilization is the share of time in which any kernel ran: it says "idle" reliably and is
-near 1 at any load (docs/law.md). So by default nothing is sized by it.
+near 1 at any load (docs/law.md). So by default nothing is sized by it. SM activity is honest, and
+what it is at a full batch differs by model and kernels: it bounds threads where a pool says at how
+much (threads.compute.smActivityTarget).
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from math import floor
 from llmtaskpool_worker.contract import WorkerState
 
 from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
+from llmtaskpool_operator.api.scaling import Metric
 from llmtaskpool_operator.api.status import GpuStatus
 from llmtaskpool_operator.autoscaler.observation import PodObservation, PoolObservation, Problem
-from llmtaskpool_operator.autoscaler.shares import gpu_share, memory_share
+from llmtaskpool_operator.autoscaler.shares import gpu_share, memory_share, sm_activity
 
 DEAD_BAND = 0.05
 """As for the pool's utilization: a status write per tick is noise."""
@@ -28,6 +31,7 @@ class _Use:
     pod: str
     busy: float | None
     memory: float | None
+    activity: float | None
 
 
 def gpu_status(seen: PoolObservation, before: GpuStatus | None) -> GpuStatus | None:
@@ -36,7 +40,7 @@ def gpu_status(seen: PoolObservation, before: GpuStatus | None) -> GpuStatus | N
     What moved by no more than DEAD_BAND stays as it was ``before``.
     """
     uses = [
-        _Use(pod.name, gpu_share(pod.state), memory_share(pod.state))
+        _Use(pod.name, gpu_share(pod.state), memory_share(pod.state), sm_activity(pod.state))
         for pod in seen.staying
         if pod.state is not None and pod.fresh and pod.state.gpus
     ]
@@ -44,6 +48,7 @@ def gpu_status(seen: PoolObservation, before: GpuStatus | None) -> GpuStatus | N
         return None
     busy = [use.busy for use in uses if use.busy is not None]
     memory = [use.memory for use in uses if use.memory is not None]
+    active = [use.activity for use in uses if use.activity is not None]
     worst = max(uses, key=lambda use: (use.busy or 0.0, use.memory or 0.0))
     now = GpuStatus(
         pods=len(uses),
@@ -52,6 +57,8 @@ def gpu_status(seen: PoolObservation, before: GpuStatus | None) -> GpuStatus | N
         memory=_mean(memory),
         highest_memory=_rounded(max(memory, default=None)),
         busiest_pod=worst.pod,
+        sm_activity=_mean(active),
+        highest_sm_activity=_rounded(max(active, default=None)),
     )
     return before if before is not None and _near(before, now) else now
 
@@ -62,6 +69,8 @@ def _near(before: GpuStatus, now: GpuStatus) -> bool:
         (before.highest_utilization, now.highest_utilization),
         (before.memory, now.memory),
         (before.highest_memory, now.highest_memory),
+        (before.sm_activity, now.sm_activity),
+        (before.highest_sm_activity, now.highest_sm_activity),
     )
     return before.pods == now.pods and all(
         one == other or (one is not None and other is not None and abs(one - other) <= DEAD_BAND)
@@ -111,13 +120,22 @@ def idle_gpu(spec: LLMTaskPoolSpec, pods: Sequence[PodObservation]) -> list[Prob
     ]
 
 
-def thread_cap(state: WorkerState, threads: int, target: float) -> int | None:
+def thread_caps(spec: LLMTaskPoolSpec, state: WorkerState, threads: int) -> list[int]:
+    """Bounds of a pod's compute threads by its GPUs: of what the pool asks for, and it tells."""
+    caps = []
+    if spec.scaling.metric is Metric.GPU_UTILIZATION:
+        caps.append(_cap(gpu_share(state), threads, spec.scaling.target_utilization))
+    if (target := spec.threads.compute.sm_activity_target) is not None:
+        caps.append(_cap(sm_activity(state), threads, target))
+    return [cap for cap in caps if cap is not None]
+
+
+def _cap(share: float | None, threads: int, target: float) -> int | None:
     """The most threads by the equation: N + alpha (U_target - U), with alpha = N / U_target.
 
     Never below N: over the target threads grow no more, and fall as always, by what they do.
-    ``target``: of the GPU, at most 1. None where the pod tells no utilization.
+    ``target``: of the GPU, at most 1. None where the pod doesn't tell ``share``.
     """
-    share = gpu_share(state)
     if share is None:
         return None
     aim = min(max(target, 0.05), 1.0)

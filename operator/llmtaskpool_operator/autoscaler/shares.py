@@ -11,6 +11,12 @@ def gpu_share(state: WorkerState) -> float | None:
     return sum(shares) / len(shares) if shares else None
 
 
+def sm_activity(state: WorkerState) -> float | None:
+    """The mean activity of its GPUs' multiprocessors, on chips that count it."""
+    shares = [gpu.sm_activity for gpu in state.gpus if gpu.sm_activity is not None]
+    return sum(shares) / len(shares) if shares else None
+
+
 def memory_share(state: WorkerState) -> float | None:
     """The memory in use of all its GPUs together."""
     known = [

@@ -256,3 +256,10 @@ def test_of_pools_with_and_without_gpus_the_latter_have_a_dash() -> None:
     _, first, second = lines(overview([with_status(gpu=GPUS), with_status()]), width=140)
     assert "mem 90%" in first
     assert "mem" not in second
+
+
+def test_sm_activity_is_shown_where_workers_tell_it() -> None:
+    gpus = GPUS | {"smActivity": 0.3, "highestSmActivity": 0.7}
+    assert "45%..80% SM 30% mem 90%" in lines(overview([with_status(gpu=gpus)]), width=140)[1]
+    page = " ".join(lines(explanation(with_status(gpu=gpus)), width=140))
+    assert "SM activity 30% on average, 70% at most" in page

@@ -17,11 +17,14 @@ GB = 10**9
 GPU = {"resources": {"limits": {"nvidia.com/gpu": 1}}}
 
 
-def reading(busy: float | None = None, used: int | None = None) -> GpuReading:
+def reading(
+    busy: float | None = None, used: int | None = None, active: float | None = None
+) -> GpuReading:
     total = None if used is None else 80 * GB
     return GpuReading(
-        index=0, name="H100", utilization=busy, memory_used_bytes=used, memory_total_bytes=total
-    )
+        index=0, name="H100", utilization=busy, memory_used_bytes=used, memory_total_bytes=total,
+        sm_activity=active,
+    )  # fmt: skip
 
 
 def pod(
@@ -132,12 +135,15 @@ def threads_after(
 ) -> int:
     """Threads of a full pod after so many decisions.
 
-    Its GPU is busy for threads / ``busy_at`` of the time; None: it tells nothing.
+    Its GPU is busy, and its multiprocessors are active, for threads / ``busy_at`` of the time;
+    None: it tells nothing.
     """
-    wanted = spec(**given, threads={"compute": {"min": 4, "max": 256, "initial": 4}})
+    compute = {"min": 4, "max": 256, "initial": 4} | given.get("compute", {})
+    wanted = spec(scaling=given.get("scaling", {}), threads={"compute": compute})
     memory, threads = PoolMemory(), start
     for second in range(seconds):
-        busy = () if busy_at is None else (reading(min(1.0, threads / busy_at)),)
+        share = None if busy_at is None else min(1.0, threads / busy_at)
+        busy = () if share is None else (reading(share, active=share),)
         active = min(threads, offered)
         one = pod("p", *busy, active=active, queued=offered - active, threads=threads)
         assert one.state is not None
@@ -180,3 +186,28 @@ def test_beside_it_the_default_fills_the_pod_and_asks_no_gpu() -> None:
 
 def test_a_pod_that_tells_no_gpu_is_bound_by_none() -> None:
     assert threads_after(60, BY_GPU, busy_at=None) == 256
+    assert threads_after(60, BY_ACTIVITY, busy_at=None) == 256
+
+
+BY_ACTIVITY = {"compute": {"smActivityTarget": 0.8}}
+
+
+def test_sm_activity_bounds_threads_beside_offered_work_where_a_pool_says_at_how_much() -> None:
+    assert 76 <= threads_after(120, BY_ACTIVITY, busy_at=100) <= 80
+    assert threads_after(60, BY_ACTIVITY, busy_at=8, start=16) == 16
+    assert threads_after(600, BY_ACTIVITY, busy_at=4, start=64, offered=4) < 10
+
+
+def test_of_two_bounds_by_the_gpu_the_lower_holds() -> None:
+    both = BY_GPU | {"compute": {"smActivityTarget": 0.5}}
+    assert 46 <= threads_after(120, both, busy_at=100) <= 50
+
+
+def test_the_status_has_the_sm_activity_of_the_pods_that_tell_it() -> None:
+    pods = (pod("a", reading(1.0, active=0.2)), pod("b", reading(1.0, active=0.6)))
+    found = gpu_status(seen(*pods, pod("c", reading(1.0))), None)
+    assert found is not None
+    assert (found.sm_activity, found.highest_sm_activity) == (0.4, 0.6)
+    one = gpu_status(seen(pod("a", reading(1.0))), None)
+    assert one is not None
+    assert one.sm_activity is None

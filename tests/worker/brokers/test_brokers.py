@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from llmtaskpool_worker.brokers.memory import MemoryBroker
-from llmtaskpool_worker.brokers.protocol import Accepted, Broker, IdempotencyConflict, LeaseLost
+from llmtaskpool_worker.brokers.own_books import Accepted, Broker, IdempotencyConflict, LeaseLost
 from llmtaskpool_worker.brokers.retention import NoRoom
 from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.scheduling.limits import ResultLimits

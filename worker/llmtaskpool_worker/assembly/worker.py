@@ -205,7 +205,7 @@ def build(
     models: list[Model] = []
     engines: list[Engine] = []
     for spec in settings.model_specs():
-        model = Model(spec.name, "embed" if spec.task == "embed" else "generate", created)
+        model = Model(spec.name, spec.task, created)
         model.token_ids = spec.options.get("token_ids") is True
         model.aliases = spec.aliases
         model.forwards = spec.forwards

@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 
 import msgspec
 
-from llmtaskpool_worker.brokers.protocol import Accepted, Claim, IdempotencyConflict, LeaseLost
+from llmtaskpool_worker.brokers.own_books import Accepted, Claim, IdempotencyConflict, LeaseLost
 from llmtaskpool_worker.brokers.retention import NoRoom, Retention
 from llmtaskpool_worker.scheduling.limits import ResultLimits
 from llmtaskpool_worker.scheduling.sizes import event_bytes, record_bytes, result_bytes

@@ -1,15 +1,28 @@
-"""What holds accepted tasks: the Broker protocol.
+"""What holds accepted tasks, their line and their books: the Broker protocol.
 
-A task is claimed for one attempt and committed with the claim's token. The memory broker needs no
-more than a dict for that; the attempt, the lease and the token are in the signatures for the
-durable one, where a worker that lost its lease must not commit over the one that took it.
+A task is accepted once, waits in a line, is claimed for one attempt at a time and ends once. A
+claim counts the attempt, gives a lease and sets the fence in one atomic step. The fence is a text
+of the claimer's own that nobody else ever uses: a number that a server counts goes back after a
+failover or a restored backup, and then two claims hold the same one. What is committed with any
+other fence than the one in force changes nothing.
+
+All calls are from one asyncio loop. Times that go in and out are seconds of the clock that the
+broker was made with, which is its worker's; a broker that outlives the worker keeps times of its
+own and converts. ``immediate`` brokers hold all in this process: their coroutines never wait.
+From a ``shared`` one other workers claim too; of the others a claim's lease may have no end, as
+its holder can't be lost without it.
+
+A broker that can't be reached, or can't write, raises Unavailable from whatever it was asked, and
+nothing was done, or it is not known whether it was. So accept is idempotent by id, commit by
+fence, and both may be said again.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal, NamedTuple, Protocol
 
 from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.scheduling.task import (
@@ -21,86 +34,394 @@ from llmtaskpool_worker.scheduling.task import (
     TaskView,
 )
 
+MAX_ATTEMPTS = 3
+"""K: so many workers may be lost with a task before it is a dead letter."""
+
+WORKER_LOST = "worker_lost"
+"""Code of the error of a dead letter, and reason of an event of one that runs again."""
+DEPENDENCY_FAILED = "dependency_failed"
+
 
 class IdempotencyConflict(Exception):
     """The idempotency key belongs to a task with another body."""
 
 
-class LeaseLost(Exception):
-    """The token is not the one in force: somebody else holds or has ended the task."""
+class Full(Exception):
+    """Nothing more may wait; ``bound`` says which bound of ``limit``: tasks or bytes."""
+
+    def __init__(self, bound: str, limit: int) -> None:
+        super().__init__(f"the queue is full: {limit} {bound}")
+        self.bound, self.limit = bound, limit
+
+
+class UnknownParent(Exception):
+    """A task depends on one that isn't there: it never was, or was forgotten."""
+
+    def __init__(self, parent: str) -> None:
+        super().__init__(f"there is no task {parent}")
+        self.parent = parent
+
+
+class Unavailable(Exception):
+    """The broker can't be reached or can't write; ``reason`` is for people, without paths."""
+
+    def __init__(self, reason: str, retry_after_seconds: float = 2.0) -> None:
+        super().__init__(reason)
+        self.reason, self.retry_after_seconds = reason, retry_after_seconds
+
+
+class Line(NamedTuple):
+    """Where in a group a task waits. Within a line W alone decides, as all have the same T.
+
+    ``cost_class`` is the claimer's text; ``tenant`` the one who is billed, by its API key.
+    """
+
+    cost_class: str
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
-    """What is kept of a task from its acceptance on."""
+class Dependencies:
+    """What must have ended before a task may be claimed.
+
+    ``need`` of ``parents`` must have succeeded (None: all). When too few still can, the task fails
+    with DEPENDENCY_FAILED and so do those that depend on it; with ``on_failure`` "continue" it
+    waits for all of them to end, however, and runs.
+    """
+
+    parents: tuple[str, ...]
+    need: int | None = None
+    on_failure: Literal["fail", "continue"] = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """All that is kept of a task from its acceptance on.
+
+    ``id`` is the submitter's, so that the same submission said twice is one task. ``group`` is
+    what must have a free slot for it: a model or a kind. ``load_seconds`` (T) and ``priority`` are
+    as estimated now, to be shown; the order is that of the T that claimers pass. ``work_seconds``
+    is its offered work in pod-seconds, ``size_bytes`` what it counts in the line.
+    ``patience_seconds`` bounds its wait from the acceptance (blocked time is not counted),
+    ``run_seconds`` one run; ``delay_seconds`` it may not be claimed before. ``bound_to`` is the
+    worker that holds its client's connection: it ends with that worker. None: it survives it.
+    """
 
     id: str
     request: TaskRequest
     lane: LaneName
+    group: str
+    line: Line
     load_seconds: float
     priority: float
+    work_seconds: float
+    size_bytes: int
+    patience_seconds: float
+    run_seconds: float
+    delay_seconds: float = 0.0
+    dependencies: Dependencies | None = None
+    max_attempts: int = MAX_ATTEMPTS
+    bound_to: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Of an accepted task. ``known``: its idempotency key or its id was there before."""
+
+    view: TaskView
+    known: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a claimer can start now.
+
+    ``fence`` is a text that no call has used before; each claim's is made of it. Of ``groups`` one
+    after the other ``free(group)`` says how many slots it has left. ``load(line)`` is T, the
+    tenant's share multiplied in. ``above``: only tasks with P = W / T above it, whatever their
+    age. ``by_age``: whether the aged have their share of this call (aged_share.py).
+    ``only_bound``: only what ends with this worker, as the worker is about to end.
+    """
+
+    worker: str
+    fence: str
+    lane: LaneName
+    groups: Collection[str]
+    free: Callable[[str], int]
+    most: int
+    load: Callable[[Line], float]
+    lease_seconds: float
+    above: float = 0.0
+    by_age: bool = True
+    only_bound: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One attempt at a task. ``token`` fences it: an older one commits nothing."""
+    """One attempt at a task. ``alone``: a worker was lost with it, so it runs alone in this one.
 
+    ``request.weight`` is the strongest of its own and of what waits for it. ``attempt`` counts
+    from 1. ``expires_at``: it has to be started by then.
+    """
+
+    id: str
+    fence: str
     attempt: int
-    token: int
     lease_until: float
+    request: TaskRequest
+    lane: LaneName
+    group: str
+    line: Line
+    submitted_at: float
+    expires_at: float
+    run_seconds: float
+    work_seconds: float
+    alone: bool = False
+
+
+class Held(NamedTuple):
+    """A claim by which its holder speaks of it."""
+
+    id: str
+    fence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A claimed task that waits in line again, for anybody.
+
+    ``counts``: whether that was an attempt; what has not begun wasn't. ``alone``: as of Claim.
+    """
+
+    id: str
+    fence: str
+    reason: str
+    counts: bool = True
+    alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended: a result, or an error of the task itself."""
+
+    id: str
+    fence: str
+    result: Result | TaskError
+
+
+class Commit(Enum):
+    """What became of an outcome, or of a wish to cancel."""
+
+    TAKEN = "taken"
+    HAD = "had"
+    """Said again: it was this fence that ended the task."""
+    LOST = "lost"
+    """Another fence is in force, or the task has ended otherwise: this attempt doesn't count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """``view`` is the task as it is now; None when it is unknown or forgotten."""
+
+    commit: Commit
+    view: TaskView | None
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The most urgent waiting task of a worker's groups, for preemption."""
+
+    id: str
+    group: str
+    priority: float
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which tasks to list: newest first. ``after`` is the id of the last one seen."""
+
+    states: Collection[TaskState] = frozenset(TaskState)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    tenant: str | None = None
+    after: str | None = None
+    limit: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class LaneDepth:
+    """What waits in a lane: tasks, offered work in pod-seconds, since when the oldest does."""
+
+    waiting: int = 0
+    work_seconds: float = 0.0
+    oldest_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """The line as last seen, at ``as_of``; ``error`` says why it is not newer.
+
+    ``shared``: it is the pool's, and not to be summed over workers. ``blocked`` tasks wait for
+    others, ``delayed`` for their time (the first of them at ``next_due_at``), ``dead`` are dead
+    letters. ``running`` is what anybody has claimed. ``bound``: of all that waits, what ends with
+    this worker.
+    """
+
+    as_of: float
+    lanes: Mapping[LaneName, LaneDepth]
+    groups: Mapping[str, LaneDepth] = field(default_factory=dict)
+    running: int = 0
+    bound: int = 0
+    blocked: int = 0
+    delayed: int = 0
+    next_due_at: float | None = None
+    dead: int = 0
+    quarantined: int = 0
+    shared: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What time has decided in one sweep.
+
+    ``ended``: tasks that it ended (expired, dead, failed with a parent), each told by one sweep in
+    the whole pool. ``returned``: ids that wait again because their lease ended.
+    """
+
+    ended: Sequence[TaskView] = ()
+    returned: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Durability:
+    """What is promised of a task whose result is fetched later.
+
+    ``name`` is memory, file, everysec, always or replicated; ``note`` is for people.
+    """
+
+    name: str
+    durable: bool
+    note: str
 
 
 class Broker(Protocol):
-    """All calls are from one asyncio loop; ``now`` is in seconds of the caller's clock."""
+    """See the head of this file for clocks, Unavailable and repetition."""
 
-    def find(self, request: TaskRequest) -> TaskView | None:
-        """The task that holds the request's idempotency key. Raises IdempotencyConflict."""
+    immediate: bool
+    shared: bool
+    durability: Durability
 
-    def accept(self, task: Accepted, now: float) -> TaskView:
-        """Keep a task: when this returns, it is as safe as this broker can make it.
+    async def start(self, worker: str, on_lost: Callable[[str], None]) -> None:
+        """Open what there is. ``on_lost(id)``: a claim of this worker is not in force any more.
 
-        How long its result is kept is told from here on (``result_expires_at``). Raises NoRoom
-        when it could not be kept; an attended task (TaskRequest) needs no room.
+        Raises ValueError with the remedy when it can't be used at all.
         """
 
-    def claim(self, task_id: str, now: float, lease_seconds: float) -> Claim:
-        """Take a waiting task for one attempt. Raises KeyError, LeaseLost when it doesn't wait."""
+    async def close(self) -> None:
+        """Let go of what was opened. What is accepted stays, as far as it can. Idempotent."""
 
-    def publish(self, task_id: str, token: int, event: TaskEvent) -> None:
-        """Add an event of a running task. Raises LeaseLost."""
+    async def accept(self, submission: Submission) -> Receipt:
+        """Keep a task: when this returns, it is as safe as ``durability`` says.
 
-    def release(self, task_id: str, token: int, reason: str) -> None:
-        """Give a running task back to wait; what it published is forgotten. Raises LeaseLost."""
+        How long its result is kept is told from here on (TaskView.result_expires_at). One whose
+        parents can't succeed any more is accepted, and has failed.
 
-    def commit(self, task_id: str, token: int, result: Result | TaskError, now: float) -> TaskView:
-        """End a running task, once. Raises LeaseLost.
-
-        A result that is much larger than was expected may find no room: then the task fails with
-        ``result_lost``, unless somebody waits for it or follows it.
+        Raises IdempotencyConflict, Full, UnknownParent, Unavailable; NoRoom (retention.py) when
+        its result could not be kept (an attended task needs no room).
         """
 
-    def end_waiting(
-        self, task_id: str, state: TaskState, error: TaskError | None, now: float
-    ) -> TaskView:
-        """End a task that was never started: cancelled, expired or failed."""
+    async def claim(self, wanted: Wanted) -> list[Claim]:
+        """Take at most ``most`` waiting tasks in the order of P = W / T, each for one attempt.
 
-    def cancel_running(self, task_id: str, token: int, now: float) -> TaskView:
-        """End a running task as cancelled. Raises LeaseLost."""
+        Attempt, lease and fence are set in one step, before this returns. A group without free
+        slots never holds up another. What waits beyond its patience is not given. Entries that
+        can't be read (damaged, foreign, of a future version) are put into quarantine with a
+        reason, and stop nobody. An answer that was lost is undone by ``recover``.
+        """
 
-    def get(self, task_id: str) -> TaskView | None:
+    async def peek(self, wanted: Wanted) -> Head | None:
+        """The task with the highest P among ``groups``, whatever is free; it stays in line.
+
+        A shared broker may answer None: then nobody makes way for what waits in it.
+        """
+
+    async def wait_for_work(self, lane: LaneName, groups: Collection[str], seconds: float) -> bool:
+        """Wait until work may be there for ``groups``, at most so long. One of all is woken."""
+
+    async def renew(self, held: Sequence[Held], lease_seconds: float) -> frozenset[str]:
+        """Prolong leases; the ids of those that are lost, whose runs are to end."""
+
+    async def release(self, released: Sequence[Release]) -> None:
+        """Give claimed tasks back to the line; what was said of them is forgotten.
+
+        Those whose fence is not in force are passed over.
+        """
+
+    async def recover(self, worker: str, known: Sequence[Held]) -> int:
+        """What ``worker`` has claimed and doesn't know of waits again, not counted; how many.
+
+        To be called after answers may have been lost, and before the next claim.
+        """
+
+    async def commit(self, outcomes: Sequence[Outcome]) -> list[Committed]:
+        """End claimed tasks, in the same order: compare-and-set by fence, idempotent.
+
+        A result for which there is no room ends its task as failed with ``result_lost``, unless
+        somebody waits for it or follows it. Parents' ends count for those that depend on them, in
+        the same step.
+        """
+
+    async def cancel(self, task_id: str) -> Committed:
+        """End a task that has not ended: TAKEN. HAD: it was cancelled before. LOST: it has ended.
+
+        TAKEN and HAD are confirmed: no claim is given and no commit taken after this. Who runs it
+        hears of it by ``on_lost``, or at its next ``renew`` at the latest. Tasks that depend on it
+        are told as of any end.
+        """
+
+    async def give_up(self, error: TaskError, group: str | None = None) -> Sequence[TaskView]:
+        """End what waits (in this group) and ends with this worker anyway, with this error.
+
+        What survives the worker stays: it, or another, may be able to run it later.
+        """
+
+    async def replay(self, task_id: str) -> TaskView | None:
+        """A dead letter waits again with no attempts; None when it is none."""
+
+    async def get(self, task_id: str) -> TaskView | None:
         """The task as it is now; None when unknown or forgotten."""
 
-    def watched(self, task_id: str) -> bool:
-        """Whether somebody has read events of the task: then they can't be unsaid."""
-
-    def events(self, task_id: str) -> AsyncIterator[TaskEvent]:
-        """All events of a task from its beginning, until it ends. Raises KeyError."""
+    async def list(self, asked: Asked) -> list[TaskView]:
+        """Tasks without their results, newest first."""
 
     async def wait(self, task_id: str) -> TaskView:
         """The task once it has ended. Raises KeyError."""
 
-    def let_go(self, task_id: str) -> None:
-        """The submitter of an attended task has read it, or won't. Idempotent."""
+    def events(self, task_id: str) -> AsyncIterator[TaskEvent]:
+        """Its events until it ends: all of them where it runs in this process.
 
-    def forget(self, now: float) -> None:
-        """Give back what ended tasks hold beyond the broker's limits."""
+        Elsewhere from a snapshot on. Raises KeyError.
+        """
+
+    def publish(self, held: Held, event: TaskEvent) -> None:
+        """Something of a claimed task is there for those who follow it. Never waits, never raises.
+
+        StateChanged(QUEUED, reason): its run begins anew later, under the same claim: what was
+        said is forgotten. StateChanged(RUNNING): it does now, and that is one attempt more.
+        """
+
+    def watched(self, task_id: str) -> bool:
+        """Whether somebody has read events of it, as far as is known: they can't be unsaid."""
+
+    def let_go(self, task_id: str) -> None:
+        """The submitter of an attended task has read it, or won't. Idempotent, never raises."""
+
+    async def sweep(self) -> Swept:
+        """Do what time decides: leases, patience, delays, results' time, lost workers.
+
+        A task whose lease ended waits again, alone next; after ``max_attempts`` such losses it is
+        dead with WORKER_LOST. To be called by every worker, each second.
+        """
+
+    def depth(self) -> Depth:
+        """The line as last seen; at once."""

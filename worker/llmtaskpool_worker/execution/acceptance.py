@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from llmtaskpool_worker.brokers.protocol import IdempotencyConflict
+from llmtaskpool_worker.brokers.own_books import IdempotencyConflict
 from llmtaskpool_worker.brokers.retention import NoRoom
 from llmtaskpool_worker.execution.active_task import ActiveTask
 from llmtaskpool_worker.execution.lanes import Lane

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from math import inf
 
-from llmtaskpool_worker.brokers.protocol import Claim
+from llmtaskpool_worker.brokers.own_books import Claim
 from llmtaskpool_worker.engines.protocol import Admit
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
 from llmtaskpool_worker.execution.lanes import Lane

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from llmtaskpool_worker.brokers.memory import MemoryBroker
-from llmtaskpool_worker.brokers.protocol import Broker
+from llmtaskpool_worker.brokers.own_books import Broker
 from llmtaskpool_worker.contract import (
     DrainAnswer,
     GpuReading,

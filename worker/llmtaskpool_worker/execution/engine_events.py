@@ -20,6 +20,7 @@ from llmtaskpool_worker.engines.protocol import (
     Step,
     Token,
     TurnedAway,
+    Values,
     Vector,
 )
 from llmtaskpool_worker.execution.active_task import ActiveTask
@@ -31,11 +32,14 @@ from llmtaskpool_worker.execution.server_events import ServerEvents
 from llmtaskpool_worker.scheduling.cost import CostModel
 from llmtaskpool_worker.scheduling.task import (
     Embedded,
+    Evaluate,
+    Evaluated,
     FinishReason,
     TaskError,
     TaskState,
     TokenLogprob,
 )
+from llmtaskpool_worker.text.conclusions import conclude
 
 
 class EngineEvents:
@@ -70,12 +74,13 @@ class EngineEvents:
             case Piece() | Answered() | TurnedAway() | ConnectionLost() | Gauges():
                 self.server.take_in(slots, happened)
             case Vector(id=request_id, vector=vector, tokens=tokens):
-                slots.moved(self._clock())
-                share = slots.shared_until(slots.progress_at)
-                task = self._of(slots, request_id)
+                task = self._ran(slots, request_id)
                 if task is not None:
-                    self._cost.observe_seconds(task.cost_class, share - task.share_began)
                     self._ledger.commit(task, Embedded(vector, tokens))
+            case Values(id=request_id):
+                task = self._ran(slots, request_id)
+                if task is not None:
+                    self._decode(task, partial(self._evaluated, slots, task, happened))
             case RequestFailed(id=request_id, code=code, message=message):
                 task = self._of(slots, request_id)
                 if task is not None:
@@ -161,6 +166,22 @@ class EngineEvents:
             reason = "stop"
         self._cost.observe_generated(task.cost_class, text.tokens)
         self._ledger.commit(task, text.result(reason))
+
+    def _ran(self, slots: EngineSlots, request_id: int) -> ActiveTask | None:
+        """The task of a request that a model has run over; what it cost is learned from it."""
+        slots.moved(self._clock())
+        share = slots.shared_until(slots.progress_at)
+        task = self._of(slots, request_id)
+        if task is not None:
+            self._cost.observe_seconds(task.cost_class, share - task.share_began)
+        return task
+
+    def _evaluated(self, slots: EngineSlots, task: ActiveTask, happened: Values) -> None:
+        payload = task.request.payload
+        if isinstance(payload, Evaluate):
+            about = {} if slots.ready is None else slots.ready.about
+            value = conclude(task.request.kind, payload, happened.values, about)
+            self._ledger.commit(task, Evaluated(value, happened.tokens))
 
     def _crashed(self, slots: EngineSlots) -> None:
         """The engine died: tell whose output can't be unsaid, suspect the others."""

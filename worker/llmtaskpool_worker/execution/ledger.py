@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from llmtaskpool_worker.brokers.protocol import Accepted, Broker, LeaseLost
+from llmtaskpool_worker.brokers.own_books import Accepted, Broker, LeaseLost
 from llmtaskpool_worker.contract import LaneName, Totals, Work
 from llmtaskpool_worker.engines.protocol import Cancel
 from llmtaskpool_worker.execution.active_task import ActiveTask

@@ -9,7 +9,12 @@ from functools import partial
 from typing import Any
 
 from llmtaskpool_worker.contract import LaneName
-from llmtaskpool_worker.engines.protocol import AdmitEmbedding, AdmitForward
+from llmtaskpool_worker.engines.protocol import (
+    AdmitEmbedding,
+    AdmitForward,
+    AdmitInputs,
+    TextRow,
+)
 from llmtaskpool_worker.execution.active_task import ActiveTask, admit_message
 from llmtaskpool_worker.execution.calls import Calls
 from llmtaskpool_worker.execution.engine_slots import EngineSlots, model_of
@@ -22,6 +27,7 @@ from llmtaskpool_worker.scheduling.nature import Nature
 from llmtaskpool_worker.scheduling.scheduler import Expire, schedule
 from llmtaskpool_worker.scheduling.task import (
     Call,
+    Evaluate,
     Forward,
     Generate,
     Result,
@@ -116,6 +122,9 @@ class Running:
         elif isinstance(payload, Forward):
             task.forwarded = ForwardedChoice(chat=payload.route == "chat/completions")
             slots.engine.send(AdmitForward(task.request_id, payload.route, payload.body))
+        elif isinstance(payload, Evaluate):
+            rows = [TextRow(row.tokens, row.second, row.end) for row in payload.rows]
+            slots.engine.send(AdmitInputs(task.request_id, rows, payload.options))
         else:
             slots.engine.send(AdmitEmbedding(task.request_id, list(payload.tokens)))
 

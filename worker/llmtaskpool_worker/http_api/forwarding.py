@@ -71,7 +71,7 @@ class ForwardRoutes:
         self, request: Request, wanted: Forwarding
     ) -> tuple[Model, list[TaskRequest]]:
         """What is submitted for a request. Raises ApiError."""
-        model = self._catalog.get(wanted.fields.model, wanted.task)
+        model = self._catalog.get(wanted.fields.model, *wanted.tasks)
         weight = weight_of(wanted.fields, request.headers.get(WEIGHT_HEADER))
         tasks = [
             TaskRequest(

@@ -14,7 +14,13 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from llmtaskpool_worker import contract
 from llmtaskpool_worker.contract import LaneState, Phase, WorkerState
-from llmtaskpool_worker.scheduling.task import Embedded, Forwarded, Generated, TaskView
+from llmtaskpool_worker.scheduling.task import (
+    Embedded,
+    Evaluated,
+    Forwarded,
+    Generated,
+    TaskView,
+)
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -144,13 +150,21 @@ def _gpus(state: WorkerState) -> Iterator[Metric]:
     busy = GaugeMetricFamily(
         "llmtaskpool_gpu_utilization", "Share of time in which any kernel ran", labels=["gpu"]
     )
+    active = GaugeMetricFamily(
+        "llmtaskpool_gpu_sm_activity",
+        "Share of the multiprocessors that worked since the reading before",
+        labels=["gpu"],
+    )
     for gpu in state.gpus:
+        if gpu.sm_activity is not None:
+            active.add_metric([str(gpu.index)], gpu.sm_activity)
         if gpu.memory_used_bytes is not None:
             used.add_metric([str(gpu.index)], gpu.memory_used_bytes)
         if gpu.utilization is not None:
             busy.add_metric([str(gpu.index)], gpu.utilization)
     yield used
     yield busy
+    yield active
 
 
 def _kinds(state: WorkerState) -> Iterator[Metric]:
@@ -252,7 +266,7 @@ class Metrics:
         if started is not None:
             self._ran.labels(kind, view.lane.value).observe(max(0.0, view.ended_at - started))
         result = view.result
-        if isinstance(result, (Generated, Embedded, Forwarded)):
+        if isinstance(result, (Generated, Embedded, Evaluated, Forwarded)):
             self._tokens.labels("prompt").inc(result.prompt_tokens)
         if isinstance(result, Generated):
             self._tokens.labels("generated").inc(len(result.tokens))

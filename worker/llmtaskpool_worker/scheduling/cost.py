@@ -22,9 +22,9 @@ from typing import NamedTuple
 from llmtaskpool_worker.scheduling.curves import GRID, Curve, RobustMean
 from llmtaskpool_worker.scheduling.profile import LEAST_SHARE, CalibrationProfile
 from llmtaskpool_worker.scheduling.task import (
-    SCORE_ROUTES,
     WHOLE_ROUTES,
     Embed,
+    Evaluate,
     Forward,
     Generate,
     TaskRequest,
@@ -35,6 +35,8 @@ OUTPUT_PRIOR_TOKENS = 150
 ENOUGH = 8
 """A class speaks for itself from so many finished tasks on; before, its kind and model do."""
 CALL_PRIOR_SECONDS = 0.5
+READS = frozenset({"embed", "rerank", "score", "classify", "tag", "answer"})
+"""Kinds whose cost is that of reading their tokens, until one of them has finished."""
 FORWARD_PRIOR_TOKENS = 4096
 """The most output that is expected of a server behind a model, where a request has no bound."""
 TOKENS_PER_LETTER = 0.25
@@ -240,6 +242,8 @@ class CostModel:
             )
         if isinstance(payload, Embed):
             return CostClass(request.kind, request.model, _half_octave(len(payload.tokens)))
+        if isinstance(payload, Evaluate):
+            return CostClass(request.kind, request.model, _half_octave(payload.size))
         if isinstance(payload, Forward):
             size = _half_octave(self.prompt_tokens(request.model, payload))
             if payload.route in WHOLE_ROUTES:
@@ -273,7 +277,7 @@ class CostModel:
             most = float(payload.max_tokens or FORWARD_PRIOR_TOKENS)
             tokens = min(self._length(of, mean=True), most)
             return self._generation(of, self.prompt_tokens(request.model, payload), tokens)
-        if isinstance(payload, Embed | Forward):
+        if isinstance(payload, Embed | Evaluate | Forward):
             return self._mean_seconds(of)
         return self._mean_seconds(of) / max(1, threads)
 
@@ -335,7 +339,7 @@ class CostModel:
         seen = self._seconds.get(of) or self._seconds.get((of.kind, of.model))
         if seen is not None:
             return seen.value
-        if of.kind in ("embed", *SCORE_ROUTES):
+        if of.kind in READS:
             return self._curves(of.model).prefill.seconds(2 ** (of.size / 2))
         return CALL_PRIOR_SECONDS
 

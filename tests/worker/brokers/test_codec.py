@@ -1,0 +1,83 @@
+"""What is kept outside of this process comes back as it was, or not at all."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llmtaskpool_worker.brokers.codec import (
+    SCHEMA,
+    Unreadable,
+    decode_request,
+    decode_result,
+    encode_request,
+    encode_result,
+)
+from llmtaskpool_worker.scheduling.task import (
+    Call,
+    Embed,
+    Embedded,
+    Forward,
+    Forwarded,
+    Generate,
+    Generated,
+    Result,
+    Returned,
+    Sampling,
+    TaskError,
+    TaskRequest,
+    TokenLogprob,
+)
+
+REQUESTS = [
+    TaskRequest("chat", Generate((1, 2), 9, Sampling(0.5, seed=3), ("stop",)), "m", 2.5),
+    TaskRequest("embed", Embed((5,)), "v", 1.0, 3.0, 4.0, "key", {"batch": "Ä"}),
+    TaskRequest("chat", Forward("chat/completions", b'{"a": 1}', 7, None, 10), "up"),
+    TaskRequest("sum", Call({"numbers": [1, 2.5, None], "text": "ü"}), attended=True),
+]
+RESULTS: list[Result | TaskError] = [
+    Generated("hi", (1, 2), 3, "stop", (TokenLogprob(1, -0.5, ((2, -1.0),)),)),
+    Embedded(b"\0\1\2\3", 4),
+    Forwarded({"message": {"content": "x"}}, {"prompt_tokens": 3}),
+    Returned([1, {"a": None}]),
+    TaskError("code", "why"),
+]
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda r: type(r.payload).__name__)
+def test_a_request_comes_back_as_it_was(request_: TaskRequest) -> None:
+    assert decode_request(encode_request(request_)) == request_
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=lambda r: type(r).__name__)
+def test_a_result_comes_back_as_it_was(result: Result | TaskError) -> None:
+    assert decode_result(encode_result(result)) == result
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "nothing in it"),
+        (bytes([SCHEMA + 1]) + b"\x80", "a newer worker wrote it"),
+        (b"\0\x80", "nobody ever wrote"),
+        (b"\x80\x04pickle", "nobody ever wrote|newer"),
+        (bytes([SCHEMA]) + b"\xc1", "damaged"),
+        (bytes([SCHEMA]) + b"\x80", "damaged"),
+        (
+            encode_request(REQUESTS[3]).replace(b"\xa4call", b"\xa4cell"),
+            "sort 'cell', which this version doesn't know",
+        ),
+    ],
+)
+def test_what_cant_be_read_tells_why(data: bytes, reason: str) -> None:
+    with pytest.raises(Unreadable, match=reason):
+        decode_request(data)
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_do_more_than_being_unreadable(data: bytes) -> None:
+    for read in (decode_request, decode_result):
+        try:
+            read(bytes([SCHEMA]) + data)
+        except Unreadable:
+            continue

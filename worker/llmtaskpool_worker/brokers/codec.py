@@ -1,0 +1,149 @@
+"""Requests and results as bytes, for brokers that keep them outside of this process.
+
+One byte for the schema, then msgpack; never pickle, as what is read may have been written by
+anybody. What can't be read raises Unreadable with a reason: it is put into quarantine, and the
+rest goes on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from llmtaskpool_worker.scheduling.task import (
+    Call,
+    Embed,
+    Embedded,
+    Forward,
+    Forwarded,
+    Generate,
+    Generated,
+    Payload,
+    Result,
+    Returned,
+    TaskError,
+    TaskRequest,
+)
+
+SCHEMA = 1
+"""Raised when an older worker couldn't read what a newer one writes; a new field with a default
+is no reason."""
+
+_PAYLOADS: dict[str, type[Any]] = {
+    "generate": Generate,
+    "embed": Embed,
+    "forward": Forward,
+    "call": Call,
+}
+_RESULTS: dict[str, type[Any]] = {
+    "generated": Generated,
+    "embedded": Embedded,
+    "forwarded": Forwarded,
+    "returned": Returned,
+    "error": TaskError,
+}
+_NAMES = {sort: name for name, sort in (_PAYLOADS | _RESULTS).items()}
+
+
+class Unreadable(Exception):
+    """Bytes that this version can't read: damaged, foreign, or of a future version."""
+
+
+class _Request(msgspec.Struct):
+    kind: str
+    sort: str
+    payload: msgspec.Raw
+    model: str | None = None
+    weight: float = 1.0
+    queue_timeout_seconds: float | None = None
+    timeout_seconds: float | None = None
+    idempotency_key: str | None = None
+    labels: dict[str, str] = {}
+    attended: bool = False
+
+
+class _Result(msgspec.Struct):
+    sort: str
+    value: msgspec.Raw
+
+
+_pack = msgspec.msgpack.Encoder().encode
+_request = msgspec.msgpack.Decoder(_Request).decode
+_result = msgspec.msgpack.Decoder(_Result).decode
+_value_of = {
+    name: msgspec.msgpack.Decoder(sort).decode for name, sort in (_PAYLOADS | _RESULTS).items()
+}
+
+
+def encode_request(request: TaskRequest) -> bytes:
+    """A request with its input."""
+    payload = request.payload
+    return bytes([SCHEMA]) + _pack(
+        _Request(
+            request.kind,
+            _NAMES[type(payload)],
+            msgspec.Raw(_pack(payload)),
+            request.model,
+            request.weight,
+            request.queue_timeout_seconds,
+            request.timeout_seconds,
+            request.idempotency_key,
+            request.labels,
+            request.attended,
+        )
+    )
+
+
+def decode_request(data: bytes) -> TaskRequest:
+    """What ``encode_request`` made. Raises Unreadable."""
+    try:
+        read = _request(_body(data))
+        payload: Payload = _one_of(_PAYLOADS, read.sort, read.payload)
+    except (msgspec.MsgspecError, UnicodeError):
+        raise Unreadable("the request is damaged") from None
+    return TaskRequest(
+        read.kind,
+        payload,
+        read.model,
+        read.weight,
+        read.queue_timeout_seconds,
+        read.timeout_seconds,
+        read.idempotency_key,
+        read.labels,
+        read.attended,
+    )
+
+
+def encode_result(result: Result | TaskError) -> bytes:
+    """A result, or the error that stands in its place."""
+    return bytes([SCHEMA]) + _pack(_Result(_NAMES[type(result)], msgspec.Raw(_pack(result))))
+
+
+def decode_result(data: bytes) -> Result | TaskError:
+    """What ``encode_result`` made. Raises Unreadable."""
+    try:
+        read = _result(_body(data))
+        value: Result | TaskError = _one_of(_RESULTS, read.sort, read.value)
+    except (msgspec.MsgspecError, UnicodeError):
+        raise Unreadable("the result is damaged") from None
+    return value
+
+
+def _body(data: bytes) -> bytes:
+    if not data:
+        raise Unreadable("there is nothing in it")
+    if data[0] > SCHEMA:
+        raise Unreadable(
+            f"it is of schema {data[0]} and this version reads up to {SCHEMA}: a newer worker "
+            "wrote it"
+        )
+    if data[0] != SCHEMA:
+        raise Unreadable(f"it is of schema {data[0]}, which nobody ever wrote")
+    return data[1:]
+
+
+def _one_of(sorts: dict[str, type[Any]], name: str, value: msgspec.Raw) -> Any:
+    if name not in sorts:
+        raise Unreadable(f"it is of sort {name[:40]!r}, which this version doesn't know")
+    return _value_of[name](value)
