@@ -228,6 +228,12 @@ class VllmStub:
         wrong = self._refused(request) or self._wrong(body)
         if wrong is None and not (body.get("stream") and body["stream_options"]["include_usage"]):
             wrong = _error(400, "stub: only streams with usage are expected here")
+        if wrong is None and len(text) > 4096:
+            wrong = _error(
+                400,
+                "This model's maximum context length is 4096 tokens. However, your prompt contains "
+                f"{len(text)} input tokens.",
+            )
         if wrong is not None:
             return wrong
         if self.queued is not None and self.in_flight >= self.seats + self.queued:
