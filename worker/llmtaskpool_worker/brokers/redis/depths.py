@@ -17,8 +17,8 @@ def depth_of(values: Sequence[Any], now: float, at: Callable[[float], float]) ->
     _, dead, aside, running, blocked, delayed, due, bound = values[:_HEAD]
     lanes: dict[Any, LaneDepth] = {}
     groups: dict[str, LaneDepth] = {}
-    for place in range(_HEAD, len(values), 5):
-        name, waiting, since, work, _ = values[place : place + 5]
+    for place in range(_HEAD, len(values), 4):
+        name, waiting, since, work = values[place : place + 4]
         known = group_of(name.decode())
         if known is None:
             continue
