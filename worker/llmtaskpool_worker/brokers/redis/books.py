@@ -258,7 +258,7 @@ def view_of(
     (s, group, _, weight, accepted, attempts, more, began, end, why, shown, labels, soon) = (
         None if value is None else value.decode() for value in values[:13]
     )
-    pttl, result = values[13], values[14]
+    result = values[13]
     state = STATES[s or ""]
     lane = (group or "").split(":")[1]
     kind, model, load = _decode_shown(shown or "[]")
@@ -270,7 +270,7 @@ def view_of(
             outcome = TaskError("result_lost", f"its result can't be read: {unreadable}")
     if outcome is None and state not in _GOOD:
         outcome = error_of(state, why or "")
-    kept = now + (pttl / 1000 if pttl >= 0 else ttl_seconds)
+    kept = (at(float(end)) if end else now) + ttl_seconds
     return TaskView(
         id=task_id,
         kind=kind,

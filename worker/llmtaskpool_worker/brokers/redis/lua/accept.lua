@@ -58,6 +58,7 @@ if pod ~= '' then
 end
 call('SET', p .. ':b:' .. id, ARGV[2])
 if s ~= 'F' then hold(b, 1) end
+if s == 'b' or s == 'd' then call('SADD', p .. ':g', b.g) end
 if s == 'b' then
   for _, pair in ipairs({ { 'need', need }, { 'of', #deps }, { 'part', part and '1' or '0' },
     { 'ok', ok }, { 'bad', bad }, { 'pat', a[10] } }) do with(pair[1], pair[2]) end

@@ -165,6 +165,7 @@ while taken < most and not alone do
       bytes, work[g] = bytes + m[8], (work[g] or 0) + m[7]
       if not input then
         lost[#lost + 1] = { id, books(id), 'F', 'input_lost' }
+        call('RPUSH', p .. ':T', id)
         count('held:' .. lane, -1)
       else
         local own, began = fence .. '.' .. taken, t

@@ -18,6 +18,7 @@
 --   p:o:<pod>    set     tasks that end with a connection of this pod
 --   p:z          zset    dead letters by when they died
 --   p:e          list    what has ended, the newest first
+--   p:T          list    what ended with others, to be told by a sweep
 --   p:B          set     blocked tasks
 --   p:y          hash    what is no task of ours, with a reason; p:y:<n> keys of a wrong type
 --   p:s          hash    counters
@@ -70,6 +71,7 @@ local function hold(b, n)
   local lane = string.match(b.g, '^%d+:(%a+):')
   count('held:' .. lane, n)
   count('bytes:' .. lane, n * b.z)
+  count('work:' .. b.g, n * b.y)
 end
 
 local function enter_line(id, b, patient)
@@ -77,7 +79,6 @@ local function enter_line(id, b, patient)
   if call('SADD', p .. ':c:' .. b.g, b.k) == 1 then call('SADD', p .. ':g', b.g) end
   call('ZADD', p .. ':a:' .. b.g, b.u, id)
   if patient and b.x then call('ZADD', p .. ':x', b.x, id) end
-  count('work:' .. b.g, tonumber(b.y))
   wake(b.g)
 end
 
@@ -86,7 +87,6 @@ local function leave_line(id, b)
   call('ZREM', q, id)
   call('ZREM', p .. ':a:' .. b.g, id)
   if b.x then call('ZREM', p .. ':x', id) end
-  count('work:' .. b.g, -b.y)
 end
 
 -- Back in line. `counted`: the attempt was one; `patient`: it waits no longer than it would have.

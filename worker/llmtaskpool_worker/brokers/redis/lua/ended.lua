@@ -20,6 +20,7 @@ local function told_dependants(id, s, t, todo)
         tell(kid, { 'again', kid, '' })
       elseif not part and bad > of - need then
         todo[#todo + 1] = { kid, books(kid), 'F', 'dependency_failed' }
+        call('RPUSH', p .. ':T', kid)
       end
     end
   end

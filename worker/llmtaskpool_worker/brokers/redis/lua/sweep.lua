@@ -80,6 +80,10 @@ ended(done, t, ttl, soon, dead_ttl)
 call('ZREMRANGEBYSCORE', p .. ':z', '-inf', t - dead_ttl)
 call('LTRIM', p .. ':e', 0, LISTED - 1)
 settle()
-local gone = {}
-for i, one in ipairs(done) do gone[i] = one[1] end
+local gone, seen = {}, {}
+local function told(id)
+  if not seen[id] then gone[#gone + 1], seen[id] = id, true end
+end
+for _, one in ipairs(done) do told(one[1]) end
+for _, id in ipairs(call('LPOP', p .. ':T', most) or {}) do told(id) end
 return { t, gone, back }
