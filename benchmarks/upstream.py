@@ -184,20 +184,27 @@ async def learned(chosen: argparse.Namespace) -> Found:
 
 async def first_token(chosen: argparse.Namespace) -> Found:
     """What the way through the pool adds to the first token."""
-    gaps, ways = [], {}
+    ways: dict[str, Wire] = {}
     with stub(0.001) as (url, _), worker(url, 8) as pool:
         named = {"model": "stub/letters", "stream_options": {"include_usage": True}}
         bodies = {pool: {}, url: named}
+        seen: dict[str, list[float]] = {pool: [], url: []}
         for way in bodies:
             ways[way] = Wire(way)
             for _ in range(20):
                 await ways[way].ask(asked(2) | bodies[way])
         for number in range(chosen.pairs):
-            seen = {}
             for way in (pool, url) if number % 2 else (url, pool):
-                seen[way] = (await ways[way].ask(asked(2) | bodies[way])).first
-            gaps.append(seen[pool] - seen[url])
-    return {"first_token_p50": median(gaps), "first_token_p99": at(gaps, 0.99)}
+                seen[way].append((await ways[way].ask(asked(2) | bodies[way])).first)
+    gaps = [through - itself for through, itself in zip(seen[pool], seen[url], strict=True)]
+    return {
+        "first_token_p50": median(gaps),
+        "first_token_p99": at(gaps, 0.99),
+        "first_pool_p50": median(seen[pool]),
+        "first_pool_p99": at(seen[pool], 0.99),
+        "first_straight_p50": median(seen[url]),
+        "first_straight_p99": at(seen[url], 0.99),
+    }
 
 
 async def leaving(chosen: argparse.Namespace) -> Found:

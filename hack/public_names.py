@@ -37,6 +37,7 @@ from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.control import ControlRoutes
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.http_api.metrics import Metrics
+from llmtaskpool_worker.http_api.one_pass_schema import SCHEMAS
 from llmtaskpool_worker.http_api.openai_api import OpenAIRoutes
 from llmtaskpool_worker.http_api.openai_schema import (
     WEIGHT_HEADER,
@@ -174,7 +175,7 @@ def metrics() -> list[str]:
 
 def messages() -> list[str]:
     """``WorkerState.lanes``: the fields of what is sent and answered."""
-    bodies = [ChatRequest, CompletionRequest, EmbeddingRequest, TaskBody]
+    bodies = [ChatRequest, CompletionRequest, EmbeddingRequest, *SCHEMAS.values(), TaskBody]
     for one in vars(contract).values():
         if isinstance(one, type) and issubclass(one, BaseModel) and one is not BaseModel:
             bodies.append(one)  # noqa: PERF401  as a list mypy loses what it is

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from llmtaskpool_worker.engines.embedding import EmbeddingLoop, load_embedding
+from llmtaskpool_worker.engines.one_pass.load import load_one_pass
+from llmtaskpool_worker.engines.one_pass.loop import OnePassLoop
 from llmtaskpool_worker.engines.protocol import AdmitEmbedding, RequestFailed, Vector
 from llmtaskpool_worker.engines.resolve import resolve
 from transformers import AutoModel, AutoTokenizer
@@ -20,11 +21,11 @@ def minilm() -> Path:
 
 
 @pytest.fixture
-def loop(minilm: Path) -> EmbeddingLoop:
-    return load_embedding(minilm)
+def loop(minilm: Path) -> OnePassLoop:
+    return load_one_pass(minilm, "embed")
 
 
-def vectors(loop: EmbeddingLoop) -> dict[int, np.ndarray]:
+def vectors(loop: OnePassLoop) -> dict[int, np.ndarray]:
     found = {}
     while loop.busy():
         for event in loop.step():
@@ -34,7 +35,7 @@ def vectors(loop: EmbeddingLoop) -> dict[int, np.ndarray]:
 
 
 def test_vectors_of_texts_of_all_lengths_equal_the_reference(
-    minilm: Path, loop: EmbeddingLoop
+    minilm: Path, loop: OnePassLoop
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(minilm, local_files_only=True)
     reference = AutoModel.from_pretrained(minilm, local_files_only=True).eval()
@@ -50,9 +51,9 @@ def test_vectors_of_texts_of_all_lengths_equal_the_reference(
         assert np.linalg.norm(found[place]) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_too_long_a_text_fails_alone(loop: EmbeddingLoop) -> None:
+def test_too_long_a_text_fails_alone(loop: OnePassLoop) -> None:
     assert loop.accept(AdmitEmbedding(1, [101, 4937, 102])) == []
-    (failed,) = loop.accept(AdmitEmbedding(2, [101] * (loop.context_length + 1)))
+    (failed,) = loop.accept(AdmitEmbedding(2, [101] * (loop.ready().context_length + 1)))
     assert isinstance(failed, RequestFailed)
     assert (failed.id, failed.code) == (2, "context_length_exceeded")
     assert set(vectors(loop)) == {1}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from array import array
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -23,6 +24,7 @@ from llmtaskpool_worker.engines.protocol import (
     Admit,
     AdmitEmbedding,
     AdmitForward,
+    AdmitInputs,
     Answered,
     Beat,
     Cancel,
@@ -39,13 +41,19 @@ from llmtaskpool_worker.engines.protocol import (
     RequestFailed,
     SetThreads,
     Step,
+    TextRow,
+    Values,
 )
 from llmtaskpool_worker.engines.upstream.address import address_of
 from llmtaskpool_worker.engines.upstream.engine import UpstreamEngine
 
+from .tiny_models import write_headed
+
 LONG = 2000
 """Output tokens of a request that no test waits for."""
 STORY_SECONDS = 120.0
+ROW_TOKENS = 200
+"""Of a row for a model that runs once over its input: a step takes five of them."""
 
 Make = Callable[[], Engine]
 
@@ -70,8 +78,12 @@ class Told:
                 self.late += [token.id for token in event.tokens if token.id in ended]
                 for token in event.tokens:
                     self.tokens.setdefault(token.id, []).append(token.token)
-                self.batches.append({token.id for token in event.tokens})
+                for request_id in event.ran:  # a row is to them what a token is to others
+                    self.tokens.setdefault(request_id, []).append(0)
+                self.batches.append({token.id for token in event.tokens} | set(event.ran))
                 self.ends += event.finished
+            case Values(id=id_):
+                self.ends.append(Finished(id_, "length"))
             case Piece(id=id_, choice=choice):
                 self._note_piece(id_, choice)
             case Answered(id=id_, reason=reason, usage=usage):
@@ -122,6 +134,10 @@ class Caller:
             body = {"prompt": "a" * tokens, "max_tokens": tokens, "ignore_eos": True}
             self.engine.send(AdmitForward(number, "completions", json.dumps(body).encode()))
             return number
+        if self.engine.spec.task == "classify":
+            row = TextRow(array("I", [5] * ROW_TOKENS).tobytes())
+            self.engine.send(AdmitInputs(number, [row] * tokens))
+            return number
         prompt = [2 + place % 90 for place in range(tokens)]
         self.engine.send(Admit(number, prompt, tokens, ignore_eos=True))
         return number
@@ -155,15 +171,22 @@ def long_context(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
     return folder
 
 
-@pytest.fixture(scope="module", params=["process", "letters", *UPSTREAMS])
-def make(request: pytest.FixtureRequest) -> Iterator[Make]:
-    if request.param not in ("process", "letters"):
+@pytest.fixture(scope="module", params=["process", "one pass", "letters", *UPSTREAMS])
+def make(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Make]:
+    if request.param in UPSTREAMS:
         with upstream_serving(request.param, context=2 * LONG + 256) as url:
             spec = ModelSpec("served", f"openai:{url}")
             yield lambda: UpstreamEngine(spec, address_of(spec.source))
         return
     if request.param == "letters":
         yield LettersEngine
+        return
+    if request.param == "one pass":
+        folder = write_headed(tmp_path_factory.mktemp("classifier"), "classify")
+        classifier = ModelSpec("tiny", str(folder), "classify", {"torch_threads": 1})
+        yield lambda: EngineProcess(classifier, jitter=lambda: 0.0)
         return
     long_context = request.getfixturevalue("long_context")
     spec = ModelSpec("tiny", str(long_context), options={"torch_threads": 1})

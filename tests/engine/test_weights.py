@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from llmtaskpool_worker.engines.embedding import load_embedding
 from llmtaskpool_worker.engines.generation import GenerationLoop, load_generation
+from llmtaskpool_worker.engines.one_pass.load import load_one_pass
 from llmtaskpool_worker.engines.resolve import resolve
 from llmtaskpool_worker.engines.sources import SourceRefused
 from llmtaskpool_worker.engines.weights import ModelRefused
@@ -206,14 +206,14 @@ def test_a_chat_model_is_refused_as_one_that_embeds(
     tiny: Callable[[str], Path], family: str
 ) -> None:
     with pytest.raises(ModelRefused, match=r"which generates.*leave out task=embed"):
-        load_embedding(tiny(family))
+        load_one_pass(tiny(family), "embed")
 
 
 @pytest.mark.parametrize("auto", [AutoModel, AutoModelForMaskedLM])
 def test_an_encoder_embeds_with_or_without_what_other_tasks_need(
     tmp_path: Path, auto: type
 ) -> None:
-    assert load_embedding(bert(tmp_path, auto)).dimensions == 32
+    assert load_one_pass(bert(tmp_path, auto), "embed").ready().embedding_dimensions == 32
 
 
 def test_an_encoder_that_lacks_a_layer_is_refused(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_an_encoder_that_lacks_a_layer_is_refused(tmp_path: Path) -> None:
     lost = [name for name in tensors if name.startswith("encoder.layer.1.")]
     save_file({n: t for n, t in tensors.items() if n not in lost}, file, metadata={"format": "pt"})
     with pytest.raises(ModelRefused, match=f"{len(lost)} of .* are missing"):
-        load_embedding(tmp_path)
+        load_one_pass(tmp_path, "embed")
 
 
 def test_a_decoder_that_says_how_it_pools_embeds_and_does_not_generate(
@@ -231,6 +231,6 @@ def test_a_decoder_that_says_how_it_pools_embeds_and_does_not_generate(
     shutil.copytree(tiny("llama"), tmp_path, dirs_exist_ok=True)
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    assert load_embedding(tmp_path).dimensions == 48
+    assert load_one_pass(tmp_path, "embed").ready().embedding_dimensions == 48
     with pytest.raises(ModelRefused, match="add task=embed"):
         load_generation(tmp_path, dtype="float32")

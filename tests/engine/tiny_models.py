@@ -6,8 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 VOCABULARY = 300
 _COMMON = {
@@ -42,6 +49,56 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "gpt2": {"n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 256},
 }
+
+
+ENCODERS: dict[str, dict[str, Any]] = {
+    "bert": {"type_vocab_size": 2, "hidden_size": 48, "intermediate_size": 96},
+    "roberta": {"type_vocab_size": 1, "hidden_size": 48, "intermediate_size": 96},
+    "distilbert": {"dim": 48, "hidden_dim": 96, "n_layers": 2, "n_heads": 4},
+    "electra": {"hidden_size": 48, "embedding_size": 48, "intermediate_size": 96},
+    "mpnet": {"hidden_size": 48, "intermediate_size": 96},
+    "modernbert": {"hidden_size": 48, "intermediate_size": 96, "local_attention": 16},
+}
+HEADS: dict[str, Any] = {
+    "embed": AutoModel,
+    "rerank": AutoModelForSequenceClassification,
+    "classify": AutoModelForSequenceClassification,
+    "tag": AutoModelForTokenClassification,
+    "answer": AutoModelForQuestionAnswering,
+}
+LABELS: dict[str, list[str]] = {
+    "rerank": ["relevance"],
+    "classify": ["calm", "angry", "sad"],
+    "tag": ["O", "B-PER", "I-PER", "B-LOC"],
+}
+
+
+def write_headed(
+    folder: Path, task: str, family: str = "bert", *, seed: int = 0, **options: Any
+) -> Path:
+    """A random encoder of ``family`` with the head of a task, as a fine-tuned one comes."""
+    common = {"num_hidden_layers": 2, "num_attention_heads": 4} | _COMMON
+    labels = dict(enumerate(LABELS.get(task, ["0", "1"])))
+    config = AutoConfig.for_model(
+        family, **(common | {"id2label": labels} | ENCODERS[family] | options)
+    )
+    torch.manual_seed(seed)
+    HEADS[task].from_config(config, dtype=torch.float32).save_pretrained(folder)
+    write_pair_tokenizer(folder, token_types=family == "bert")
+    return folder
+
+
+def write_pair_tokenizer(folder: Path, *, token_types: bool) -> None:
+    """As write_tokenizer's, with <s> and </s> around a text and between two."""
+    write_tokenizer(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    two = "1" if token_types else "0"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s>:0 $A:0 </s>:0",
+        pair=f"<s>:0 $A:0 </s>:0 $B:{two} </s>:{two}",
+        special_tokens=[("<s>", 0), ("</s>", 1)],
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def write_model(folder: Path, family: str, *, seed: int = 0) -> Path:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
+from llmtaskpool_worker.brokers.memory import MEMORY
 from llmtaskpool_worker.contract import (
     DrainAnswer,
     LaneName,
@@ -16,10 +17,13 @@ from llmtaskpool_worker.contract import (
     WorkerState,
 )
 from llmtaskpool_worker.execution.pool import Rejected, StaleGeneration
+from llmtaskpool_worker.kinds.registry import ENGINE_KINDS
 from llmtaskpool_worker.scheduling.task import (
     TERMINAL,
     Embed,
     Embedded,
+    Evaluate,
+    Evaluated,
     Generate,
     Generated,
     Result,
@@ -32,6 +36,7 @@ from llmtaskpool_worker.scheduling.task import (
     TaskView,
     TextDelta,
 )
+from llmtaskpool_worker.text.conclusions import conclude
 
 
 class FakePool:
@@ -64,20 +69,21 @@ class FakePool:
         self._count = 0
         self._keep_ended = keep_ended
         self._models = models
+        self.durability = MEMORY
         self._script = script or answer_prompt
 
     def held(self) -> int:
         """Tasks that have not ended."""
         return len(self._held)
 
-    def submit(self, request):
+    async def submit(self, request):
         if self.phase is Phase.DRAINING:
             raise Rejected("draining", "This worker drains.", retry_after_seconds=1.0)
         if self.phase is Phase.STARTING:
             raise Rejected("starting", "This worker starts.", retry_after_seconds=2.0)
         if self.held() >= self.queue_limit:
             raise Rejected("queue_full", "The queue is full.", retry_after_seconds=1.5)
-        if request.kind not in ("chat", "generate", "embed", "sum"):
+        if request.kind not in (*ENGINE_KINDS, "sum"):
             raise Rejected("unknown_kind", "The kind is unknown.", field="kind")
         if request.idempotency_key in self._keys:
             return self.views[self._keys[request.idempotency_key]]
@@ -126,7 +132,7 @@ class FakePool:
         changed, self._changed[task_id] = self._changed[task_id], asyncio.Event()
         changed.set()
 
-    def get(self, task_id):
+    async def get(self, task_id):
         return self.views.get(task_id)
 
     async def wait(self, task_id):
@@ -145,12 +151,15 @@ class FakePool:
                     return
             await self._changed[task_id].wait()
 
-    def cancel(self, task_id):
+    async def cancel(self, task_id):
+        self.abandon(task_id)
+        return self.views.get(task_id)
+
+    def abandon(self, task_id):
         view = self.views.get(task_id)
         if view is not None and view.state not in TERMINAL:
             self._running[task_id].cancel()
             self.push(task_id, StateChanged(TaskState.CANCELLED))
-        return self.views.get(task_id)
 
     def let_go(self, task_id):
         """Its tasks are kept by number."""
@@ -240,8 +249,24 @@ async def answer_prompt(run: Running) -> None:
     elif isinstance(payload, Embed):
         vector = b"\x00\x00\x80\x3f\x00\x00\x00\x40\x00\x00\x40\x40"
         run.succeed(Embedded(vector, len(payload.tokens)))
+    elif isinstance(payload, Evaluate):
+        pairs = payload.options.get("pairs")
+        rows = payload.rows if pairs is None else [payload.rows[second] for _, second in pairs]
+        values = [_VALUES[run.request.kind](row) for row in rows]
+        about = {"labels": ["calm", "angry"]}
+        run.succeed(Evaluated(conclude(run.request.kind, payload, values, about), payload.size))
     else:
         run.succeed(Returned(sum(payload.arguments.get("numbers", []))))
+
+
+_VALUES = {
+    "rerank": lambda row: float(row.size),
+    "score": lambda row: float(row.size),
+    "classify": lambda row: [0.25, 0.75],
+    "tag": lambda row: [[1] * row.size, [0.5] * row.size],
+    "answer": lambda row: [[0, 1, 0.5]],
+}
+"""What a model would make of a row: longer ones are better, all are angry."""
 
 
 async def wait_for_ever(run: Running) -> None:

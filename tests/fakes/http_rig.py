@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
+from inspect import isawaitable
 from typing import Any
 
 import httpx
@@ -21,6 +22,7 @@ from llmtaskpool_worker.http_api.catalog import Catalog, Model
 from llmtaskpool_worker.http_api.metrics import Metrics
 from llmtaskpool_worker.http_api.server import Clocks, HttpServer, control_app, data_app
 from llmtaskpool_worker.kinds.registry import Kinds
+from llmtaskpool_worker.scheduling.task import EncodedRow
 
 DEADLINE_SECONDS = 120.0
 KEY = "data-key"
@@ -40,6 +42,17 @@ class LetterCodec(LetterTokenizer):
     def encode_document(self, text):
         return self.encode(text)
 
+    def encode_rows(self, texts, *, spans=False):
+        return [self._row(text) for text in texts]
+
+    def _row(self, text):
+        """A pair has a 0 between its texts."""
+        first, second = ("", text) if isinstance(text, str) else text
+        before = [*self.encode(first), 0] if first else []
+        places = [(0, 0)] * len(before) + [(place, place + 1) for place in range(len(second))]
+        tokens = before + self.encode(second)
+        return EncodedRow(tokens, len(before), len(tokens), places)
+
     def complete(self, tokens):
         return list(tokens)
 
@@ -53,11 +66,18 @@ class LetterCodec(LetterTokenizer):
         return token != END
 
 
+ONE_PASS_MODELS = {"pairs": "rerank", "moods": "classify", "names": "tag", "reader": "answer"}
+
+
 def models() -> list[Model]:
     codec = LetterCodec()
     return [
         Model("echo", "generate", 1, codec, 256, 0x110000, longest_token=16),
         Model("vectors", "embed", 1, codec, 256, 0x110000, dimensions=3, longest_token=16),
+        *(
+            Model(name, task, 1, codec, 256, 0x110000, longest_token=16)
+            for name, task in ONE_PASS_MODELS.items()
+        ),
     ]
 
 
@@ -81,10 +101,11 @@ class Rig:
         self.control_url = f"http://127.0.0.1:{control_port}"
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function in the servers' loop and return what it returns."""
+        """Run a function, or a coroutine's, in the servers' loop and return what it returns."""
 
         async def run():
-            return function(*arguments)
+            answer = function(*arguments)
+            return await answer if isawaitable(answer) else answer
 
         return asyncio.run_coroutine_threadsafe(run(), self.loop).result(DEADLINE_SECONDS)
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from llmtaskpool_worker.engines.protocol import (
     Admit,
     AdmitEmbedding,
+    AdmitInputs,
     Beat,
     Cancel,
     EngineDied,
@@ -23,6 +24,7 @@ from llmtaskpool_worker.engines.protocol import (
     SetThreads,
     Step,
     Token,
+    Values,
     Vector,
 )
 
@@ -49,6 +51,7 @@ class LettersEngine:
         self._resumed: list[int] = []
         self.parkings = 0
         self._vectors: list[AdmitEmbedding] = []
+        self._inputs: list[AdmitInputs] = []
         self._events: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
         self._stepping: asyncio.Task[None] | None = None
         self._steps = 0
@@ -76,6 +79,10 @@ class LettersEngine:
             case AdmitEmbedding() if self.spec.task == "embed":
                 self._vectors.append(message)
             case AdmitEmbedding():
+                self._fail(message.id, "wrong_model")
+            case AdmitInputs() if self.spec.task == "classify":
+                self._inputs.append(message)
+            case AdmitInputs():
                 self._fail(message.id, "wrong_model")
             case Cancel(id=request_id):
                 self._cancelled.append(request_id)
@@ -121,7 +128,16 @@ class LettersEngine:
         self._events.put_nowait(Loading("loading", 1.0))
         dimensions = 3 if self.spec.task == "embed" else None
         self._events.put_nowait(
-            Ready(256, 0x110000, [], "cpu", "float32", self.slots, embedding_dimensions=dimensions)
+            Ready(
+                256,
+                0x110000,
+                [],
+                "cpu",
+                "float32",
+                self.slots,
+                embedding_dimensions=dimensions,
+                about={"labels": ["short", "long"]} if self.spec.task == "classify" else {},
+            )
         )
 
     def _leave(self, request_id: int) -> bool:
@@ -174,6 +190,11 @@ class LettersEngine:
             else:
                 self._events.put_nowait(Vector(text.id, bytes(12), len(text.tokens)))
         self._vectors.clear()
+        for one in self._inputs:
+            sizes = [len(row.tokens) // 4 for row in one.texts]
+            chances = [[1 / size, 1 - 1 / size] for size in sizes]
+            self._events.put_nowait(Values(one.id, chances, sum(sizes)))
+        self._inputs.clear()
         if tokens or ended:
             self._steps += 1
             self.largest_batch = max(self.largest_batch, len(tokens))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from llmtaskpool_operator.api.names import NO_COMMA
-from llmtaskpool_operator.api.rules import Name, Wire, Word
+from llmtaskpool_operator.api.rules import Name, Rule, Wire, Word
 
 MODEL_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:/-]*$"
 """The same as the worker's (engines/model_option.py)."""
@@ -41,8 +41,10 @@ class Model(Wire):
     OCI image that holds the folder (`image:REFERENCE#folder` when it isn't its root); or a model of
     a server that speaks OpenAI's API, `openai:http://host:port/v1#name`, in the pod
     (`spec.upstream`) or a Service of the namespace."""
-    task: Literal["generate", "embed"] = "generate"
-    """What the model does: generate text, or embed it."""
+    task: Literal["generate", "embed", "rerank", "classify", "tag", "answer"] = "generate"
+    """What the model does: `generate` text, or `embed` it; `rerank` and score pairs of texts with a
+    cross-encoder, `classify` texts, `tag` their tokens (names, places), or `answer` a question with
+    words of a text. docs/models.md has a real model of each."""
     options: Annotated[
         dict[Word, Annotated[str, Field(max_length=256, pattern=NO_COMMA)]], Field(max_length=32)
     ] = Field(default_factory=dict)
@@ -51,6 +53,16 @@ class Model(Wire):
     token_secret_ref: SecretKey | None = None
     """The hub's token for this model, where it is gated or private; before `spec.tokenSecretRef`.
     A new one is read at the next try to load."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!self.source.startsWith('openai:') || !has(self.task) || "
+            "!(self.task in ['tag', 'answer'])",
+            "task",
+            "task of an openai: source can't be tag or answer: servers have no such route",
+            lambda m: not m.source.startswith("openai:") or m.task not in ("tag", "answer"),
+        ),
+    )
 
     def image(self) -> tuple[str, str] | None:
         """Reference and folder of an `image:` source; None for other sources."""

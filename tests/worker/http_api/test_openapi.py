@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from llmtaskpool_worker.contract import OPEN_ROUTES
 from schemathesis import GenerationMode
 
-BODIES = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/tasks")
+BODIES = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/v1/score",
+    "/v1/classify",
+    "/v1/tag",
+    "/v1/answer",
+    "/v1/tasks",
+)
 EXAMPLES = settings(
     max_examples=100,
     deadline=None,

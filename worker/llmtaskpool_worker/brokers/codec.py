@@ -15,6 +15,8 @@ from llmtaskpool_worker.scheduling.task import (
     Call,
     Embed,
     Embedded,
+    Evaluate,
+    Evaluated,
     Forward,
     Forwarded,
     Generate,
@@ -35,12 +37,14 @@ _PAYLOADS: dict[str, type[Any]] = {
     "embed": Embed,
     "forward": Forward,
     "call": Call,
+    "evaluate": Evaluate,
 }
 _RESULTS: dict[str, type[Any]] = {
     "generated": Generated,
     "embedded": Embedded,
     "forwarded": Forwarded,
     "returned": Returned,
+    "evaluated": Evaluated,
     "error": TaskError,
 }
 _NAMES = {sort: name for name, sort in (_PAYLOADS | _RESULTS).items()}

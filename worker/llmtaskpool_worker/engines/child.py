@@ -197,11 +197,11 @@ def _load(spec: ModelSpec, connection: socket.socket) -> EngineLoop:
         device, dtype = options.pop("device", None), options.pop("dtype", None)
         loop: EngineLoop
         try:
-            if spec.task == "embed":
-                from llmtaskpool_worker.engines.embedding import load_embedding
+            if spec.task != "generate":
+                from llmtaskpool_worker.engines.one_pass.load import load_one_pass
 
-                loop = load_embedding(
-                    folder, device=device, dtype=dtype, threads=threads, options=options
+                loop = load_one_pass(
+                    folder, spec.task, device=device, dtype=dtype, threads=threads, options=options
                 )
             else:
                 loop = load_generation(

@@ -8,6 +8,7 @@ from typing import Protocol
 from llmtaskpool_worker.engines.protocol import (
     Admit,
     AdmitEmbedding,
+    AdmitInputs,
     Cancel,
     FromEngine,
     Park,
@@ -17,7 +18,7 @@ from llmtaskpool_worker.engines.protocol import (
     Trim,
 )
 
-LoopMessage = Admit | AdmitEmbedding | Cancel | Park | Resume | SetThreads | Trim
+LoopMessage = Admit | AdmitEmbedding | AdmitInputs | Cancel | Park | Resume | SetThreads | Trim
 
 
 class EngineLoop(Protocol):

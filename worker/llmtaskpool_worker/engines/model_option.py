@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from llmtaskpool_worker.disclosure import shown
-from llmtaskpool_worker.engines.protocol import ModelSpec
+from llmtaskpool_worker.engines.protocol import TASKS, ModelSpec
 from llmtaskpool_worker.engines.upstream.address import address_of, check_options
 
 _NAME = re.compile(r"\w[\w.:/-]{0,127}", re.ASCII)
@@ -37,16 +38,24 @@ def parse_model(text: str) -> ModelSpec:
         else:
             options[key.strip()] = _scalar(value.strip())
     task = options.pop("task", "generate")
-    if task not in ("generate", "embed"):
-        raise ValueError(f"model {name}: task is {shown(task)}: use generate or embed")
+    if task not in TASKS:
+        raise ValueError(f"model {name}: task is {shown(task)}: use {_one_of(TASKS)}")
     spec = ModelSpec(name, parts[0], str(task), options, tuple(aliases))
     if spec.forwards:
+        if task in ("tag", "answer"):
+            raise ValueError(
+                f"model {name}: task is {task}: servers have no such route; name another source"
+            )
         try:
             address_of(spec.source)
             check_options(options)
         except ValueError as error:
             raise ValueError(f"model {name}: {error}") from None
     return spec
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + f" or {names[-1]}"
 
 
 def _alias(name: str, alias: str) -> str:

@@ -27,6 +27,7 @@ from llmtaskpool_worker.engines.protocol import (
     Admit,
     AdmitEmbedding,
     AdmitForward,
+    AdmitInputs,
     EngineDied,
     EngineEvent,
     LoadFailed,
@@ -38,6 +39,7 @@ from llmtaskpool_worker.engines.protocol import (
     Step,
     Stop,
     ToEngine,
+    Values,
     Vector,
 )
 
@@ -120,7 +122,7 @@ class EngineProcess:
             return
         if isinstance(message, SetThreads):
             self._threads = message  # told again to a restarted process
-        if isinstance(message, Admit | AdmitEmbedding | Resume):
+        if isinstance(message, Admit | AdmitEmbedding | AdmitInputs | Resume):
             self._in_flight.add(message.id)
         if self._writer is not None:
             self._writer.write(framed(message))
@@ -254,7 +256,7 @@ class EngineProcess:
         match happened:
             case Step(finished=finished):
                 self._in_flight.difference_update(end.id for end in finished)
-            case Vector(id=request_id) | RequestFailed(id=request_id):
+            case Vector(id=request_id) | Values(id=request_id) | RequestFailed(id=request_id):
                 self._in_flight.discard(request_id)
             case Ready() | _:
                 pass

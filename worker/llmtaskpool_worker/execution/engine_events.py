@@ -20,6 +20,7 @@ from llmtaskpool_worker.engines.protocol import (
     Step,
     Token,
     TurnedAway,
+    Values,
     Vector,
 )
 from llmtaskpool_worker.execution.active_task import ActiveTask
@@ -31,11 +32,13 @@ from llmtaskpool_worker.execution.server_events import ServerEvents
 from llmtaskpool_worker.scheduling.cost import CostModel
 from llmtaskpool_worker.scheduling.task import (
     Embedded,
+    Evaluate,
+    Evaluated,
     FinishReason,
     TaskError,
-    TaskState,
     TokenLogprob,
 )
+from llmtaskpool_worker.text.conclusions import conclude
 
 
 class EngineEvents:
@@ -70,12 +73,13 @@ class EngineEvents:
             case Piece() | Answered() | TurnedAway() | ConnectionLost() | Gauges():
                 self.server.take_in(slots, happened)
             case Vector(id=request_id, vector=vector, tokens=tokens):
-                slots.moved(self._clock())
-                share = slots.shared_until(slots.progress_at)
-                task = self._of(slots, request_id)
+                task = self._ran(slots, request_id)
                 if task is not None:
-                    self._cost.observe_seconds(task.cost_class, share - task.share_began)
                     self._ledger.commit(task, Embedded(vector, tokens))
+            case Values(id=request_id):
+                task = self._ran(slots, request_id)
+                if task is not None:
+                    self._decode(task, partial(self._evaluated, slots, task, happened))
             case RequestFailed(id=request_id, code=code, message=message):
                 task = self._of(slots, request_id)
                 if task is not None:
@@ -109,6 +113,8 @@ class EngineEvents:
         own = slots.unhindered.own_seconds(step.decode_batch, step.seconds, step.cpu_seconds)
         if slots.guard is not None and step.decode_batch:
             slots.guard.observe(own)
+        if slots.ramp is not None and step.decode_batch:
+            slots.ramp.measured(step.decode_batch)
         self._cost.observe_step(
             slots.name, step.decode_batch, step.prefill_tokens, step.seconds, own
         )
@@ -160,12 +166,28 @@ class EngineEvents:
         self._cost.observe_generated(task.cost_class, text.tokens)
         self._ledger.commit(task, text.result(reason))
 
+    def _ran(self, slots: EngineSlots, request_id: int) -> ActiveTask | None:
+        """The task of a request that a model has run over; what it cost is learned from it."""
+        slots.moved(self._clock())
+        share = slots.shared_until(slots.progress_at)
+        task = self._of(slots, request_id)
+        if task is not None:
+            self._cost.observe_seconds(task.cost_class, share - task.share_began)
+        return task
+
+    def _evaluated(self, slots: EngineSlots, task: ActiveTask, happened: Values) -> None:
+        payload = task.request.payload
+        if isinstance(payload, Evaluate):
+            about = {} if slots.ready is None else slots.ready.about
+            value = conclude(task.request.kind, payload, happened.values, about)
+            self._ledger.commit(task, Evaluated(value, happened.tokens))
+
     def _crashed(self, slots: EngineSlots) -> None:
         """The engine died: tell whose output can't be unsaid, suspect the others."""
         slots.ready, slots.asked_at = None, None
         active = self._ledger.active
         lost = [active[i] for i in slots.in_flight.values() if i in active]
-        lost.sort(key=lambda task: task.waiting.sequence if task.waiting else 0)
+        lost.sort(key=lambda task: (task.claim.submitted_at, task.number))
         alone = len(slots.in_flight) == 1
         for request_id in slots.in_flight:
             self._lane.left(request_id)
@@ -173,8 +195,8 @@ class EngineEvents:
         convicted = slots.suspicion.crashed([task.id for task in lost], alone=alone)
         again: list[ActiveTask] = []
         for task in self._parked_of(slots):  # what the engine kept of them is gone too
-            task.lane.queue.cancel(task.id)
-            task.parked_at = None
+            task.lane.held.cancel(task.id)
+            task.parked_at = task.waiting = None
             self._retry_or_tell(task, again)
         for task in lost:
             task.crashes += 1
@@ -186,7 +208,7 @@ class EngineEvents:
                 self._ledger.commit(task, error)
             else:
                 self._retry_or_tell(task, again)
-        self._ledger.give_back(again, "the engine crashed; trying again", slots.group_of)
+        self._ledger.hold(again, "the engine crashed; trying again", slots.group_of)
 
     def _retry_or_tell(self, task: ActiveTask, again: list[ActiveTask]) -> None:
         """A task of a crash runs again, unless somebody has read what it drew."""
@@ -196,7 +218,7 @@ class EngineEvents:
             self._ledger.commit(task, TaskError("engine_crashed", "the engine crashed; try again"))
 
     def _parked_of(self, slots: EngineSlots) -> list[ActiveTask]:
-        waiting = (self._ledger.active.get(item.id) for item in self._lane.queue)
+        waiting = (self._ledger.active.get(item.id) for item in self._lane.held)
         return [
             t for t in waiting if t is not None and t.parked_at is not None and t.slots is slots
         ]
@@ -205,8 +227,9 @@ class EngineEvents:
         """The model will not be there again: tell those who wait for it."""
         error = TaskError("model_failed", f"the model {slots.name} could not be loaded")
         for task in list(self._ledger.active.values()):
-            if task.claim is None and task.request.model == slots.name:
-                self._ledger.end_waiting(task, TaskState.FAILED, error)
+            if not task.runs and task.request.model == slots.name:
+                self._ledger.commit(task, error)
+        self._ledger.desk.give_up(error, slots.name, self._ledger.ended)
 
     def _of(self, slots: EngineSlots, request_id: int) -> ActiveTask | None:
         """The task of a request that left the engine; None when it has ended meanwhile."""

@@ -12,12 +12,21 @@ from llmtaskpool_worker.execution.pool import Rejected
 from llmtaskpool_worker.kinds.registry import (
     EMBED_KINDS,
     ENGINE_KINDS,
+    EVALUATE_KINDS,
     GENERATE_KINDS,
+    KIND_TASKS,
     ArgumentsError,
     Kinds,
 )
 from llmtaskpool_worker.scheduling.nature import Nature
-from llmtaskpool_worker.scheduling.task import Call, Embed, Forward, Generate, TaskRequest
+from llmtaskpool_worker.scheduling.task import (
+    Call,
+    Embed,
+    Evaluate,
+    Forward,
+    Generate,
+    TaskRequest,
+)
 
 
 class Placement:
@@ -53,20 +62,22 @@ class Placement:
         return replace(request, model=None), self._lanes[self._nature.lane(kind.name)]
 
     def _engine_for(self, request: TaskRequest) -> EngineSlots:
-        generates = request.kind in GENERATE_KINDS
         forwards = isinstance(request.payload, Forward)
-        if not forwards and not isinstance(request.payload, Generate if generates else Embed):
+        if not forwards and not isinstance(request.payload, _payload_of(request.kind)):
             raise Rejected("invalid", f"kind {request.kind} takes another input", field="input")
-        wanted = "embed" if request.kind in EMBED_KINDS else "generate"
-        fitting = [s for s in self._slots.values() if s.engine.spec.forwards is forwards]
-        if request.kind in ENGINE_KINDS:  # of others a server knows itself whether it can
-            fitting = [s for s in fitting if s.task == wanted]
+        wanted = KIND_TASKS[request.kind]
+        scores = request.kind in EVALUATE_KINDS  # of these a server knows itself whether it can
+        fitting = [
+            s
+            for s in self._slots.values()
+            if s.engine.spec.forwards is forwards and (s.task in wanted or (scores and forwards))
+        ]
         if request.model is not None:
             fitting = [s for s in fitting if s.name == request.model]
         if not fitting:
             raise Rejected(
                 "unknown_model",
-                f"no model here does {wanted} under that name; GET /v1/models lists them",
+                f"no model here does {request.kind} under that name; GET /v1/models lists them",
                 field="model",
             )
         slots = fitting[0]
@@ -77,3 +88,9 @@ class Placement:
                 "starting", f"the model {slots.name} is still loading", retry_after_seconds=2.0
             )
         return slots
+
+
+def _payload_of(kind: str) -> type[Generate | Embed | Evaluate]:
+    if kind in GENERATE_KINDS:
+        return Generate
+    return Embed if kind in EMBED_KINDS else Evaluate

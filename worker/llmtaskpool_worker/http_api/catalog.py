@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol, TypeVar
 
 from llmtaskpool_worker.disclosure import shown
 from llmtaskpool_worker.http_api.errors import ApiError, invalid
+from llmtaskpool_worker.scheduling.task import EncodedRow
 
 BIG_TEXT = 1024
 """Texts of more letters are tokenized in a thread, so that the event loop goes on."""
@@ -30,6 +31,11 @@ class Codec(Protocol):
 
     def encode_document(self, text: str) -> list[int]:
         """Token ids of somebody's text, with the special tokens around it and none inside."""
+
+    def encode_rows(
+        self, texts: Sequence[str | tuple[str, str]], *, spans: bool = False
+    ) -> list[EncodedRow]:
+        """Texts, and pairs of texts, for a model that runs once over them; with their places."""
 
     def complete(self, tokens: Sequence[int]) -> list[int]:
         """Ids of this tokenizer with the special tokens around them that are missing."""
@@ -56,7 +62,7 @@ class Model:
     """
 
     name: str
-    task: Literal["generate", "embed"]
+    task: str
     created: int
     codec: Codec | None = None
     context_length: int | None = None
@@ -78,7 +84,8 @@ class Model:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(_TOKENIZING, lambda: counter.count(texts))
 
-    def _ready_codec(self) -> Codec:
+    def ready_codec(self) -> Codec:
+        """Its tokenizer. Raises ApiError 503 while it loads."""
         if self.codec is None:
             raise ApiError(
                 503,
@@ -93,14 +100,14 @@ class Model:
 
         Raises ApiError naming ``field``.
         """
-        codec = self._ready_codec()
-        if self.task == "embed":
+        codec = self.ready_codec()
+        if self.task != "generate":
             return await self._encode_document(codec, value, field)
         if not isinstance(value, str):
             await asyncio.sleep(0)  # as for texts
             return self._checked(value, field)
-        self._may_fit(len(value), field)
-        return self._fitting(await _off_loop(len(value), lambda: codec.encode(value)), field)
+        self.may_fit(len(value), field)
+        return self._fitting(await off_loop(len(value), lambda: codec.encode(value)), field)
 
     async def _encode_document(
         self, codec: Codec, value: str | Sequence[int], field: str
@@ -111,8 +118,8 @@ class Model:
             await asyncio.sleep(0)  # as for texts
             self._checked(value, field)
             return self._fitting(codec.complete(value), field)
-        self._may_fit(len(value), field)
-        tokens = await _off_loop(len(value), lambda: codec.encode_document(value))
+        self.may_fit(len(value), field)
+        tokens = await off_loop(len(value), lambda: codec.encode_document(value))
         if len(tokens) <= len(codec.complete(())):
             raise invalid(
                 field, f"{field} is empty or blank: {self.name} has nothing to read. Send text."
@@ -131,23 +138,23 @@ class Model:
 
     async def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
         """Token ids of a conversation. Raises ApiError naming ``messages``."""
-        codec = self._ready_codec()
+        codec = self.ready_codec()
         letters = sum(_letters(message) for message in messages)
-        self._may_fit(letters, "messages")
+        self.may_fit(letters, "messages")
         size = letters + 64 * len(messages)
         try:
-            tokens = await _off_loop(size, lambda: codec.encode_chat(messages))
+            tokens = await off_loop(size, lambda: codec.encode_chat(messages))
         except ValueError as error:
             raise invalid("messages", f"messages can't be used with {self.name}: {error}") from None
         return self._fitting(tokens, "messages")
 
     def token(self, token: int) -> bytes:
         """The bytes of one token."""
-        return self._ready_codec().token_bytes(token)
+        return self.ready_codec().token_bytes(token)
 
     def is_in_text(self, token: int) -> bool:
         """Whether an answer's text holds it: special tokens are left out of it."""
-        return self._ready_codec().is_in_text(token)
+        return self.ready_codec().is_in_text(token)
 
     def _checked(self, value: Sequence[int], field: str) -> tuple[int, ...]:
         tokens = self._fitting(value, field)
@@ -160,22 +167,23 @@ class Model:
             )
         return tokens
 
-    def _may_fit(self, letters: int, field: str) -> None:
+    def may_fit(self, letters: int, field: str) -> None:
+        """Refuse what is too long whatever its tokens are. Raises ApiError naming ``field``."""
         if self.context_length and letters > self.context_length * self.longest_token:
             least = -(-letters // self.longest_token)
-            raise self._over(field, f"your {field} resulted in at least {least} tokens")
+            raise self.over(field, f"your {field} resulted in at least {least} tokens")
 
     def _fitting(self, tokens: Sequence[int], field: str) -> tuple[int, ...]:
         if not tokens:
             raise invalid(field, f"{field} is empty: send at least one token of text.")
         size = len(tokens)
         if self.context_length and size > self.context_length:
-            raise self._over(field, f"your {field} resulted in {size} tokens")
+            raise self.over(field, f"your {field} resulted in {size} tokens")
         if self.context_length and size == self.context_length and self.task == "generate":
-            raise self._over(field, _requested(field, size, 1), " or completion")
+            raise self.over(field, _requested(field, size, 1), " or completion")
         return tuple(tokens)
 
-    def _over(self, field: str, problem: str, also: str = "") -> ApiError:
+    def over(self, field: str, problem: str, also: str = "") -> ApiError:
         """In the words by which clients know a full context (litellm, LangChain, Open WebUI).
 
         The code is in the message too: LangChain looks for it in what openai's package prints.
@@ -198,7 +206,7 @@ class Model:
             return wanted or 256
         room = self.context_length - prompt_tokens
         if wanted is not None and wanted > room:
-            error = self._over(of, _requested(of, prompt_tokens, wanted), " or completion")
+            error = self.over(of, _requested(of, prompt_tokens, wanted), " or completion")
             error.message += f" {field} may be at most {room} here."
             error.param = field
             raise error
@@ -225,11 +233,25 @@ def _letters(value: Any) -> int:
     return sum(map(_letters, value)) if isinstance(value, Sequence) else 0
 
 
-async def _off_loop(letters: int, encode: Callable[[], list[int]]) -> list[int]:
+T = TypeVar("T")
+
+
+async def off_loop(letters: int, encode: Callable[[], T]) -> T:
+    """What ``encode`` makes of so many letters: in a thread when they are many."""
     if letters > BIG_TEXT:
         return await asyncio.get_running_loop().run_in_executor(_TOKENIZING, encode)
     await asyncio.sleep(0)  # between the many texts of one request others have their turn
     return encode()
+
+
+_DOES = {
+    "generate": "generates text",
+    "embed": "makes embeddings",
+    "rerank": "scores pairs of texts (task: rerank)",
+    "classify": "classifies (task: classify)",
+    "tag": "tags tokens (task: tag)",
+    "answer": "finds answers in a text (task: answer)",
+}
 
 
 class Catalog:
@@ -248,8 +270,11 @@ class Catalog:
         model = self._by_name.get(name) if isinstance(name, str) else None
         return model is not None and model.forwards
 
-    def get(self, name: str, task: Literal["generate", "embed"] | None = None) -> Model:
-        """The model called ``name``. Raises ApiError 404 when unknown, 400 for another task."""
+    def get(self, name: str, *tasks: str) -> Model:
+        """The model called ``name``, which does one of ``tasks`` where some are given.
+
+        Raises ApiError 404 when it is unknown, 400 when it is for another task.
+        """
         model = self._by_name.get(name)
         if model is None:
             known = ", ".join(self._by_name) or "none"
@@ -259,10 +284,11 @@ class Catalog:
                 param="model",
                 code="model_not_found",
             )
-        if task is not None and model.task != task:
-            does = {"generate": "generates text", "embed": "makes embeddings"}
+        if tasks and model.task not in tasks:
+            wanted = " or ".join(_DOES.get(task, task) for task in tasks)
             raise invalid(
                 "model",
-                f"model is {shown(name)}, which {does[model.task]}: use one that {does[task]}.",
+                f"model is {shown(name)}, which {_DOES.get(model.task, model.task)}: use one that "
+                f"{wanted}.",
             )
         return model

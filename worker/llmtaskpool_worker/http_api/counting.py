@@ -25,6 +25,12 @@ def count_keys(value: object, path: str) -> None:
         raise _too_many(path, f"an object of {len(value)} names", KEYS_MAX)
 
 
+def count_list(value: object, path: str, most: int) -> None:
+    """Refuse a list of more than ``most``; ``path`` is what it is called."""
+    if isinstance(value, list) and len(value) > most:
+        raise _too_many(path, f"a list of {len(value)}", most)
+
+
 def count_chat(body: Mapping[str, Any]) -> None:
     """Refuse messages that are too many, or hold too many parts. Raises ApiError 400."""
     messages = body.get("messages")

@@ -23,7 +23,10 @@ from llmtaskpool_worker.disclosure import shown
 from llmtaskpool_worker.execution.pool import Rejected, Unsuccessful
 from llmtaskpool_worker.scheduling.task import TaskError, TaskState, TaskView
 
-PROSE_FIELDS = frozenset({"messages", "prompt", "input", "content", "arguments", "stop"})
+PROSE_FIELDS = frozenset(
+    {"messages", "prompt", "input", "content", "arguments", "stop", "query", "queries"}
+    | {"documents", "text_1", "text_2", "question", "context"}
+)
 """Fields whose values are the client's own text: never repeated in an answer or a log line."""
 
 _TYPES = {
@@ -36,6 +39,7 @@ _TYPES = {
 _REJECTED_STATUS = {
     "queue_full": 429,
     "results_full": 429,
+    "queue_unavailable": 503,
     "lost": 500,
     "draining": 503,
     "starting": 503,
@@ -171,7 +175,7 @@ def _is_field(part: int | str) -> bool:
     return isinstance(part, int) or (part.isidentifier() and part not in _UNION_MEMBERS)
 
 
-_UNION_MEMBERS = frozenset({"str", "int", "float", "bool"})
+_UNION_MEMBERS = frozenset({"str", "int", "float", "bool", "TextDocument"})
 
 
 def _sentence(text: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from pydantic import ConfigDict, Field, ValidationError
@@ -127,11 +127,11 @@ class Forwarding:
         return KINDS[self.route]
 
     @property
-    def task(self) -> Literal["generate", "embed"] | None:
-        """What its model must be for; None: the server knows what it can."""
+    def tasks(self) -> tuple[str, ...]:
+        """What its model must be for; none: the server knows what it can."""
         if self.route in SCORE_ROUTES:
-            return None
-        return "embed" if self.route == "embeddings" else "generate"
+            return ()
+        return ("embed",) if self.route == "embeddings" else ("generate",)
 
 
 def forwarding(route: ForwardRoute, given: Mapping[str, Any]) -> Forwarding:

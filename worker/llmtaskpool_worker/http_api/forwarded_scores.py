@@ -7,17 +7,14 @@ server batches what a request holds.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from pydantic import Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from llmtaskpool_worker.disclosure import shown
 from llmtaskpool_worker.http_api.answering import Answering
-from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.catalog import Catalog, Model
 from llmtaskpool_worker.http_api.counting import count_chat, count_keys
 from llmtaskpool_worker.http_api.errors import blaming, from_validation, invalid
@@ -26,16 +23,6 @@ from llmtaskpool_worker.http_api.forwarding import ForwardRoutes, counted
 from llmtaskpool_worker.http_api.openai_schema import INPUTS_MAX
 from llmtaskpool_worker.http_api.sse import answer
 from llmtaskpool_worker.scheduling.task import Forward, Forwarded, ForwardRoute
-
-PATHS: Mapping[str, ForwardRoute] = {
-    "/rerank": "rerank",
-    "/v1/rerank": "rerank",
-    "/v2/rerank": "rerank",
-    "/score": "score",
-    "/v1/score": "score",
-    "/classify": "classify",
-    "/v1/classify": "classify",
-}
 
 _Text = Annotated[str, Field(strict=True, min_length=1)]
 _Thing = _Text | dict[str, Any]
@@ -73,59 +60,37 @@ _SCHEMAS: Mapping[ForwardRoute, type[ForwardedFields]] = {
 }
 
 
-class ScoreRoutes:
-    """Handlers of these routes; ``routes`` lists them."""
+_ROUTES: Mapping[str, ForwardRoute] = {str(route): route for route in _SCHEMAS}
 
-    def __init__(
-        self, forward: ForwardRoutes, answering: Answering, catalog: Catalog, bodies: Bodies
-    ) -> None:
-        self._forward, self._answering = forward, answering
-        self._catalog, self._bodies = catalog, bodies
+T = TypeVar("T")
 
-    def routes(self) -> list[Route]:
-        """For starlette."""
-        handlers = {"rerank": self.rerank, "score": self.score, "classify": self.classify}
-        return [Route(path, handlers[route], methods=["POST"]) for path, route in PATHS.items()]
 
-    async def rerank(self, request: Request) -> Response:
-        """POST /v1/rerank: documents by how well they fit a query."""
-        return await self._serve("rerank", request)
+class ForwardedScores:
+    """Serves these requests for models of servers."""
 
-    async def score(self, request: Request) -> Response:
-        """POST /v1/score: how well the two of each pair fit."""
-        return await self._serve("score", request)
+    def __init__(self, forward: ForwardRoutes, answering: Answering, catalog: Catalog) -> None:
+        self._forward, self._answering, self._catalog = forward, answering, catalog
 
-    async def classify(self, request: Request) -> Response:
-        """POST /v1/classify: labels of texts."""
-        return await self._serve("classify", request)
+    def read_or(
+        self, kind: str, read: Callable[[dict[str, Any]], T]
+    ) -> Callable[[dict[str, Any]], T | Forwarding]:
+        """Reads a body for a server's model as it is, and others by ``read``."""
+        route = _ROUTES.get(kind)
 
-    async def _serve(self, route: ForwardRoute, request: Request) -> Response:
-        wanted = await self._bodies.read(request, self._reader(route))
+        def either(given: dict[str, Any]) -> T | Forwarding:
+            if route is not None and self._catalog.forwards(given):
+                return scores(route, given)
+            return read(given)
+
+        return either
+
+    async def serve(self, request: Request, wanted: Forwarding) -> Response:
+        """The server's answer, with the pool's id and the model's name here."""
         model, tasks = await self._forward.tasks_of(request, wanted)
         (view,) = await self._answering.some_at_a_time(request, tasks)
         assert isinstance(view.result, Forwarded)  # noqa: S101 - its payload is a Forward
-        own = {"id": f"{route}-{view.id}", "model": model.name}
+        own = {"id": f"{wanted.route}-{view.id}", "model": model.name}
         return answer(view.result.value | own)
-
-    def _reader(self, route: ForwardRoute) -> Callable[[dict[str, Any]], Forwarding]:
-        def read(given: dict[str, Any]) -> Forwarding:
-            if self._catalog.forwards(given):
-                return scores(route, given)
-            name = given.get("model")
-            if not isinstance(name, str):
-                raise invalid(
-                    "model",
-                    "model is missing: name one that /v1/models lists.",
-                    code="invalid_missing",
-                )
-            self._catalog.get(name)
-            raise invalid(
-                "model",
-                f"model is {shown(name)}, which is no server's: {route} is answered for models "
-                "with a source openai:http://...",
-            )
-
-        return read
 
 
 def scores(route: ForwardRoute, given: Mapping[str, Any]) -> Forwarding:

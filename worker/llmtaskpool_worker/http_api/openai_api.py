@@ -20,8 +20,8 @@ from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.catalog import Catalog, Model
 from llmtaskpool_worker.http_api.errors import ANSWERED, as_answer, invalid
 from llmtaskpool_worker.http_api.forwarded_requests import Forwarding
-from llmtaskpool_worker.http_api.forwarded_scores import ScoreRoutes
 from llmtaskpool_worker.http_api.forwarding import ForwardRoutes
+from llmtaskpool_worker.http_api.one_pass_api import OnePassRoutes
 from llmtaskpool_worker.http_api.openai_answers import ChatShape, CompletionShape, Shape
 from llmtaskpool_worker.http_api.openai_schema import (
     WEIGHT_HEADER,
@@ -70,7 +70,9 @@ class OpenAIRoutes:
         self._wall_clock = wall_clock
         self._answering = Answering(pool, bodies, heartbeat_seconds)
         self._forward = ForwardRoutes(self._answering, catalog, wall_clock=wall_clock)
-        self._scores = ScoreRoutes(self._forward, self._answering, catalog, bodies)
+        self._once = OnePassRoutes(
+            self._forward, self._answering, catalog, bodies, wall_clock=wall_clock
+        )
 
     def routes(self) -> list[Route]:
         """For starlette."""
@@ -80,7 +82,7 @@ class OpenAIRoutes:
             Route("/v1/embeddings", self.embeddings, methods=["POST"]),
             Route("/v1/models", self.models, methods=["GET"]),
             Route("/v1/models/{model:path}", self.model, methods=["GET"]),
-            *self._scores.routes(),
+            *self._once.routes(),
         ]
 
     async def models(self, _request: Request) -> Response:
@@ -159,7 +161,7 @@ class OpenAIRoutes:
             yield event(encode(as_answer(error).body()))
             return
         if body.stream_options is not None and body.stream_options.include_usage:
-            yield event(encode(shape.usage_chunk(batch.generated(), body.n)))
+            yield event(encode(shape.usage_chunk(await batch.generated(), body.n)))
         yield DONE
 
     async def embeddings(self, request: Request) -> Response:
@@ -275,8 +277,8 @@ async def _chunks(batch: Batch, shape: Shape) -> AsyncIterator[list[dict[str, An
             chunks = [shape.delta(index, happened)]
         elif isinstance(happened, ChoiceDelta):
             continue  # of a server's model: served by http_api/forwarding.py
-        elif batch.is_success(index, happened):
-            chunks = [shape.last(index, batch.result(index))]
+        elif await batch.is_success(index, happened):
+            chunks = [shape.last(index, await batch.result(index))]
         elif happened.state is TaskState.RUNNING and not opened:
             chunks = []
         else:

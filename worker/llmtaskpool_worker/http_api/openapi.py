@@ -13,6 +13,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llmtaskpool_worker.contract import OPEN_ROUTES
+from llmtaskpool_worker.http_api.one_pass_schema import (
+    AnswerRequest,
+    ClassifyRequest,
+    RerankRequest,
+    ScoreRequest,
+    TagRequest,
+)
 from llmtaskpool_worker.http_api.openai_schema import (
     ChatRequest,
     CompletionRequest,
@@ -27,6 +34,15 @@ _BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
     "/v1/embeddings": EmbeddingRequest,
+    "/v1/rerank": RerankRequest,
+    "/rerank": RerankRequest,
+    "/v2/rerank": RerankRequest,
+    "/v1/score": ScoreRequest,
+    "/score": ScoreRequest,
+    "/v1/classify": ClassifyRequest,
+    "/classify": ClassifyRequest,
+    "/v1/tag": TagRequest,
+    "/v1/answer": AnswerRequest,
     "/v1/tasks": TaskBody,
 }
 _SHAPE = "#/components/schemas/{model}"
@@ -51,7 +67,7 @@ _ERROR: dict[str, Any] = {
 def describe(routes: Sequence[Route]) -> dict[str, Any]:
     """The description of these routes as an OpenAPI document."""
     _, schemas = models_json_schema(
-        [(model, "validation") for model in _BODIES.values()], ref_template=_SHAPE
+        [(model, "validation") for model in dict.fromkeys(_BODIES.values())], ref_template=_SHAPE
     )
     for schema in schemas["$defs"].values():
         # Fields that other servers know are taken too when they ask for nothing: docs/api.md.

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
-import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,10 +18,12 @@ from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.catalog import Catalog
 from llmtaskpool_worker.http_api.counting import count_keys
 from llmtaskpool_worker.http_api.errors import ApiError, blaming, from_validation, invalid
+from llmtaskpool_worker.http_api.evaluations import evaluation
 from llmtaskpool_worker.http_api.forwarded_requests import KINDS, OURS
 from llmtaskpool_worker.http_api.forwarded_scores import score_payload
 from llmtaskpool_worker.http_api.forwarding import counted, payload_of
 from llmtaskpool_worker.http_api.long_text import with_texts_encoded
+from llmtaskpool_worker.http_api.one_pass_schema import parse_one_pass
 from llmtaskpool_worker.http_api.openai_api import chat_of, generations
 from llmtaskpool_worker.http_api.openai_schema import (
     WEIGHT_HEADER,
@@ -32,25 +32,21 @@ from llmtaskpool_worker.http_api.openai_schema import (
     parse,
 )
 from llmtaskpool_worker.http_api.sse import EventStream, answer, encode, event, while_connected
-from llmtaskpool_worker.kinds.registry import EMBED_KINDS, GENERATE_KINDS
+from llmtaskpool_worker.http_api.task_answers import event_json, result_json
+from llmtaskpool_worker.kinds.registry import (
+    EMBED_KINDS,
+    EVALUATE_KINDS,
+    GENERATE_KINDS,
+)
 from llmtaskpool_worker.scheduling.task import (
     SCORE_ROUTES,
     TERMINAL,
     Call,
-    ChoiceDelta,
     Embed,
-    Embedded,
-    Forwarded,
     ForwardRoute,
-    Generated,
     Payload,
-    Result,
-    Returned,
-    StateChanged,
-    TaskEvent,
     TaskRequest,
     TaskView,
-    TextDelta,
 )
 
 IDEMPOTENCY_HEADER = "idempotency-key"
@@ -59,11 +55,6 @@ LONG_LIST = 64
 """Of messages or ids; longer ones are checked off the event loop."""
 
 T = TypeVar("T")
-
-DURABILITY = (
-    "Kept in this worker's memory: if its pod is lost, the task is lost. Submit it again then, "
-    "with the same idempotency key."
-)
 
 _ELSEWHERE = {"model": "model", "messages": "input", "prompt": "input", "input": "input"}
 """Where a task has what the bodies of the OpenAI routes call so."""
@@ -141,9 +132,10 @@ class TaskRoutes:
         """POST /v1/tasks: 202 and where to look for it."""
         task = await self._bodies.read(request, _task_of)
         wanted = await self._request_of(task, request)
-        view = self._pool.submit(wanted)
+        view = await self._pool.submit(wanted)
         self._bodies.give_back(request)
-        shown_task = self.task_json(view) | {"durable": False, "note": DURABILITY}
+        promised = self._pool.durability
+        shown_task = self.task_json(view) | {"durable": promised.durable, "note": promised.note}
         return answer(shown_task, 202, {"location": f"/v1/tasks/{view.id}"})
 
     async def _request_of(self, task: TaskBody, request: Request) -> TaskRequest:
@@ -180,6 +172,8 @@ class TaskRoutes:
             if task.arguments:
                 raise invalid("arguments", "arguments is not empty: embed takes none.")
             return Embed(await model.encode(_one_input(task.input), "input"))
+        if task.kind in EVALUATE_KINDS:
+            return await self._evaluation(task)
         if task.input is not None:
             raise invalid("input", f"input can't be used with kind {task.kind}: use arguments.")
         return Call(dict(task.arguments))
@@ -213,28 +207,39 @@ class TaskRoutes:
             prompt = await model.encode(task.input, "prompt")
             return generations("generate", body, model, [prompt], None)[0].payload
 
+    async def _evaluation(self, task: TaskBody) -> Payload:
+        """What runs a model once, checked as on its route; ``input`` is the route's own field."""
+        model = self._catalog.get(_model_of(task))
+        _none_of(task, ("model", "weight", "timeout_seconds", "return_documents"))
+        given = {**task.arguments, "model": model.name}
+        if task.input is not None:
+            given["input"] = task.input
+        with blaming("arguments.", _ELSEWHERE):
+            body = await _off_loop_when_long(task.input, partial(parse_one_pass, task.kind, given))
+            return (await evaluation(task.kind, body, self._catalog))[1]
+
     async def look(self, request: Request) -> Response:
         """GET /v1/tasks/{id}: as it is now, or once it has ended with ``?wait=seconds``."""
-        view = self._view(request)
+        view = await self._view(request)
         seconds = _wait_seconds(request)
         if seconds > 0 and view.state not in TERMINAL:
             try:
                 async with asyncio.timeout(seconds):
                     view = await while_connected(request.receive, self._pool.wait(view.id))
             except TimeoutError:
-                view = self._pool.get(view.id) or view
+                view = await self._pool.get(view.id) or view
         return answer(await with_texts_encoded(self.task_json(view)))
 
     async def cancel(self, request: Request) -> Response:
         """DELETE /v1/tasks/{id}: cancels what has not ended."""
-        view = self._pool.cancel(self._view(request).id)
+        view = await self._pool.cancel(request.path_params["id"])
         if view is None:
             raise _unknown(request)
         return answer(self.task_json(view))
 
     async def events(self, request: Request) -> Response:
         """GET /v1/tasks/{id}/events: from the beginning, or after the header Last-Event-ID."""
-        view = self._view(request)
+        view = await self._view(request)
         last = request.headers.get("last-event-id", "")
         after = int(last) if last.isdecimal() and len(last) < 12 else -1
         return EventStream(self._frames(view.id, after), heartbeat_seconds=self._heartbeat_seconds)
@@ -243,16 +248,16 @@ class TaskRoutes:
         number = 0
         async for happened in self._pool.events(task_id):
             if number > after:
-                name, data = _event_json(happened)
+                name, data = event_json(happened)
                 yield event(encode(data), name=name, number=number)
             number += 1
-        view = self._pool.get(task_id)
+        view = await self._pool.get(task_id)
         if view is not None:
             task = await with_texts_encoded(self.task_json(view))
             yield event(encode(task), name="end", number=number)
 
-    def _view(self, request: Request) -> TaskView:
-        view = self._pool.get(request.path_params["id"])
+    async def _view(self, request: Request) -> TaskView:
+        view = await self._pool.get(request.path_params["id"])
         if view is None:
             raise _unknown(request)
         return view
@@ -277,7 +282,7 @@ class TaskRoutes:
             "started_at": None if started is None else round(started + offset, 3),
             "ended_at": None if ended is None else round(ended + offset, 3),
             "result_expires_at": None if expires is None else round(expires + offset, 3),
-            "result": None if view.result is None else _result_json(view.result),
+            "result": None if view.result is None else result_json(view.result),
             "error": None if error is None else {"code": error.code, "message": error.message},
             "labels": view.labels,
         }
@@ -302,54 +307,6 @@ def _task_of(body: Mapping[str, Any]) -> TaskBody:
         return TaskBody.model_validate({k: v for k, v in body.items() if v is not None})
     except ValidationError as error:
         raise from_validation(error, TaskBody) from None
-
-
-def _event_json(happened: TaskEvent) -> tuple[str, dict[str, Any]]:
-    if isinstance(happened, ChoiceDelta):
-        return "choice", msgspec.json.decode(happened.choice)
-    if isinstance(happened, TextDelta):
-        return "text", {"text": happened.text, "tokens": list(happened.tokens)}
-    assert isinstance(happened, StateChanged)  # noqa: S101  the other of the two
-    return "state", {"state": happened.state.value, "reason": happened.reason}
-
-
-def _result_json(result: Result) -> dict[str, Any]:
-    if isinstance(result, Generated):
-        return {
-            "text": result.text,
-            "finish_reason": result.finish_reason,
-            "usage": {
-                "prompt_tokens": result.prompt_tokens,
-                "completion_tokens": len(result.tokens),
-                "total_tokens": result.prompt_tokens + len(result.tokens),
-            },
-        }
-    if isinstance(result, Embedded):
-        vector = struct.unpack(f"<{len(result.vector) // 4}f", result.vector)
-        return {
-            "embedding": list(vector),
-            "usage": {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens},
-        }
-    if isinstance(result, Forwarded):
-        return _forwarded_json(result)
-    assert isinstance(result, Returned)  # noqa: S101  the last of the four
-    return {"value": result.value}
-
-
-def _forwarded_json(result: Forwarded) -> dict[str, Any]:
-    """As a generation's or an embedding's, with all that the server said beside."""
-    if "finish_reason" not in result.value and not isinstance(result.value, list):
-        return {"answer": result.value, "usage": result.usage}
-    if isinstance(result.value, list):
-        return {"embedding": result.value[0], "usage": result.usage}
-    message = result.value.get("message")
-    text = message.get("content") if message is not None else result.value.get("text")
-    return {
-        "text": text or "",
-        "finish_reason": result.value["finish_reason"],
-        "usage": result.usage,
-        "choice": result.value,
-    }
 
 
 def _model_of(task: TaskBody) -> str:

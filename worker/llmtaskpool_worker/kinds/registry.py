@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
@@ -13,7 +13,19 @@ from llmtaskpool_worker.contract import LaneName
 ENTRY_POINT_GROUP = "llmtaskpool.kinds"
 GENERATE_KINDS = frozenset({"chat", "generate"})
 EMBED_KINDS = frozenset({"embed"})
-ENGINE_KINDS = GENERATE_KINDS | EMBED_KINDS
+EVALUATE_KINDS = frozenset({"rerank", "score", "classify", "tag", "answer"})
+ENGINE_KINDS = GENERATE_KINDS | EMBED_KINDS | EVALUATE_KINDS
+KIND_TASKS: Mapping[str, tuple[str, ...]] = {
+    "chat": ("generate",),
+    "generate": ("generate",),
+    "embed": ("embed",),
+    "rerank": ("rerank", "embed"),  # by the cosine of two embeddings, where no cross-encoder is
+    "score": ("rerank", "embed"),
+    "classify": ("classify",),
+    "tag": ("tag",),
+    "answer": ("answer",),
+}
+"""The tasks of models that do a kind."""
 LANES = ("compute", "io", "auto")
 
 

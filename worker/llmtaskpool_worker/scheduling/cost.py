@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections import deque
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import lru_cache
+from json import dumps, loads
 from math import ceil, log2
 from statistics import median
 from typing import NamedTuple
@@ -22,9 +24,9 @@ from typing import NamedTuple
 from llmtaskpool_worker.scheduling.curves import GRID, Curve, RobustMean
 from llmtaskpool_worker.scheduling.profile import LEAST_SHARE, CalibrationProfile
 from llmtaskpool_worker.scheduling.task import (
-    SCORE_ROUTES,
     WHOLE_ROUTES,
     Embed,
+    Evaluate,
     Forward,
     Generate,
     TaskRequest,
@@ -35,12 +37,16 @@ OUTPUT_PRIOR_TOKENS = 150
 ENOUGH = 8
 """A class speaks for itself from so many finished tasks on; before, its kind and model do."""
 CALL_PRIOR_SECONDS = 0.5
+READS = frozenset({"embed", "rerank", "score", "classify", "tag", "answer"})
+"""Kinds whose cost is that of reading their tokens, until one of them has finished."""
 FORWARD_PRIOR_TOKENS = 4096
 """The most output that is expected of a server behind a model, where a request has no bound."""
 TOKENS_PER_LETTER = 0.25
 """Of prompts that nobody has counted, until a server's usage tells more."""
 LETTERS_ENOUGH = 32
 """Shorter prompts say little of it: a chat template alone is some ten tokens."""
+STEPS_ENOUGH = 8
+"""Samples of a server's batch that say something of it: prompts of others lie between them."""
 KNEE_SHARE_OF_SLO = 0.4
 """The knee keeps a step within this share of the time-per-token objective (control.md)."""
 FRESH_STEPS = 16
@@ -57,6 +63,26 @@ class CostClass(NamedTuple):
     size: int
     output: int = 0
     fixed: bool = False
+
+    @property
+    def text(self) -> str:
+        """As others keep it; ``of`` reads it again."""
+        return _text_of(self)
+
+    @staticmethod
+    @lru_cache(maxsize=4096)
+    def of(text: str) -> CostClass:
+        """What ``text`` was made of. What nobody wrote is a class of its own, priced by default."""
+        try:
+            kind, model, size, output, fixed = loads(text)
+            return CostClass(str(kind), model, int(size), int(output), bool(fixed))
+        except (ValueError, TypeError):
+            return CostClass("", None, 1)
+
+
+@lru_cache(maxsize=4096)
+def _text_of(cost_class: CostClass) -> str:
+    return dumps(cost_class, ensure_ascii=False, separators=(",", ":"))
 
 
 class _Lengths:
@@ -221,6 +247,10 @@ class CostModel:
         curves = self._curves(model)
         return curves.step.measured(), curves.prefill.measured()
 
+    def steps(self, model: str) -> dict[int, float]:
+        """Step seconds by batch, of batches that were measured STEPS_ENOUGH times."""
+        return self._curves(model).step.measured(STEPS_ENOUGH)
+
     def classify(self, request: TaskRequest) -> CostClass:
         """The class a request is priced in."""
         payload = request.payload
@@ -234,6 +264,8 @@ class CostModel:
             )
         if isinstance(payload, Embed):
             return CostClass(request.kind, request.model, _half_octave(len(payload.tokens)))
+        if isinstance(payload, Evaluate):
+            return CostClass(request.kind, request.model, _half_octave(payload.size))
         if isinstance(payload, Forward):
             size = _half_octave(self.prompt_tokens(request.model, payload))
             if payload.route in WHOLE_ROUTES:
@@ -267,7 +299,7 @@ class CostModel:
             most = float(payload.max_tokens or FORWARD_PRIOR_TOKENS)
             tokens = min(self._length(of, mean=True), most)
             return self._generation(of, self.prompt_tokens(request.model, payload), tokens)
-        if isinstance(payload, Embed | Forward):
+        if isinstance(payload, Embed | Evaluate | Forward):
             return self._mean_seconds(of)
         return self._mean_seconds(of) / max(1, threads)
 
@@ -329,7 +361,7 @@ class CostModel:
         seen = self._seconds.get(of) or self._seconds.get((of.kind, of.model))
         if seen is not None:
             return seen.value
-        if of.kind in ("embed", *SCORE_ROUTES):
+        if of.kind in READS:
             return self._curves(of.model).prefill.seconds(2 ** (of.size / 2))
         return CALL_PRIOR_SECONDS
 

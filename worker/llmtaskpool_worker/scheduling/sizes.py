@@ -15,12 +15,15 @@ from llmtaskpool_worker.scheduling.task import (
     Call,
     ChoiceDelta,
     Embedded,
+    Evaluate,
+    Evaluated,
     Forward,
     Forwarded,
     Generate,
     Generated,
     Result,
     Returned,
+    Row,
     StateChanged,
     TaskEvent,
     TaskRequest,
@@ -37,6 +40,7 @@ _DELTA_AND_POINTER = sys.getsizeof(TextDelta("")) + 2 * sys.getsizeof(()) + _POI
 _TOKEN = _POINTER + _NUMBER
 _STATE = sys.getsizeof(StateChanged(TaskState.QUEUED))
 _RESULT = sys.getsizeof(Generated("", (), 0, "stop")) + 2 * sys.getsizeof(())
+_ROW = sys.getsizeof(Row(b"")) + sys.getsizeof(b"") + 2 * _NUMBER + _POINTER
 _SAMPLED = 64
 """Of longer lists and objects so many members are walked, and the rest counted like them."""
 
@@ -56,8 +60,18 @@ def request_bytes(request: TaskRequest) -> int:
         return size + json_bytes(payload.arguments)
     if isinstance(payload, Forward):
         return size + sys.getsizeof(payload.body)
+    if isinstance(payload, Evaluate):
+        return size + _evaluation_bytes(payload)
     tokens = payload.prompt if isinstance(payload, Generate) else payload.tokens
     return size + len(tokens) * (_POINTER + _NUMBER)
+
+
+def _evaluation_bytes(payload: Evaluate) -> int:
+    rows = sum(_ROW + len(row.tokens) for row in payload.rows)
+    texts = {id(one.text): sys.getsizeof(one.text) for one in payload.spelled}  # windows share one
+    spans = sum(_ROW + len(one.spans) for one in payload.spelled)
+    options = json_bytes(payload.options) + json_bytes(payload.shown)
+    return rows + spans + sum(texts.values()) + options + len(payload.groups) * _POINTER
 
 
 def event_bytes(event: TaskEvent) -> int:
@@ -81,6 +95,8 @@ def result_bytes(result: Result | None) -> int:
         return _RESULT + sys.getsizeof(result.text) + numbers * _POINTER
     if isinstance(result, Embedded):
         return _RESULT + sys.getsizeof(result.vector)
+    if isinstance(result, Evaluated):
+        return _RESULT + json_bytes(result.value)
     if isinstance(result, Forwarded):
         return _RESULT + json_bytes(result.value) + json_bytes(result.usage)
     return _RESULT + json_bytes(result.value) if isinstance(result, Returned) else 0

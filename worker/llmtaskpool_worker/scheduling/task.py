@@ -5,6 +5,7 @@ Pure: no torch, no asyncio, no clock. Times are seconds of the caller's monotoni
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -79,6 +80,69 @@ class Embed:
     tokens: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """Token ids of a text or of two, with the special tokens around them.
+
+    The last text ends at ``end``; a second one begins at ``second``. ``spans``: where in the last
+    text each token stands; special tokens, and those of a first of two, at (0, 0).
+    """
+
+    tokens: Sequence[int]
+    second: int
+    end: int
+    spans: Sequence[tuple[int, int]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a model reads in one pass: token ids as little-endian uint32.
+
+    The last text ends at ``end``; a second one begins at ``second``, 0: there is none.
+    """
+
+    tokens: bytes
+    second: int = 0
+    end: int = 0
+
+    @property
+    def size(self) -> int:
+        """Tokens."""
+        return len(self.tokens) // 4
+
+
+@dataclass(frozen=True, slots=True)
+class Spelled:
+    """Where the tokens of a row stand in a text, as pairs of little-endian uint32.
+
+    A token that stands nowhere in it begins and ends at the same letter.
+    """
+
+    text: str
+    spans: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """Payload: run a model once over each row, and make a result of what comes of them.
+
+    ``options`` is what the model's head reads, ``shown`` what of it the client wants to see
+    (text/conclusions.py). ``spelled``: for each row its text, where the result tells places in it;
+    ``groups``: for each row the input that it is a part of, where one has several rows.
+    """
+
+    rows: tuple[Row, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    shown: dict[str, Any] = field(default_factory=dict)
+    spelled: tuple[Spelled, ...] = ()
+    groups: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Tokens of all rows."""
+        return sum(row.size for row in self.rows)
+
+
 ForwardRoute = Literal[
     "chat/completions", "completions", "embeddings", "rerank", "score", "classify"
 ]
@@ -110,7 +174,7 @@ class Call:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
-Payload = Generate | Embed | Forward | Call
+Payload = Generate | Embed | Evaluate | Forward | Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +259,14 @@ class Embedded:
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluated:
+    """Result of Evaluate: ``value`` is a JSON object such as ``{"results": [...]}``."""
+
+    value: dict[str, Any]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Forwarded:
     """Result of Forward.
 
@@ -228,7 +300,7 @@ class Returned:
     value: Any
 
 
-Result = Generated | Embedded | Forwarded | Returned
+Result = Generated | Embedded | Evaluated | Forwarded | Returned
 
 
 @dataclass(frozen=True, slots=True)

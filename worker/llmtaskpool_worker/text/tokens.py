@@ -15,6 +15,7 @@ import tokenizers
 from llmtaskpool_worker.engines.protocol import ModelSpec
 from llmtaskpool_worker.engines.resident import give_back_heap
 from llmtaskpool_worker.engines.sources import locate
+from llmtaskpool_worker.scheduling.task import EncodedRow
 from llmtaskpool_worker.text.chat_history import Message
 from llmtaskpool_worker.text.chat_template import ChatTemplate, template_source
 from llmtaskpool_worker.text.control_tokens import (
@@ -78,6 +79,16 @@ class Tokenizer:
     def encode_document(self, text: str) -> list[int]:
         """Token ids of somebody's text, with the special tokens around it and none inside."""
         return self._ids(text, special=True)
+
+    def encode_rows(
+        self, texts: Sequence[str | tuple[str, str]], *, spans: bool = False
+    ) -> list[EncodedRow]:
+        """Rows for a model that runs once over its input: somebody's texts, as documents are."""
+        encode = self._tokenizer.encode_batch if spans else self._tokenizer.encode_batch_fast
+        return [
+            _row(encoded, spans=spans, two=not isinstance(text, str))
+            for text, encoded in zip(texts, encode(list(texts)), strict=True)
+        ]
 
     def complete(self, tokens: Sequence[int]) -> list[int]:
         """Ids of this tokenizer with the special tokens around them that are missing."""
@@ -174,6 +185,16 @@ class Tokenizer:
     def _with_tokens_spelled(self, text: str) -> str:
         """Control tokens that aren't special are part of an answer (``<tool_call>``)."""
         return self._mark.sub(lambda match: self._spelled[match.group()], text)
+
+
+def _row(encoded: Any, *, spans: bool, two: bool) -> EncodedRow:
+    own = encoded.sequence_ids
+    last = 1 if two else 0
+    if last not in own:
+        return EncodedRow(encoded.ids, 0, 0, [(0, 0)] * len(own) if spans else ())
+    end = len(own) - own[::-1].index(last)
+    told = [span if of == last else (0, 0) for span, of in zip(encoded.offsets, own, strict=True)]
+    return EncodedRow(encoded.ids, own.index(1) if two else 0, end, told if spans else ())
 
 
 class StopMatcher:

@@ -18,6 +18,7 @@ from llmtaskpool_worker.engines.protocol import (
     Admit,
     AdmitEmbedding,
     AdmitForward,
+    AdmitInputs,
     Answered,
     Beat,
     Cancel,
@@ -104,7 +105,7 @@ class UpstreamEngine:
             case AdmitForward():
                 self._waiting.append(message)
                 self._fill()
-            case Admit(id=request_id) | AdmitEmbedding(id=request_id):
+            case Admit(id=request_id) | AdmitEmbedding(id=request_id) | AdmitInputs(id=request_id):
                 told = "a server takes requests as they are, and no tokens"
                 self._tell(RequestFailed(request_id, "wrong_model", told))
             case Cancel(id=request_id):

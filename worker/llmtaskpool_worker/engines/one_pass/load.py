@@ -1,0 +1,166 @@
+"""From a checked folder to the one-pass loop of a task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from llmtaskpool_worker.engines.one_pass.encoder import Bounds, Encoder
+from llmtaskpool_worker.engines.one_pass.loop import OnePassLoop
+from llmtaskpool_worker.engines.one_pass.text_heads import (
+    AnswerHead,
+    ClassifyHead,
+    EmbedHead,
+    ScoreHead,
+    TagHead,
+    TextHead,
+)
+from llmtaskpool_worker.engines.resident import give_back
+from llmtaskpool_worker.engines.weights import (
+    ModelRefused,
+    check_numbers,
+    check_task,
+    load_weights,
+)
+
+ONE_PASS_TASKS = ("embed", "rerank", "classify", "tag", "answer")
+_AUTO = {
+    "embed": AutoModel,
+    "rerank": AutoModelForSequenceClassification,
+    "classify": AutoModelForSequenceClassification,
+    "tag": AutoModelForTokenClassification,
+    "answer": AutoModelForQuestionAnswering,
+}
+_COMPARED: dict[str, Callable[[Any], Tensor]] = {
+    "embed": lambda out: out.last_hidden_state,
+    "rerank": lambda out: out.logits,
+    "classify": lambda out: out.logits,
+    "tag": lambda out: out.logits,
+    "answer": lambda out: out.start_logits,
+}
+"""What of a model's output tells whether it can be run packed."""
+
+
+def load_one_pass(
+    folder: Path,
+    task: str,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    threads: int = 8,
+    options: dict[str, Any] | None = None,
+) -> OnePassLoop:
+    """The loop over the model in ``folder`` with the head of ``task``.
+
+    Raises:
+        ModelRefused: the model is for another task, its pooling or head is one that isn't
+            implemented here, or its weights aren't whole.
+    """
+    options = options or {}
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    check_task(config, folder, task)
+    if task == "rerank" and int(config.num_labels) != 1:
+        raise ModelRefused(
+            f"it tells {config.num_labels} labels apart, and task=rerank needs one number: "
+            "add task=classify, or name a cross-encoder"
+        )
+    model = load_weights(
+        _AUTO[task],
+        folder,
+        config,
+        unused=("pooler.",) if task == "embed" else (),  # of the first token, for other tasks
+        dtype=getattr(torch, dtype or "float32"),
+    )
+    model.to(device).eval().requires_grad_(requires_grad=False)
+    check_numbers(model)
+    encoder = Encoder(model, _bounds(folder, config, model, options), first=_COMPARED[task])
+    head = _head(task, encoder, config, folder)
+    give_back()
+    return OnePassLoop(head, threads=threads, max_threads=int(options.get("max_threads", 256)))
+
+
+def _head(task: str, encoder: Encoder, config: Any, folder: Path) -> TextHead:
+    labels = [str(config.id2label[place]) for place in range(int(config.num_labels))]
+    match task:
+        case "embed":
+            dimensions = int(config.hidden_size)
+            return EmbedHead(encoder, pooling=_pooling(folder), dimensions=dimensions)
+        case "rerank":
+            return ScoreHead(encoder, activation=_activation(config))
+        case "classify":
+            several = config.problem_type == "multi_label_classification" or len(labels) == 1
+            return ClassifyHead(encoder, labels=labels, several=several)
+        case "tag":
+            return TagHead(encoder, labels=labels)
+        case _:
+            return AnswerHead(encoder)
+
+
+def _bounds(folder: Path, config: Any, model: nn.Module, options: dict[str, Any]) -> Bounds:
+    """What a text may have: the least of what the model, its files and the options say."""
+    limits = [int(config.max_position_embeddings) - _first_position(model)]
+    limits += _numbers(folder / "sentence_bert_config.json", "max_seq_length")
+    if "context_length" in options:
+        limits.append(int(options["context_length"]))
+    return Bounds(context_length=min(limits), vocab_size=int(config.vocab_size))
+
+
+def _first_position(model: nn.Module) -> int:
+    """Where positions begin: RoBERTa's families count from behind the padding token's id."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0
+
+
+def _activation(config: Any) -> str:
+    """What a cross-encoder's number goes through, as sentence-transformers writes it down."""
+    told = getattr(config, "sentence_transformers", None) or {}
+    name = str(
+        told.get("activation_fn")
+        or getattr(config, "sbert_ce_default_activation_function", "")
+        or ""
+    )
+    match name.rpartition(".")[2]:
+        case "" | "Sigmoid":
+            return "sigmoid"
+        case "Identity":
+            return "identity"
+    raise ModelRefused(
+        f"its score goes through {name}, and Sigmoid and Identity are known here: name another "
+        "model"
+    )
+
+
+def _pooling(folder: Path) -> str:
+    path = folder / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return "mean"
+    config = json.loads(path.read_bytes())
+    chosen = [name for name, on in config.items() if name.startswith("pooling_mode_") and on]
+    match chosen:
+        case ["pooling_mode_mean_tokens"]:
+            return "mean"
+        case ["pooling_mode_cls_token"]:
+            return "cls"
+    raise ModelRefused(f"this model can't be served: it pools by {chosen}, not by mean or cls")
+
+
+def _numbers(path: Path, key: str) -> list[int]:
+    if not path.is_file():
+        return []
+    value = json.loads(path.read_bytes()).get(key)
+    return [value] if isinstance(value, int) else []
