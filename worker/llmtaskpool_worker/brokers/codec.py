@@ -54,7 +54,7 @@ class Unreadable(Exception):
     """Bytes that this version can't read: damaged, foreign, or of a future version."""
 
 
-class _Request(msgspec.Struct):
+class _Request(msgspec.Struct, array_like=True, omit_defaults=True):
     kind: str
     sort: str
     payload: msgspec.Raw
