@@ -32,6 +32,8 @@ FIELDS = (
     "presence_penalty",
     "frequency_penalty",
     "top_logprobs",
+    "repetition_penalty",
+    "min_tokens",
 )
 _LOGITS = st.one_of(
     st.floats(-50, 50, width=32),
@@ -76,6 +78,8 @@ def sequence(number: int, values: dict[str, Any], counts: dict[int, int] | None 
         presence_penalty=wanted.presence_penalty,
         frequency_penalty=wanted.frequency_penalty,
         logprobs=wanted.logprobs,
+        repetition_penalty=wanted.repetition_penalty,
+        min_tokens=wanted.min_tokens,
     )
     made = Sequence(request, [1])
     made.counts = counts or {}

@@ -55,11 +55,14 @@ class LetterCodec(LetterTokenizer):
     def complete(self, tokens):
         return list(tokens)
 
-    def encode_chat(self, messages):
+    def encode_chat(self, messages, tools=()):
         return self.encode("".join(f"{m['role'][0]}:{m['content']}\n" for m in messages))
 
     def token_bytes(self, token):
         return chr(token).encode("utf-8", "replace")
+
+    def reads_tools(self):
+        return True
 
     def is_in_text(self, token):
         return token != END

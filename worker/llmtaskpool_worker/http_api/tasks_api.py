@@ -24,7 +24,7 @@ from llmtaskpool_worker.http_api.forwarded_scores import score_payload
 from llmtaskpool_worker.http_api.forwarding import counted, payload_of
 from llmtaskpool_worker.http_api.long_text import with_texts_encoded
 from llmtaskpool_worker.http_api.one_pass_schema import parse_one_pass
-from llmtaskpool_worker.http_api.openai_api import chat_of, generations
+from llmtaskpool_worker.http_api.openai_api import chat_of, generations, grammar_of
 from llmtaskpool_worker.http_api.openai_schema import (
     WEIGHT_HEADER,
     CompletionRequest,
@@ -204,12 +204,18 @@ class TaskRoutes:
             if task.kind == "chat":
                 given = {**task.arguments, "model": model.name, "messages": task.input}
                 chat, messages = await _off_loop_when_long(task.input, partial(chat_of, given))
+                if chat.calling() is not None:
+                    raise invalid(
+                        "tools", "a task can't call tools: send them to /v1/chat/completions."
+                    )
                 prompt = await model.encode_chat(messages)
-                return generations("chat", chat, model, [prompt], None)[0].payload
+                grammar = await grammar_of(chat)
+                return generations("chat", chat, model, [prompt], None, grammar)[0].payload
             given = {**task.arguments, "model": model.name, "prompt": _one_input(task.input)}
             body = await _off_loop_when_long(task.input, partial(parse, CompletionRequest, given))
             prompt = await model.encode(task.input, "prompt")
-            return generations("generate", body, model, [prompt], None)[0].payload
+            grammar = await grammar_of(body)
+            return generations("generate", body, model, [prompt], None, grammar)[0].payload
 
     async def _evaluation(self, task: TaskBody) -> Payload:
         """What runs a model once, checked as on its route; ``input`` is the route's own field."""

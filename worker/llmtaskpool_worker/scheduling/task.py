@@ -60,6 +60,16 @@ class Sampling:
     frequency_penalty: float = 0.0
     logprobs: int | None = None
     """How many alternatives to report beside each drawn token; None reports no logprobs."""
+    repetition_penalty: float = 1.0
+    """Of tokens in prompt or answer: a logit above 0 is divided by it, another multiplied."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Added to the logits of these tokens."""
+    min_tokens: int = 0
+    """Before so many are drawn the answer doesn't end by itself."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the answer, beside the model's own."""
+    grammar: str | None = None
+    """What the answer has to be, as llguidance reads it; checked when the request came."""
 
 
 @dataclass(frozen=True, slots=True)
