@@ -199,3 +199,13 @@ def test_a_longer_prompt_and_a_longer_answer_cost_more():
     ]
     assert loads == sorted(loads)
     assert len(set(loads)) == 4
+
+
+def test_a_knee_that_was_low_for_a_moment_costs_no_seat_for_good():
+    seats = Seats(16)
+    assert seats.limit(steps(0.010, 0.010), 0.0) == 16
+    seats.limit(steps(0.0001, 0.010), 5.0)
+    assert seats.limit({}, 5.0) < 16
+    found = [seats.limit({}, 5.0 + second) for second in range(1, 40)]
+    assert found[-1] == 16
+    assert found == sorted(found)

@@ -186,7 +186,10 @@ def _penalized(logits: Tensor, sequence: Sequence) -> Tensor:
         seen = _ids(set(sequence.tokens), logits)
         old = logits[seen]
         penalty = request.repetition_penalty
-        logits = logits.index_copy(0, seen, torch.where(old > 0, old / penalty, old * penalty))
+        most = torch.finfo(logits.dtype).max
+        new = torch.where(old > 0, old / penalty, old * penalty).clamp_(-most, most)
+        # What can't come stays so; all else stays a number.
+        logits = logits.index_copy(0, seen, torch.where(torch.isfinite(old), new, old))
     if not (request.presence_penalty or request.frequency_penalty) or not sequence.counts:
         return logits
     ids = torch.tensor(list(sequence.counts), device=logits.device)

@@ -93,7 +93,7 @@ class Seats:
         places = most = self._places(now)
         bound = self._settled(min(knee(points), max(1, self.most)), now)
         if bound < most:
-            most = min(most, max(FLOOR, floor(bound)))
+            most = min(most, max(FLOOR, round(bound)))
         if self.keeps(now):
             most = min(most, max(1, places - kept(places)))
         return most

@@ -6,6 +6,7 @@ import hashlib
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import inf
 from typing import Any
 
@@ -25,6 +26,7 @@ from llmtaskpool_worker.brokers.protocol import (
     Submission,
 )
 from llmtaskpool_worker.contract import LaneName
+from llmtaskpool_worker.scheduling.priority import priority
 from llmtaskpool_worker.scheduling.task import Result, TaskError, TaskRequest, TaskState, TaskView
 
 VERSION = 1
@@ -32,6 +34,9 @@ VERSION = 1
 accepts: then it waits in lines of its own, for newer workers."""
 READS = (VERSION,)
 """The versions that this one serves."""
+
+USUAL_PATIENCE_SECONDS = 86_400.0
+"""Of a task whose result is fetched later (Limits); lua/common.lua has it too. It takes no room."""
 
 STATES = {
     "q": TaskState.QUEUED,
@@ -55,9 +60,9 @@ ERRORS = {
 }
 _RUN = struct.Struct("<f")
 _pack = msgspec.msgpack.Encoder().encode
-_decode_shown = msgspec.json.Decoder(tuple[str, str | None, float, float]).decode
+_decode_shown = msgspec.json.Decoder(tuple[str, str | None, float]).decode
 
-CLAIM_FIELDS = 15
+CLAIM_FIELDS = 13
 """How many values claim.lua gives for each task."""
 
 
@@ -145,9 +150,9 @@ def acceptance(
 
 
 def _shown(task: Submission) -> str:
-    request = task.request
-    load, rank = float(f"{task.load_seconds:.4g}"), float(f"{task.priority:.4g}")
-    return msgspec.json.encode((request.kind, request.model, load, rank)).decode()
+    """Short, so that the books stay small."""
+    request, load = task.request, float(f"{task.load_seconds:.4g}")
+    return msgspec.json.encode((request.kind, request.model, load)).decode()
 
 
 def _ms(seconds: float) -> int:
@@ -163,8 +168,6 @@ class Run:
 
     claim: Claim
     shown: bytes
-    labels: bytes
-    soon: bool
     began_at: float
     more: int = 0
 
@@ -172,7 +175,7 @@ class Run:
         self, state: TaskState, ended_at: float, ttl_seconds: float, outcome: Result | TaskError
     ) -> TaskView:
         """Of its task, once this run has ended it."""
-        kind, model, load, rank = _decode_shown(self.shown)
+        kind, model, load = _decode_shown(self.shown)
         claim = self.claim
         return TaskView(
             id=claim.id,
@@ -182,14 +185,14 @@ class Run:
             state=state,
             weight=claim.request.weight,
             load_seconds=load,
-            priority=rank,
+            priority=priority(claim.request.weight, load),
             submitted_at=claim.submitted_at,
             started_at=self.began_at,
             ended_at=ended_at,
             attempts=claim.attempt + self.more,
             result=None if isinstance(outcome, TaskError) else outcome,
             error=outcome if isinstance(outcome, TaskError) else None,
-            result_expires_at=None if self.soon else ended_at + ttl_seconds,
+            result_expires_at=None if claim.request.attended else ended_at + ttl_seconds,
             labels=claim.request.labels,
         )
 
@@ -202,27 +205,46 @@ def run_of(
     Raises Unreadable.
     """
     task_id, fence, attempt, alone, accepted, until, weight, work, line, group = values[:10]
-    began, shown, labels, soon, data = values[10:]
+    began, shown, data = values[10:]
     if len(data) <= _RUN.size:
         raise Unreadable("there is nothing in it")
     request = decode_request(data[_RUN.size :])
-    known = group_of(group.decode())
+    if request.weight != float(weight):
+        request = replace(request, weight=float(weight))
+    submitted_at = at(float(accepted))
+    if attempt > 1:
+        expires_at = inf
+    elif until == b"0":
+        expires_at = submitted_at + USUAL_PATIENCE_SECONDS
+    else:
+        expires_at = at(float(until))
     claim = Claim(
         id=task_id.decode(),
         fence=fence.decode(),
         attempt=attempt,
         lease_until=lease_until,
-        request=replace(request, weight=float(weight)),
+        request=request,
         lane=lane,
-        group=known[1] if known is not None else "",
-        line=line_of(line.decode()),
-        submitted_at=at(float(accepted)),
-        expires_at=at(float(until)) if attempt == 1 and float(until) > 0 else inf,
+        group=_group_name(group),
+        line=_line_name(line),
+        submitted_at=submitted_at,
+        expires_at=expires_at,
         run_seconds=_RUN.unpack_from(data)[0],
         work_seconds=float(work) / 1e6,
-        alone=bool(alone),
+        alone=alone == b"1",
     )
-    return Run(claim, shown, labels, bool(soon), at(float(began)))
+    return Run(claim, shown, at(float(began)))
+
+
+@lru_cache(maxsize=1024)
+def _group_name(key: bytes) -> str:
+    known = group_of(key.decode())
+    return known[1] if known is not None else ""
+
+
+@lru_cache(maxsize=1024)
+def _line_name(key: bytes) -> Line:
+    return line_of(key.decode())
 
 
 def view_of(
@@ -233,12 +255,13 @@ def view_of(
     ttl_seconds: float,
 ) -> TaskView:
     """What view.lua gave for one task. ``ttl_seconds``: how long a result is kept from its end."""
-    (s, _, _, weight, accepted, attempts, more, began, end, why, shown, labels, lane, soon) = (
-        None if value is None else value.decode() for value in values[:14]
+    (s, group, _, weight, accepted, attempts, more, began, end, why, shown, labels, soon) = (
+        None if value is None else value.decode() for value in values[:13]
     )
-    pttl, result = values[14], values[15]
+    result = values[13]
     state = STATES[s or ""]
-    kind, model, load, rank = _decode_shown(shown or "[]")
+    lane = (group or "").split(":")[1]
+    kind, model, load = _decode_shown(shown or "[]")
     outcome: Result | TaskError | None = None
     if result:
         try:
@@ -247,16 +270,16 @@ def view_of(
             outcome = TaskError("result_lost", f"its result can't be read: {unreadable}")
     if outcome is None and state not in _GOOD:
         outcome = error_of(state, why or "")
-    kept = now + (pttl / 1000 if pttl >= 0 else ttl_seconds)
+    kept = (at(float(end)) if end else now) + ttl_seconds
     return TaskView(
         id=task_id,
         kind=kind,
-        lane=LaneName(lane or ""),
+        lane=LaneName(lane),
         model=model,
         state=state,
         weight=float(weight or 1),
         load_seconds=load,
-        priority=rank,
+        priority=priority(float(weight or 1), load),
         submitted_at=at(float(accepted or 0)),
         started_at=at(float(began)) if began else None,
         ended_at=at(float(end)) if end else None,

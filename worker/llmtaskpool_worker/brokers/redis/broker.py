@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import replace
+from math import inf
+from typing import Any
 
 from llmtaskpool_worker.brokers.protocol import (
     Asked,
@@ -51,6 +53,8 @@ DEAD_MS = 7 * 86_400_000
 SILENT_MS = 15_000
 """A worker without a sign of life for so long is lost, and what waits for its clients with it."""
 SWEPT_AT_ONCE = 200
+DEPTH_SECONDS = 0.5
+"""Who finds nothing to do looks at the whole line, at most so often."""
 
 Listed = list
 """The type: RedisBroker has a method of that name."""
@@ -102,6 +106,7 @@ class RedisBroker:
         }
         self._on_lost: Callable[[str], None] = lambda _: None
         self._depth = Depth(clock(), {}, shared=True, error="not seen yet")
+        self._looked_at = -inf
 
     @property
     def durability(self) -> Durability:
@@ -175,10 +180,17 @@ class RedisBroker:
     async def claim(self, wanted: Wanted) -> Listed[Claim]:
         """See Broker."""
         runs = await self._claiming.claim(wanted)
+        if not runs and self._clock() >= self._looked_at + DEPTH_SECONDS:
+            self._looked_at = self._clock()
+            self._session.call("depth", self._session.pod).answer.add_done_callback(self._saw)
         for run in runs:
             self._runs[run.claim.id] = run
             self._following.began(run)
         return [run.claim for run in runs]
+
+    def _saw(self, answer: asyncio.Future[Any]) -> None:
+        if not answer.cancelled() and answer.exception() is None:
+            self._depth = depth_of(answer.result(), self._clock(), self._session.at)
 
     async def peek(self, wanted: Wanted) -> Head | None:  # noqa: ARG002
         """See Broker. Nobody makes way for what another worker may take."""
@@ -320,6 +332,9 @@ class RedisBroker:
         server_ms, ended, returned = await swept
         self._session.told_time(server_ms)
         self._depth = depth_of(await seen, self._clock(), self._session.at)
+        for task_id in [one.decode() for one in (*ended, *returned)]:
+            if task_id in self._runs:
+                self._stopped(task_id)
         await self._following.look_after_silent()
         ids = [one.decode() for one in ended]
         views = [view for view in await self._views.of(ids) if view is not None]

@@ -85,12 +85,12 @@ class Claiming:
                 round(limits.ageing_seconds * 1000) if by_age else 0,
                 limits.aged_share,
                 int(limits.policy is QueuePolicy.NEWEST_FIRST),
-                f"credit:{wanted.lane.value}",
+                wanted.lane.value,
                 groups,
                 loads,
                 wanted.above,
-                self._ttl_ms,
                 self._session.pod if wanted.only_bound else "",
+                self._ttl_ms,
             )
         )
 
