@@ -68,7 +68,7 @@ def sequence(number: int, values: dict[str, Any], counts: dict[int, int] | None 
     wanted = ChatRequest.model_validate(body(values)).sampling(0)
     request = Admit(
         number,
-        [1],
+        [0],
         1,
         temperature=wanted.temperature,
         top_p=wanted.top_p,
@@ -81,7 +81,7 @@ def sequence(number: int, values: dict[str, Any], counts: dict[int, int] | None 
         repetition_penalty=wanted.repetition_penalty,
         min_tokens=wanted.min_tokens,
     )
-    made = Sequence(request, [1])
+    made = Sequence(request, [0])
     made.counts = counts or {}
     return made
 

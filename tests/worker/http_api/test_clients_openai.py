@@ -82,10 +82,10 @@ def test_a_bad_request_names_its_field(ai):
         ai.chat.completions.create(model="echo", messages=HI, max_tokens=0)
     assert raised.value.param == "max_tokens"
     assert raised.value.type == "invalid_request_error"
-    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    tools = [{"type": "function", "function": {"name": "f g", "parameters": {}}}]
     with pytest.raises(openai.BadRequestError) as raised:
         ai.chat.completions.create(model="echo", messages=HI, tools=tools)
-    assert raised.value.param == "tools"
+    assert raised.value.param == "tools[0].function.name"
 
 
 @pytest.mark.parametrize(
