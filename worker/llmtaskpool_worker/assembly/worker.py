@@ -251,7 +251,14 @@ def _pool(
     gpus: Callable[[], tuple[GpuReading, ...]],
 ) -> Dispatcher:
     limits = settings.pool_limits()
-    broker = broker_of(settings.queue, limits, clocks.monotonic, clocks.wall)
+    broker = broker_of(
+        settings.queue,
+        limits,
+        clocks.monotonic,
+        clocks.wall,
+        pool=settings.queue_pool,
+        allow_volatile=settings.queue_allow_volatile,
+    )
     return Dispatcher(
         engines=engines,
         tokenizers=codecs,

@@ -271,7 +271,10 @@ class Broker(Protocol):
 
     immediate: bool
     shared: bool
-    durability: Durability
+
+    @property
+    def durability(self) -> Durability:
+        """Of a server, as it was when it was last seen."""
 
     async def start(self, worker: str, on_lost: Callable[[str], None]) -> None:
         """Open what there is. ``on_lost(id)``: a claim of this worker is not in force any more.
