@@ -41,10 +41,13 @@ class Model(Wire):
     OCI image that holds the folder (`image:REFERENCE#folder` when it isn't its root); or a model of
     a server that speaks OpenAI's API, `openai:http://host:port/v1#name`, in the pod
     (`spec.upstream`) or a Service of the namespace."""
-    task: Literal["generate", "embed", "rerank", "classify", "tag", "answer"] = "generate"
+    task: Literal["generate", "embed", "rerank", "classify", "tag", "answer", "tensor"] = (
+        "generate"
+    )
     """What the model does: `generate` text, or `embed` it; `rerank` and score pairs of texts with a
     cross-encoder, `classify` texts, `tag` their tokens (names, places), or `answer` a question with
-    words of a text. docs/models.md has a real model of each."""
+    words of a text; or run over the `tensor`s of a table (risk, recommendation). docs/models.md has
+    a real model of each."""
     options: Annotated[
         dict[Word, Annotated[str, Field(max_length=256, pattern=NO_COMMA)]], Field(max_length=32)
     ] = Field(default_factory=dict)
@@ -57,10 +60,12 @@ class Model(Wire):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "!self.source.startsWith('openai:') || !has(self.task) || "
-            "!(self.task in ['tag', 'answer'])",
+            "!(self.task in ['tag', 'answer', 'tensor'])",
             "task",
-            "task of an openai: source can't be tag or answer: servers have no such route",
-            lambda m: not m.source.startswith("openai:") or m.task not in ("tag", "answer"),
+            "task of an openai: source can't be tag, answer or tensor: servers have no such route",
+            lambda m: (
+                not m.source.startswith("openai:") or m.task not in ("tag", "answer", "tensor")
+            ),
         ),
     )
 

@@ -51,7 +51,8 @@ def check_folder(folder: Path, source: str, *, links_allowed: bool = False) -> N
         SourceRefused: remote code, pickled or spoilt weights, files outside of the folder, or
             parts missing.
     """
-    config = _json(folder, "config.json", source)
+    is_table = (folder / "model.json").is_file()  # engines/one_pass/modules.py
+    config = _json(folder, "config.json", source, needed=not is_table)
     for name, content in (("config.json", config), ("tokenizer_config.json", None)):
         content = content if content is not None else _json(folder, name, source, needed=False)
         if "auto_map" in content:
@@ -79,7 +80,7 @@ def check_folder(folder: Path, source: str, *, links_allowed: bool = False) -> N
             raise SourceRefused(
                 f"source {source!r}: the index names {shard!r}, which is not a file of the folder"
             )
-    if not (folder / "tokenizer.json").is_file():
+    if not is_table and not (folder / "tokenizer.json").is_file():
         raise SourceRefused(
             f"source {source!r}: tokenizer.json is missing; save the tokenizer anew with "
             "transformers (tokenizer.save_pretrained)"

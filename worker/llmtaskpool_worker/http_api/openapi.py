@@ -27,6 +27,7 @@ from llmtaskpool_worker.http_api.openai_schema import (
 )
 from llmtaskpool_worker.http_api.sse import answer
 from llmtaskpool_worker.http_api.tasks_api import TaskBody
+from llmtaskpool_worker.http_api.tensors import InferRequest
 
 PATH = "/openapi.json"
 
@@ -43,6 +44,7 @@ _BODIES: dict[str, type[BaseModel]] = {
     "/classify": ClassifyRequest,
     "/v1/tag": TagRequest,
     "/v1/answer": AnswerRequest,
+    "/v2/models/{model}/infer": InferRequest,
     "/v1/tasks": TaskBody,
 }
 _SHAPE = "#/components/schemas/{model}"

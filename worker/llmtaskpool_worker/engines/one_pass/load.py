@@ -19,6 +19,7 @@ from transformers import (
 
 from llmtaskpool_worker.engines.one_pass.encoder import Bounds, Encoder
 from llmtaskpool_worker.engines.one_pass.loop import OnePassLoop
+from llmtaskpool_worker.engines.one_pass.tables import load_table
 from llmtaskpool_worker.engines.one_pass.text_heads import (
     AnswerHead,
     ClassifyHead,
@@ -35,7 +36,6 @@ from llmtaskpool_worker.engines.weights import (
     load_weights,
 )
 
-ONE_PASS_TASKS = ("embed", "rerank", "classify", "tag", "answer")
 _AUTO = {
     "embed": AutoModel,
     "rerank": AutoModelForSequenceClassification,
@@ -69,6 +69,8 @@ def load_one_pass(
             implemented here, or its weights aren't whole.
     """
     options = options or {}
+    if task == "tensor":
+        return load_table(folder, threads=threads, options=options)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     check_task(config, folder, task)
