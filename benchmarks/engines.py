@@ -194,8 +194,8 @@ def main() -> None:
     print(
         f"`benchmarks/engines.py --rounds {chosen.rounds} --texts {chosen.texts}`: one HTTP "
         f"request of {chosen.texts} texts of {WORDS[0]} to {WORDS[1]} words, against "
-        "sentence-transformers in a process with the same texts, in turn. float32; medians. *apart*: the largest "
-        "difference of what both gave.\n"
+        "sentence-transformers in a process with the same texts, in turn. float32; medians. "
+        "*apart*: the largest difference of what both gave.\n"
     )
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {chosen.torch_threads} torch threads"
     print(f"{machine}; {versions}; {datetime.now(UTC):%Y-%m-%d}.\n")

@@ -249,6 +249,7 @@ async def answer_prompt(run: Running) -> None:
         pairs = payload.options.get("pairs")
         rows = payload.rows if pairs is None else [payload.rows[second] for _, second in pairs]
         values = [_VALUES[run.request.kind](row) for row in rows]
+        values += [_VALUES[run.request.kind](packed) for packed in payload.images]
         values += [_first_column(tensor) for tensor in payload.tensors]
         about = {"labels": ["calm", "angry"]}
         run.succeed(Evaluated(conclude(run.request.kind, payload, values, about), payload.size))
@@ -270,6 +271,7 @@ _VALUES = {
     "classify": lambda row: [0.25, 0.75],
     "tag": lambda row: [[1] * row.size, [0.5] * row.size],
     "answer": lambda row: [[0, 1, 0.5]],
+    "detect": lambda packed: [{"label": "angry", "score": 0.75, "box": {}}],
 }
 """What a model would make of a row: longer ones are better, all are angry."""
 

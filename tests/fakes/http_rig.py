@@ -79,6 +79,8 @@ def models() -> list[Model]:
         Model("echo", "generate", 1, codec, 256, 0x110000, longest_token=16),
         Model("vectors", "embed", 1, codec, 256, 0x110000, dimensions=3, longest_token=16),
         Model("scorer", "tensor", 1, about=TABLE),
+        Model("photos", "classify", 1, about={"modality": "image", "labels": ["calm", "angry"]}),
+        Model("boxes", "detect", 1, about={"modality": "image", "labels": ["calm", "angry"]}),
         *(
             Model(name, task, 1, codec, 256, 0x110000, longest_token=16)
             for name, task in ONE_PASS_MODELS.items()

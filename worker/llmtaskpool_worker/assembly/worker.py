@@ -119,7 +119,7 @@ class CataloguedEngine:
         self._model.about = ready.about
         if self.spec.forwards:
             return await self._count_by(ready)
-        if self.spec.task == "tensor":
+        if self.spec.task == "tensor" or ready.about.get("modality") == "image":
             return None  # it reads no text
         try:
             codec = await asyncio.to_thread(self._load_codec, self.spec)

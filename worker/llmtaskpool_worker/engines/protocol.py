@@ -69,6 +69,7 @@ class AdmitInputs(msgspec.Struct, frozen=True, tag="inputs"):
     texts: list[TextRow] = []
     options: dict[str, Any] = {}
     tensors: list[Tensor] = []
+    images: list[bytes] = []
 
 
 class AdmitForward(msgspec.Struct, frozen=True, tag="forward"):
@@ -290,7 +291,7 @@ class EngineDied(msgspec.Struct, frozen=True, tag="died"):
 EngineEvent = FromEngine | FromServer | EngineDied
 
 
-TASKS = ("generate", "embed", "rerank", "classify", "tag", "answer", "tensor")
+TASKS = ("generate", "embed", "rerank", "classify", "tag", "answer", "detect", "tensor")
 """What a model can be loaded for."""
 
 

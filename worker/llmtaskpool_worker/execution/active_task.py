@@ -87,4 +87,4 @@ def inputs_message(request_id: int, payload: Evaluate) -> AdmitInputs:
     """What a model runs once over, as its engine takes it."""
     rows = [TextRow(row.tokens, row.second, row.end) for row in payload.rows]
     tensors = [Tensor(t.name, t.datatype, list(t.shape), t.data) for t in payload.tensors]
-    return AdmitInputs(request_id, rows, payload.options, tensors)
+    return AdmitInputs(request_id, rows, payload.options, tensors, list(payload.images))

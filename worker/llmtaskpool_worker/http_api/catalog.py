@@ -89,13 +89,17 @@ class Model:
     def ready_codec(self) -> Codec:
         """Its tokenizer. Raises ApiError 503 while it loads."""
         if self.codec is None:
-            raise ApiError(
-                503,
-                f"The model {self.name} is still loading: try again later.",
-                code="starting",
-                retry_after_seconds=2.0,
-            )
+            raise self.starting()
         return self.codec
+
+    def starting(self) -> ApiError:
+        """What is told of a model that is not loaded yet."""
+        return ApiError(
+            503,
+            f"The model {self.name} is still loading: try again later.",
+            code="starting",
+            retry_after_seconds=2.0,
+        )
 
     async def encode(self, value: str | Sequence[int], field: str) -> tuple[int, ...]:
         """Token ids of a prompt or a text to embed, or the given ids once checked.
@@ -253,6 +257,7 @@ _DOES = {
     "classify": "classifies (task: classify)",
     "tag": "tags tokens (task: tag)",
     "answer": "finds answers in a text (task: answer)",
+    "detect": "finds objects in pictures (task: detect)",
     "tensor": "runs over tables (task: tensor)",
 }
 

@@ -132,12 +132,7 @@ class InferenceRoutes:
 def about_of(model: Model) -> Any:
     """A table's inputs and outputs. Raises ApiError 503 while it loads."""
     if not model.about:
-        raise ApiError(
-            503,
-            f"The model {model.name} is still loading: try again later.",
-            code="starting",
-            retry_after_seconds=2.0,
-        )
+        raise model.starting()
     return model.about
 
 

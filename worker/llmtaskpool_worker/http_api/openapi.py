@@ -16,6 +16,7 @@ from llmtaskpool_worker.contract import OPEN_ROUTES
 from llmtaskpool_worker.http_api.one_pass_schema import (
     AnswerRequest,
     ClassifyRequest,
+    DetectRequest,
     RerankRequest,
     ScoreRequest,
     TagRequest,
@@ -44,6 +45,7 @@ _BODIES: dict[str, type[BaseModel]] = {
     "/classify": ClassifyRequest,
     "/v1/tag": TagRequest,
     "/v1/answer": AnswerRequest,
+    "/v1/detect": DetectRequest,
     "/v2/models/{model}/infer": InferRequest,
     "/v1/tasks": TaskBody,
 }

@@ -72,7 +72,16 @@ def _evaluation_bytes(payload: Evaluate) -> int:
     spans = sum(_ROW + len(one.spans) for one in payload.spelled)
     options = json_bytes(payload.options) + json_bytes(payload.shown)
     tensors = sum(_ROW + len(one.data) for one in payload.tensors)
-    return tensors + rows + spans + sum(texts.values()) + options + len(payload.groups) * _POINTER
+    images = sum(_ROW + len(one) for one in payload.images)
+    return (
+        images
+        + tensors
+        + rows
+        + spans
+        + sum(texts.values())
+        + options
+        + len(payload.groups) * _POINTER
+    )
 
 
 def event_bytes(event: TaskEvent) -> int:

@@ -132,11 +132,16 @@ class Tensor:
     data: bytes
 
 
+IMAGE_TOKENS = 256
+"""A picture takes about as long as so many tokens, until one has been measured."""
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluate:
     """Payload: run a model once over each row, and make a result of what comes of them.
 
-    A model of tables takes ``tensors``, whose first dimension are the table's rows.
+    A model of tables takes ``tensors``, whose first dimension are the table's rows; one of pictures
+    takes ``images``, files as they came.
 
     ``options`` is what the model's head reads, ``shown`` what of it the client wants to see
     (text/conclusions.py). ``spelled``: for each row its text, where the result tells places in it;
@@ -149,12 +154,13 @@ class Evaluate:
     spelled: tuple[Spelled, ...] = ()
     groups: tuple[int, ...] = ()
     tensors: tuple[Tensor, ...] = ()
+    images: tuple[bytes, ...] = ()
 
     @property
     def size(self) -> int:
-        """Tokens of all rows, or rows of the table."""
+        """Tokens of all rows, or rows of the table, or what pictures weigh in tokens."""
         rows = self.tensors[0].shape[0] if self.tensors else 0
-        return sum(row.size for row in self.rows) + rows
+        return sum(row.size for row in self.rows) + rows + IMAGE_TOKENS * len(self.images)
 
 
 ForwardRoute = Literal[

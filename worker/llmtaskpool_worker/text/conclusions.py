@@ -125,6 +125,10 @@ def _answer(payload: Evaluate, rows: Sequence[Any], _labels: Sequence[str]) -> J
     return {"data": data}
 
 
+def _detect(_payload: Evaluate, rows: Sequence[Any], _labels: Sequence[str]) -> Json:
+    return {"data": [{"index": index, "objects": found} for index, found in enumerate(rows)]}
+
+
 def _infer(_payload: Evaluate, tensors: Sequence[Json], _labels: Sequence[str]) -> Json:
     """Open Inference Protocol v2: tensors with their numbers in row-major order."""
     outputs = []
@@ -150,5 +154,6 @@ _OF_KIND: Mapping[str, Callable[[Evaluate, Sequence[Any], Sequence[str]], Json]]
     "classify": _classify,
     "tag": _tag,
     "answer": _answer,
+    "detect": _detect,
     "infer": _infer,
 }
