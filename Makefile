@@ -18,6 +18,7 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 $(UV) run --locked --only-group docs mkdocs
 KIND_OPTIONS ?=
 E2E_TESTS ?= tests/e2e
 IMAGE_TOOLS := buildah:buildah skopeo:skopeo debootstrap:debootstrap
+QUEUE_TOOLS := redis-check-rdb:redis-tools
 DOCKER_TOOLS := dockerd:docker.io iptables:iptables
 
 # $(call packages,tool:package …) installs the Debian packages of those tools that are missing.
@@ -67,6 +68,7 @@ rig: ## Build the test cluster's control plane and helm: 12 minutes once, then s
 	$(RUN) python hack/cluster build --only helm
 
 unit: ## All tests but those of tests/e2e
+	$(call packages,$(QUEUE_TOOLS))
 	$(RUN) pytest --ignore=tests/e2e -n 4
 
 e2e: install ## Our images on a real node, as root: 20 minutes once, then a few

@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import openai
 import pytest
+import yaml
 from kindrig import choice
 from kindrig.choice import Where
 
@@ -90,3 +92,63 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
         yield Node(made["kubeconfig"], programs)
     finally:
         run(*cluster, "down", "--state", state)
+
+
+SYSTEM, TEAM = "llmtaskpool-system", "team-a"
+READY_SECONDS = 300.0
+"""The first start of a pod converts the weights; two cores do that and everything else."""
+KINDS = (
+    "deployments,pods,services,serviceaccounts,secrets,configmaps,networkpolicies,"
+    "poddisruptionbudgets,roles,rolebindings,leases"
+)
+CLUSTER_KINDS = "clusterroles,clusterrolebindings,crds"
+
+
+@pytest.fixture
+def team(node: Node) -> Iterator[str]:
+    node.kubectl("create", "namespace", TEAM)
+    node.kubectl("label", "namespace", TEAM, "pod-security.kubernetes.io/enforce=restricted")
+    yield TEAM
+    node.kubectl("delete", "namespace", TEAM, "--wait=true")
+
+
+def say(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    with capsys.disabled():
+        sys.stdout.write(f"\n{text}\n")
+
+
+def apply(node: Node, body: dict[str, Any]) -> None:
+    node.kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump(body))
+
+
+def status(node: Node, name: str = "chat") -> dict[str, Any]:
+    return node.get("llmtaskpool", name, "-n", TEAM).get("status") or {}
+
+
+def ready(node: Node, replicas: int = 1) -> bool:
+    found = status(node)
+    conditions = {c["type"]: c["status"] for c in found.get("conditions", ())}
+    return conditions.get("Ready") == "True" and found.get("readyReplicas") == replicas
+
+
+def client(node: Node) -> openai.OpenAI:
+    """Through the Service's address, which this machine reaches as the node does."""
+    address = node.get("service", "chat", "-n", TEAM)["spec"]["clusterIP"]
+    return openai.OpenAI(base_url=f"http://{address}/v1", api_key="none", timeout=300)
+
+
+def ours(node: Node) -> list[str]:
+    """All that is left of us in the cluster, our namespaces' own default objects left out."""
+    own = {"default", "kube-root-ca.crt"}
+    left = [
+        f"{item['kind']} {item['metadata']['namespace']}/{item['metadata']['name']}"
+        for namespace in (SYSTEM, TEAM)
+        for item in node.get(KINDS, "-n", namespace).get("items", ())
+        if item["metadata"]["name"] not in own
+    ]
+    left += [
+        f"{item['kind']} {item['metadata']['name']}"
+        for item in node.get(CLUSTER_KINDS).get("items", ())
+        if "llmtaskpool" in item["metadata"]["name"]
+    ]
+    return left

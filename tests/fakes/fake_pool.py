@@ -7,6 +7,7 @@ from array import array
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
+from llmtaskpool_worker.brokers.memory import MEMORY
 from llmtaskpool_worker.contract import (
     DrainAnswer,
     LaneName,
@@ -69,13 +70,14 @@ class FakePool:
         self._count = 0
         self._keep_ended = keep_ended
         self._models = models
+        self.durability = MEMORY
         self._script = script or answer_prompt
 
     def held(self) -> int:
         """Tasks that have not ended."""
         return len(self._held)
 
-    def submit(self, request):
+    async def submit(self, request):
         if self.phase is Phase.DRAINING:
             raise Rejected("draining", "This worker drains.", retry_after_seconds=1.0)
         if self.phase is Phase.STARTING:
@@ -131,7 +133,7 @@ class FakePool:
         changed, self._changed[task_id] = self._changed[task_id], asyncio.Event()
         changed.set()
 
-    def get(self, task_id):
+    async def get(self, task_id):
         return self.views.get(task_id)
 
     async def wait(self, task_id):
@@ -150,12 +152,15 @@ class FakePool:
                     return
             await self._changed[task_id].wait()
 
-    def cancel(self, task_id):
+    async def cancel(self, task_id):
+        self.abandon(task_id)
+        return self.views.get(task_id)
+
+    def abandon(self, task_id):
         view = self.views.get(task_id)
         if view is not None and view.state not in TERMINAL:
             self._running[task_id].cancel()
             self.push(task_id, StateChanged(TaskState.CANCELLED))
-        return self.views.get(task_id)
 
     def let_go(self, task_id):
         """Its tasks are kept by number."""

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
+from inspect import isawaitable
 from typing import Any
 
 import httpx
@@ -108,10 +109,11 @@ class Rig:
         self.control_url = f"http://127.0.0.1:{control_port}"
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function in the servers' loop and return what it returns."""
+        """Run a function, or a coroutine's, in the servers' loop and return what it returns."""
 
         async def run():
-            return function(*arguments)
+            answer = function(*arguments)
+            return await answer if isawaitable(answer) else answer
 
         return asyncio.run_coroutine_threadsafe(run(), self.loop).result(DEADLINE_SECONDS)
 

@@ -92,10 +92,10 @@ class VllmStub:
         app.router.add_post("/classify", self.classify)  # vLLM has it at its origin alone
         return app
 
-    async def serve(self, port: int = 0) -> web.AppRunner:
+    async def serve(self, port: int = 0, host: str = "127.0.0.1") -> web.AppRunner:
         runner = web.AppRunner(self.app(), handler_cancellation=True)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", port)
+        site = web.TCPSite(runner, host, port)
         await site.start()
         self.port = runner.addresses[0][1]
         self._stepping = asyncio.create_task(self._step_for_ever())
@@ -228,6 +228,12 @@ class VllmStub:
         wrong = self._refused(request) or self._wrong(body)
         if wrong is None and not (body.get("stream") and body["stream_options"]["include_usage"]):
             wrong = _error(400, "stub: only streams with usage are expected here")
+        if wrong is None and len(text) > 4096:
+            wrong = _error(
+                400,
+                "This model's maximum context length is 4096 tokens. However, your prompt contains "
+                f"{len(text)} input tokens.",
+            )
         if wrong is not None:
             return wrong
         if self.queued is not None and self.in_flight >= self.seats + self.queued:
@@ -352,9 +358,9 @@ def stub_serving(stub: VllmStub, port: int = 0) -> Iterator[VllmStub]:
         loop.close()
 
 
-async def _main(port: int, step_seconds: float) -> None:
-    stub = VllmStub(step_seconds=step_seconds)
-    await stub.serve(port)
+async def _main(host: str, port: int, seats: int, step_seconds: float) -> None:
+    stub = VllmStub(seats=seats, step_seconds=step_seconds)
+    await stub.serve(port, host)
     sys.stdout.write(f"{stub.port}\n")
     sys.stdout.flush()
     await asyncio.Event().wait()
@@ -362,7 +368,9 @@ async def _main(port: int, step_seconds: float) -> None:
 
 if __name__ == "__main__":
     given = argparse.ArgumentParser()
+    given.add_argument("--host", default="127.0.0.1")
     given.add_argument("--port", type=int, default=0)
+    given.add_argument("--seats", type=int, default=64)
     given.add_argument("--step-seconds", type=float, default=0.01)
     chosen = given.parse_args()
-    asyncio.run(_main(chosen.port, chosen.step_seconds))
+    asyncio.run(_main(chosen.host, chosen.port, chosen.seats, chosen.step_seconds))

@@ -15,6 +15,7 @@ import pytest
 from fakes.local_rig import DEADLINE_SECONDS, TOKEN, eventually, local_rig, until
 from llmtaskpool_operator.local.fleet import FleetLimits, Unstartable
 from llmtaskpool_operator.local.health import HealthLimits
+from llmtaskpool_operator.workers.backoff import Backoff
 
 TESTS = Path(__file__).parents[1]
 
@@ -75,9 +76,7 @@ def test_the_control_token_is_in_no_command_line():
 
 def test_failures_in_a_row_wait_longer_each_time_and_health_forgets_them():
     async def go():
-        limits = FleetLimits(
-            backoff_first_seconds=0.05, backoff_most_seconds=0.2, healthy_seconds=0.3
-        )
+        limits = FleetLimits(backoff=Backoff(first=0.05, most=0.2), healthy_seconds=0.3)
         async with local_rig(1, limits=limits) as rig:
             for _ in range(4):
                 worker = rig.fleet.members()[0]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from llmtaskpool_operator.autoscaler.observation import Problem
 from llmtaskpool_operator.cluster.api_client import ApiFailure
-from llmtaskpool_operator.cluster.work_queue import Backoff
+from llmtaskpool_operator.workers.backoff import Backoff
 
 PACE = Backoff(first=1.0, most=30.0)
 """Between two tries at one that was refused: who makes room waits no longer."""

@@ -10,23 +10,12 @@ import asyncio
 import heapq
 from collections.abc import Callable, Hashable
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count
 from typing import Generic, TypeVar
 
+from llmtaskpool_operator.workers.backoff import Backoff
+
 Key = TypeVar("Key", bound=Hashable)
-
-
-@dataclass(frozen=True, slots=True)
-class Backoff:
-    """``first`` s after the first failure, doubled for each further one, at most ``most``."""
-
-    first: float = 0.5
-    most: float = 30.0
-
-    def after(self, failures: int) -> float:
-        """The wait after so many failures in a row (1 or more)."""
-        return float(min(self.most, self.first * 2.0 ** min(failures - 1, 30)))
 
 
 class WorkQueue(Generic[Key]):

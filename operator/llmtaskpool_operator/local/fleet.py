@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from signal import SIGKILL
 from typing import Any
 
@@ -24,6 +24,7 @@ from llmtaskpool_operator.local.worker_process import (
     LocalWorker,
     WorkerCommand,
 )
+from llmtaskpool_operator.workers.backoff import Backoff
 
 
 class Unstartable(Exception):
@@ -36,8 +37,7 @@ class FleetLimits:
 
     drain_seconds: float = 120.0
     grace_seconds: float = 10.0
-    backoff_first_seconds: float = 0.5
-    backoff_most_seconds: float = 30.0
+    backoff: Backoff = field(default_factory=Backoff)
     healthy_seconds: float = 10.0
 
 
@@ -223,10 +223,7 @@ class Fleet:
         """Note a failure: the n-th in a row waits ``first x 2^(n-1)`` before the next start."""
         self.failures += 1
         self.restarts += 1
-        wait = min(
-            self.limits.backoff_first_seconds * 2 ** (min(self.failures, 30) - 1),
-            self.limits.backoff_most_seconds,
-        )
+        wait = self.limits.backoff.after(self.failures)
         self._not_before = self._clock() + wait
         self._notice(f"{what}; the next start is in {wait:g} s")
         self._front.recheck()

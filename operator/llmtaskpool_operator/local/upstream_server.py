@@ -16,7 +16,9 @@ import signal
 from collections import deque
 from collections.abc import Callable
 
-FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 1.0, 30.0
+from llmtaskpool_operator.workers.backoff import Backoff
+
+BACKOFF = Backoff(first=1.0, most=30.0)
 HEALTHY_SECONDS = 60.0
 """One that ran so long is started again after the first back-off."""
 GRACE_SECONDS = 10.0
@@ -83,18 +85,17 @@ class UpstreamServer:
         await process.wait()
 
     async def _keep(self) -> None:
-        delay = FIRST_BACKOFF_SECONDS
+        failures = 0
         while True:
             began = self._clock()
             try:
                 why = await self._run()
             except OSError as error:
                 why = f"it can't be started: {error.strerror}"
-            if self._clock() - began >= HEALTHY_SECONDS:
-                delay = FIRST_BACKOFF_SECONDS
+            failures = 1 if self._clock() - began >= HEALTHY_SECONDS else failures + 1
+            delay = BACKOFF.after(failures)
             self._notice(f"The upstream ended ({why}); it starts again in {delay:g} s.")
             await asyncio.sleep(delay)
-            delay = min(2 * delay, LONGEST_BACKOFF_SECONDS)
 
     async def _run(self) -> str:
         """Run it to its end; how it ended."""

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from fakes.virtual_time import clock, run
-from llmtaskpool_operator.cluster.work_queue import Backoff, WorkQueue
+from llmtaskpool_operator.cluster.work_queue import WorkQueue
+from llmtaskpool_operator.workers.backoff import Backoff
 
 Body = Callable[[WorkQueue[str]], Awaitable[None]]
 

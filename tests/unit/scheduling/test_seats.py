@@ -8,6 +8,7 @@ from statistics import mean
 
 import pytest
 from llmtaskpool_worker.scheduling.cost import CostModel
+from llmtaskpool_worker.scheduling.ramp import Ramp
 from llmtaskpool_worker.scheduling.seats import Seats, knee, line
 from llmtaskpool_worker.scheduling.task import Forward, TaskRequest
 
@@ -127,9 +128,14 @@ def test_a_queue_inside_the_server_bounds_n_until_it_is_won_back():
     assert [seats.limit({}, at) for at in (1.0, 20.0)] == [10, 12]
 
 
-def learned_over_best(base: float, slope: float, most: int, seed: int) -> float:
-    """N after a minute of load over the best that a sweep finds; steps vary by 30 %."""
-    drawn, cost, seats = random.Random(seed), CostModel(), Seats(most)
+def learned_over_best(
+    base: float, slope: float, most: int, seed: int, *, law_grows: bool = True
+) -> float:
+    """N after a minute of load over the best that a sweep finds; steps vary by 30 %.
+
+    ``law_grows``: the operator raises N; else it is large at once, and the ramp alone holds it.
+    """
+    drawn, cost, seats, ramp = random.Random(seed), CostModel(), Seats(most), Ramp()
 
     def rate(n: int) -> float:
         return n / (base + slope * n)
@@ -137,14 +143,16 @@ def learned_over_best(base: float, slope: float, most: int, seed: int) -> float:
     best = max(
         n for n in range(1, most + 1) if n == 1 or rate(n) - rate(n - 1) >= 0.05 * rate(n) / n
     )
-    running = 1
+    running = 1 if law_grows else min(most, ramp.places)
     for second in range(60):
         step = base + slope * running
         for _ in range(max(1, round(running / step / 8))):  # a sample of each stream in 8 tokens
             gaps = [step * drawn.uniform(0.7, 1.3) for _ in range(8)]
             cost.observe_step("m", running, 0, mean(gaps))
-        limit = seats.limit(cost.measured("m")[0], float(second))
-        running = min(limit, running + max(1, running // 4))  # as the law grows, at most
+            ramp.measured(running)
+        limit = seats.limit(cost.steps("m"), float(second))
+        grown = running + max(1, running // 4) if law_grows else limit  # as the law, at most
+        running = min(limit, ramp.places, grown)
     return running / best
 
 
@@ -158,8 +166,11 @@ def learned_over_best(base: float, slope: float, most: int, seed: int) -> float:
         (0.050, 0.012, 256),
     ],
 )
-def test_within_a_minute_of_load_n_is_near_the_best_that_a_sweep_finds(base, slope, most):
-    found = [learned_over_best(base, slope, most, seed) for seed in range(20)]
+@pytest.mark.parametrize("law_grows", [True, False], ids=["the law grows", "full at once"])
+def test_within_a_minute_of_load_n_is_near_the_best_that_a_sweep_finds(
+    base, slope, most, law_grows
+):
+    found = [learned_over_best(base, slope, most, seed, law_grows=law_grows) for seed in range(20)]
     near = [one for one in found if abs(one - 1) <= 0.15]
     assert len(near) >= 18
 
@@ -188,3 +199,13 @@ def test_a_longer_prompt_and_a_longer_answer_cost_more():
     ]
     assert loads == sorted(loads)
     assert len(set(loads)) == 4
+
+
+def test_a_knee_that_was_low_for_a_moment_costs_no_seat_for_good():
+    seats = Seats(16)
+    assert seats.limit(steps(0.010, 0.010), 0.0) == 16
+    seats.limit(steps(0.0001, 0.010), 5.0)
+    assert seats.limit({}, 5.0) < 16
+    found = [seats.limit({}, 5.0 + second) for second in range(1, 40)]
+    assert found[-1] == 16
+    assert found == sorted(found)

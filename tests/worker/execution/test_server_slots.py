@@ -6,6 +6,7 @@ import pytest
 from fakes.letters_engine import LettersEngine
 from llmtaskpool_worker.engines.protocol import Gauges, ModelSpec, Ready
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
+from llmtaskpool_worker.scheduling.ramp import ENOUGH, Ramp
 from llmtaskpool_worker.scheduling.seats import Seats
 
 
@@ -69,3 +70,16 @@ def test_the_server_is_shown_with_what_it_told_and_nothing_else():
     slots.gauges = Gauges(running=3.0, cache_usage=0.5)
     assert slots.upstream().running == 3.0
     assert slots.upstream().waiting is None
+
+
+def test_a_fresh_server_gets_few_and_twice_as_many_once_it_told_of_them():
+    slots = slots_of(ramp=Ramp())
+    slots.bound({}, 0.0)
+    assert slots.free("chat") == 4
+    assert slots.holds == 10, "what others read is what it can hold"
+    for _ in range(ENOUGH):
+        slots.ramp.measured(4)
+    assert slots.free("chat") == 8
+    for _ in range(ENOUGH):
+        slots.ramp.measured(8)
+    assert slots.free("chat") == 10

@@ -387,7 +387,7 @@ def test_no_path_traceback_or_prompt_is_in_an_answer_or_in_the_log(caplog):
     def broken_pool(clock):
         pool = FakePool(clock)
 
-        def submit(_request):
+        async def submit(_request):
             raise RuntimeError("boom secret-prompt /etc/passwd")
 
         pool.submit = submit

@@ -133,9 +133,9 @@ def test_the_package_s_own_retries_pass_a_queue_that_was_full():
     with serving(lambda clock: FakePool(clock, queue_limit=0)) as rig:
         refuse = rig.pool.submit
 
-        def submit_later(request):
+        async def submit_later(request):
             try:
-                return refuse(request)
+                return await refuse(request)
             finally:
                 rig.pool.queue_limit = 10
 

@@ -16,6 +16,7 @@ from llmtaskpool_worker.engines.upstream.address import address_of
 from llmtaskpool_worker.engines.upstream.engine import UpstreamEngine
 
 CHAT = "/v1/chat/completions"
+STREAM = {"stream": True}
 HI = [{"role": "user", "content": "hello"}]
 PNG = "data:image/png;base64," + base64.b64encode(b"\x89PNG").decode()
 
@@ -336,24 +337,31 @@ def test_a_server_s_gauges_are_shown_and_exported():
 
 
 def test_a_full_cache_lowers_n():
-    with stub_serving(VllmStub()) as stub, serving_engines(engine_of(stub), threads=10) as rig:
-        stub.hangs = True
-        waiting = {"model": "chat", "messages": HI, "stream": True}
-        threads = [
-            threading.Thread(target=rig.post, args=("/v1/chat/completions", waiting))
-            for _ in range(10)
-        ]
-        for one in threads:
-            one.start()
+    with (
+        stub_serving(VllmStub(step_seconds=0.01)) as stub,
+        serving_engines(engine_of(stub), threads=10) as rig,
+        ThreadPoolExecutor(10) as askers,
+    ):
+        long = {"model": "chat", "messages": HI, "ignore_eos": True, "max_tokens": 4000}
+        over = threading.Event()
+
+        def follow() -> None:
+            with rig.client() as client, client.stream("POST", CHAT, json=long | STREAM) as answer:
+                for _ in answer.iter_lines():
+                    if over.is_set():
+                        return
+
+        following = [askers.submit(follow) for _ in range(10)]
         wait_until(lambda: stub.in_flight == 10, "all are at the server")
         assert rig.call(rig.pool.state).lanes["compute"].threads_cap > 10
         stub.cache_usage = 0.95
         wait_until(
             lambda: rig.call(rig.pool.state).lanes["compute"].threads_cap == 8, "a fifth less"
         )
-        stub.hangs, stub.cache_usage = False, 0.1
-        for one in threads:
-            one.join(30)
+        stub.cache_usage = 0.1
+        over.set()
+        for one in following:
+            one.result(60)
 
 
 def test_a_key_is_sent_from_the_variable_that_the_model_names(monkeypatch):

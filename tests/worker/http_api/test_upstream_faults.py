@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -264,6 +266,42 @@ def test_a_server_that_stands_still_is_named_and_used_again_when_it_goes():
     finally:
         process.kill()
         process.wait()
+
+
+def test_five_hundred_connections_that_are_cut_leave_nothing_behind():
+    """As clients do it; ten thousand are a part of benchmarks/upstream.py."""
+    total, at_once = 500, 25
+    content = json.dumps(BODY | {"stream": True, "ignore_eos": True}).encode()
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n"
+
+    async def leaving(port: int) -> None:
+        numbers = iter(range(total))
+
+        async def client() -> None:
+            for number in numbers:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                # A reset: one that only stops sending may still read, and is waited for.
+                connected = writer.get_extra_info("socket")
+                connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.write(head.encode() + content)
+                if number % 2:  # half of them in the middle of a stream, half before it
+                    await reader.readuntil(b"data: ")
+                writer.transport.abort()
+
+        await asyncio.gather(*(client() for _ in range(at_once)))
+
+    with (
+        raw_serving(sending(HEAD, says("a"), hold=True)) as server,
+        serving_engines(engine_at(server.port), threads=16) as rig,
+    ):
+        asyncio.run(asyncio.wait_for(leaving(rig.port), 250))
+        wait_until(lambda: rig.held() == 0, "no place is taken")
+        state = rig.call(rig.pool.state)
+        assert state.upstreams["chat"].in_flight == 0
+        assert (state.lanes["compute"].active, state.lanes["compute"].queued) == (0, 0)
+        wait_until(lambda: server.open <= 1, "the server has let go of all but the asking one")
+        server.script = sending(GOOD)
+        assert rig.post(COMPLETIONS, BODY).status_code == 200
 
 
 def test_ten_thousand_clients_that_leave_leave_nothing_behind():

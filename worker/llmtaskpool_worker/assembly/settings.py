@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from llmtaskpool_worker.assembly.queue import check_queue
 from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT
 from llmtaskpool_worker.engines.model_option import parse_model
 from llmtaskpool_worker.engines.protocol import ModelSpec
@@ -119,6 +120,11 @@ class Settings(BaseSettings):
     )
     io_threads_max: Annotated[int, Field(ge=1, le=4096)] = Field(
         1024, description="The most threads that the io lane may be set to."
+    )
+    queue: str = Field(
+        "memory",
+        description="Where tasks wait: memory, or sqlite:PATH for a file that outlives this worker "
+        "and that no other uses.",
     )
     queue_limit: Size = Field(
         10_000, description="Tasks that may wait in a lane; beyond, 429 is answered."
@@ -237,6 +243,11 @@ class Settings(BaseSettings):
             if not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"{origin[:80]!r} is no origin: a browser sends no path with it")
         return value
+
+    @field_validator("queue")
+    @classmethod
+    def _check_queue(cls, value: str) -> str:
+        return check_queue(value)
 
     @field_validator("profiles", mode="before")
     @classmethod

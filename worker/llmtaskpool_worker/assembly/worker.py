@@ -13,13 +13,13 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import msgspec
 
 from llmtaskpool_worker.assembly.descriptors import CONTROL_CONNECTIONS, connections_allowed
 from llmtaskpool_worker.assembly.engine_settings import tell_engines
-from llmtaskpool_worker.assembly.settings import Settings
+from llmtaskpool_worker.assembly.queue import broker_of, ids_of
+from llmtaskpool_worker.assembly.settings import Settings, SettingsError
 from llmtaskpool_worker.contract import GpuReading, Phase
 from llmtaskpool_worker.disclosure import where_raised
 from llmtaskpool_worker.engines.backoff import Backoff
@@ -253,15 +253,18 @@ def _pool(
     clocks: Clocks,
     gpus: Callable[[], tuple[GpuReading, ...]],
 ) -> Dispatcher:
+    limits = settings.pool_limits()
+    broker = broker_of(settings.queue, limits, clocks.monotonic, clocks.wall)
     return Dispatcher(
         engines=engines,
         tokenizers=codecs,
         kinds=kinds,
-        limits=settings.pool_limits(),
+        limits=limits,
+        broker=broker,
         worker_id=settings.worker_id,
         clock=clocks.monotonic,
         wall_clock=clocks.wall,
-        new_id=lambda: f"{settings.worker_id}-{uuid4().hex}",  # tells who holds the task
+        new_id=ids_of(broker, settings.worker_id),
         gpus=gpus,
         rss_bytes=rss_bytes,
         profiles=settings.calibration(),
@@ -355,6 +358,10 @@ async def run_worker(worker: Worker, settings: Settings, announce: Announce) -> 
     gc.freeze()
     stopping = asyncio.Event()
     _on_signals(stopping)
+    try:
+        await worker.pool.open()
+    except ValueError as error:
+        raise SettingsError(f"LLMTASKPOOL_QUEUE (--queue): {error}") from None
     ports = await worker.data.start(), await worker.control.start()
     announce({"event": "listening", "data_port": ports[0], "control_port": ports[1]})
     await worker.pool.start()

@@ -15,6 +15,8 @@ from llmtaskpool_worker.scheduling.task import (
     Call,
     Embed,
     Embedded,
+    Evaluate,
+    Evaluated,
     Forward,
     Forwarded,
     Generate,
@@ -35,12 +37,14 @@ _PAYLOADS: dict[str, type[Any]] = {
     "embed": Embed,
     "forward": Forward,
     "call": Call,
+    "evaluate": Evaluate,
 }
 _RESULTS: dict[str, type[Any]] = {
     "generated": Generated,
     "embedded": Embedded,
     "forwarded": Forwarded,
     "returned": Returned,
+    "evaluated": Evaluated,
     "error": TaskError,
 }
 _NAMES = {sort: name for name, sort in (_PAYLOADS | _RESULTS).items()}
@@ -50,7 +54,7 @@ class Unreadable(Exception):
     """Bytes that this version can't read: damaged, foreign, or of a future version."""
 
 
-class _Request(msgspec.Struct):
+class _Request(msgspec.Struct, array_like=True, omit_defaults=True):
     kind: str
     sort: str
     payload: msgspec.Raw

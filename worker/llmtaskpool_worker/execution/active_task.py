@@ -1,4 +1,4 @@
-"""A task that has not ended, and what its run needs."""
+"""A task that this worker has claimed and that has not ended, and what its run needs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from math import inf
 
-from llmtaskpool_worker.brokers.own_books import Claim
+from llmtaskpool_worker.brokers.protocol import Claim, Held
 from llmtaskpool_worker.engines.protocol import Admit, AdmitInputs, Tensor, TextRow
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
 from llmtaskpool_worker.execution.lanes import Lane
@@ -26,19 +26,23 @@ from llmtaskpool_worker.text.generated import GenerationText
 
 @dataclass(slots=True, eq=False)
 class ActiveTask:
-    """A task that has not ended, and what its run needs."""
+    """A task that this worker has claimed, and what its run needs."""
 
-    id: str
-    request: TaskRequest
+    claim: Claim
     lane: Lane
     cost_class: CostClass
-    work_seconds: float
-    arrived_at: float
-    claim: Claim | None = None
+    held: Held
+    """By what the broker knows its claim."""
+    number: int
+    """Of all that this worker has claimed."""
+    runs: bool = False
+    """Whether an engine or a handler is at work for it."""
+    again: bool = False
+    """Whether it has run under this claim and is to begin anew."""
     deadline: float = inf
     crashes: int = 0
     waiting: Waiting | None = None
-    """Its place in the queue when it waited last."""
+    """Its place among those that are claimed and wait for a thread here."""
     slots: EngineSlots | None = None
     request_id: int = 0
     """Of its run: unique among all runs of a worker, and its engine's name for it."""
@@ -55,6 +59,16 @@ class ActiveTask:
     began_at: float = 0.0
     share_began: float = 0.0
     """EngineSlots.shared_until at its start."""
+
+    @property
+    def id(self) -> str:
+        """The task's."""
+        return self.claim.id
+
+    @property
+    def request(self) -> TaskRequest:
+        """What is asked for."""
+        return self.claim.request
 
     @property
     def drawn(self) -> int:

@@ -39,9 +39,12 @@ class Capacity:
 
     def look(self) -> None:
         """Settle anew what servers behind models can hold."""
+        now = self._clock()
         for slots in self._slots.values():
             if slots.seats is not None:
-                slots.bound(self._cost.measured(slots.name)[0], self._clock())
+                slots.bound(self._cost.steps(slots.name), now)
+            if slots.ramp is not None:
+                slots.ramp.look(len(slots.in_flight), now)
 
     def _guarded(self, slots: EngineSlots, guard: LatencyGuard) -> int:
         knee = self._cost.model(slots.name).knee(guard.slo_seconds)

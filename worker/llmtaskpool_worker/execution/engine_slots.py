@@ -13,6 +13,7 @@ from llmtaskpool_worker.contract import ModelProblem, UpstreamState
 from llmtaskpool_worker.engines.protocol import Engine, Gauges, Ready
 from llmtaskpool_worker.scheduling.hindrance import Unhindered
 from llmtaskpool_worker.scheduling.latency_guard import LatencyGuard
+from llmtaskpool_worker.scheduling.ramp import Ramp
 from llmtaskpool_worker.scheduling.seats import Seats
 from llmtaskpool_worker.scheduling.suspicion import Suspicion
 
@@ -55,6 +56,8 @@ class EngineSlots:
     """The bound of a server behind the model; None where the engine is our own."""
     gauges: Gauges | None = None
     """What that server said last of itself."""
+    ramp: Ramp | None = None
+    """How many of its places are used yet."""
     _bound: int | None = None
     _with_urgent: int = 0
     _paused: bool = False
@@ -79,7 +82,8 @@ class EngineSlots:
         _, _, number = (group or "").partition(_SUSPECTS)
         if not self.suspicion.allows(int(number) if number else None, len(self.in_flight)):
             return 0
-        return max(0, self.holds - len(self.in_flight))
+        places = self.holds if self.ramp is None else min(self.holds, self.ramp.places)
+        return max(0, places - len(self.in_flight))
 
     def free_for_urgent(self) -> bool:
         """Whether a server has a place beyond its N."""

@@ -39,6 +39,7 @@ _TYPES = {
 _REJECTED_STATUS = {
     "queue_full": 429,
     "results_full": 429,
+    "queue_unavailable": 503,
     "lost": 500,
     "draining": 503,
     "starting": 503,

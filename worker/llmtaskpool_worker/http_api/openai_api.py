@@ -164,7 +164,7 @@ class OpenAIRoutes:
             yield event(encode(as_answer(error).body()))
             return
         if body.stream_options is not None and body.stream_options.include_usage:
-            yield event(encode(shape.usage_chunk(batch.generated(), body.n)))
+            yield event(encode(shape.usage_chunk(await batch.generated(), body.n)))
         yield DONE
 
     async def embeddings(self, request: Request) -> Response:
@@ -280,8 +280,8 @@ async def _chunks(batch: Batch, shape: Shape) -> AsyncIterator[list[dict[str, An
             chunks = [shape.delta(index, happened)]
         elif isinstance(happened, ChoiceDelta):
             continue  # of a server's model: served by http_api/forwarding.py
-        elif batch.is_success(index, happened):
-            chunks = [shape.last(index, batch.result(index))]
+        elif await batch.is_success(index, happened):
+            chunks = [shape.last(index, await batch.result(index))]
         elif happened.state is TaskState.RUNNING and not opened:
             chunks = []
         else:

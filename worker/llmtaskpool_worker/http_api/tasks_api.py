@@ -59,11 +59,6 @@ LONG_LIST = 64
 
 T = TypeVar("T")
 
-DURABILITY = (
-    "Kept in this worker's memory: if its pod is lost, the task is lost. Submit it again then, "
-    "with the same idempotency key."
-)
-
 _ELSEWHERE = {"model": "model", "messages": "input", "prompt": "input", "input": "input"}
 """Where a task has what the bodies of the OpenAI routes call so."""
 
@@ -140,9 +135,10 @@ class TaskRoutes:
         """POST /v1/tasks: 202 and where to look for it."""
         task = await self._bodies.read(request, _task_of)
         wanted = await self._request_of(task, request)
-        view = self._pool.submit(wanted)
+        view = await self._pool.submit(wanted)
         self._bodies.give_back(request)
-        shown_task = self.task_json(view) | {"durable": False, "note": DURABILITY}
+        promised = self._pool.durability
+        shown_task = self.task_json(view) | {"durable": promised.durable, "note": promised.note}
         return answer(shown_task, 202, {"location": f"/v1/tasks/{view.id}"})
 
     async def _request_of(self, task: TaskBody, request: Request) -> TaskRequest:
@@ -239,26 +235,26 @@ class TaskRoutes:
 
     async def look(self, request: Request) -> Response:
         """GET /v1/tasks/{id}: as it is now, or once it has ended with ``?wait=seconds``."""
-        view = self._view(request)
+        view = await self._view(request)
         seconds = _wait_seconds(request)
         if seconds > 0 and view.state not in TERMINAL:
             try:
                 async with asyncio.timeout(seconds):
                     view = await while_connected(request.receive, self._pool.wait(view.id))
             except TimeoutError:
-                view = self._pool.get(view.id) or view
+                view = await self._pool.get(view.id) or view
         return answer(await with_texts_encoded(self.task_json(view)))
 
     async def cancel(self, request: Request) -> Response:
         """DELETE /v1/tasks/{id}: cancels what has not ended."""
-        view = self._pool.cancel(self._view(request).id)
+        view = await self._pool.cancel(request.path_params["id"])
         if view is None:
             raise _unknown(request)
         return answer(self.task_json(view))
 
     async def events(self, request: Request) -> Response:
         """GET /v1/tasks/{id}/events: from the beginning, or after the header Last-Event-ID."""
-        view = self._view(request)
+        view = await self._view(request)
         last = request.headers.get("last-event-id", "")
         after = int(last) if last.isdecimal() and len(last) < 12 else -1
         return EventStream(self._frames(view.id, after), heartbeat_seconds=self._heartbeat_seconds)
@@ -270,13 +266,13 @@ class TaskRoutes:
                 name, data = event_json(happened)
                 yield event(encode(data), name=name, number=number)
             number += 1
-        view = self._pool.get(task_id)
+        view = await self._pool.get(task_id)
         if view is not None:
             task = await with_texts_encoded(self.task_json(view))
             yield event(encode(task), name="end", number=number)
 
-    def _view(self, request: Request) -> TaskView:
-        view = self._pool.get(request.path_params["id"])
+    async def _view(self, request: Request) -> TaskView:
+        view = await self._pool.get(request.path_params["id"])
         if view is None:
             raise _unknown(request)
         return view

@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections import deque
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import lru_cache
+from json import dumps, loads
 from math import ceil, log2
 from statistics import median
 from typing import NamedTuple
@@ -43,6 +45,8 @@ TOKENS_PER_LETTER = 0.25
 """Of prompts that nobody has counted, until a server's usage tells more."""
 LETTERS_ENOUGH = 32
 """Shorter prompts say little of it: a chat template alone is some ten tokens."""
+STEPS_ENOUGH = 8
+"""Samples of a server's batch that say something of it: prompts of others lie between them."""
 KNEE_SHARE_OF_SLO = 0.4
 """The knee keeps a step within this share of the time-per-token objective (control.md)."""
 FRESH_STEPS = 16
@@ -59,6 +63,26 @@ class CostClass(NamedTuple):
     size: int
     output: int = 0
     fixed: bool = False
+
+    @property
+    def text(self) -> str:
+        """As others keep it; ``of`` reads it again."""
+        return _text_of(self)
+
+    @staticmethod
+    @lru_cache(maxsize=4096)
+    def of(text: str) -> CostClass:
+        """What ``text`` was made of. What nobody wrote is a class of its own, priced by default."""
+        try:
+            kind, model, size, output, fixed = loads(text)
+            return CostClass(str(kind), model, int(size), int(output), bool(fixed))
+        except (ValueError, TypeError):
+            return CostClass("", None, 1)
+
+
+@lru_cache(maxsize=4096)
+def _text_of(cost_class: CostClass) -> str:
+    return dumps(cost_class, ensure_ascii=False, separators=(",", ":"))
 
 
 class _Lengths:
@@ -222,6 +246,10 @@ class CostModel:
         """A model's measured step seconds by batch and prefill seconds by tokens."""
         curves = self._curves(model)
         return curves.step.measured(), curves.prefill.measured()
+
+    def steps(self, model: str) -> dict[int, float]:
+        """Step seconds by batch, of batches that were measured STEPS_ENOUGH times."""
+        return self._curves(model).step.measured(STEPS_ENOUGH)
 
     def classify(self, request: TaskRequest) -> CostClass:
         """The class a request is priced in."""

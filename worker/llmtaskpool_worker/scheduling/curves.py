@@ -84,9 +84,10 @@ class Curve:
         share = (size - low) / (high - low)
         return table[right - 1] * (1 - share) + table[right] * share
 
-    def measured(self) -> dict[int, float]:
-        """The measured points, size to seconds."""
-        return {size: point.value for size, point in sorted(self._points.items())}
+    def measured(self, samples: int = 1) -> dict[int, float]:
+        """The points that were measured so often at least, size to seconds."""
+        points = sorted(self._points.items())
+        return {size: point.value for size, point in points if point.count >= samples}
 
     def load(self, points: Mapping[int, float]) -> None:
         """Start from measured points (a calibration profile): each weighs as five samples."""

@@ -7,18 +7,19 @@ is ``a / (a + b N)``. The knee is where it falls to 5 %::
 
     N = (1 / 0.05 - 1) a / b = 19 a / b
 
-Beyond it a request more makes all others slower by about as much as it gets. A server that turned
-a request away (429, 503), put one aside (a preemption), or whose cache is nearly full has more than
-it can take: N falls by a fifth, and is won back by one every 10 seconds (engines.md, section 4:
-1,065 preemptions cost 5 % of the tokens and doubled the slow ones' gaps). Pure; seconds are of the
-caller's clock.
+Beyond it a request more makes all others slower by about as much as it gets. A fresh server's
+places are used step by step, so that batches of several sizes are measured (ramp.py). A server that
+turned a request away (429, 503), put one aside (a preemption), or whose cache is nearly full has
+more than it can take: N falls by a fifth, and is won back by one every 10 seconds (engines.md,
+section 4: 1,065 preemptions cost 5 % of the tokens and doubled the slow ones' gaps). Pure; seconds
+are of the caller's clock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import floor, inf
+from math import exp, floor, inf
 
 from llmtaskpool_worker.scheduling.reserve import KEPT_SECONDS, beyond, kept
 
@@ -29,6 +30,7 @@ CUT_PAUSE_SECONDS = 5.0
 """What was in flight at a cut may be turned away too: that is the same news."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 5.0
 """A server that turns away although nothing is in flight is asked again after so long."""
+SETTLE_SECONDS = 5.0
 SPREAD = 2.0
 """A line is drawn through measured batches that differ by this factor at least."""
 CACHE_FULL = 0.9
@@ -78,6 +80,8 @@ class Seats:
     turned_away: int = 0
     """Requests that it did not take, since the start."""
     _urgent_at: float = -inf
+    _knee: float | None = None
+    _knee_at: float = -inf
     _cap: int | None = None
     _cap_at: float = -inf
     _cut_at: float = -inf
@@ -87,9 +91,9 @@ class Seats:
     def limit(self, points: Mapping[int, float], now: float) -> int:
         """N now, at least 1. ``points``: measured seconds of a step by streams."""
         places = most = self._places(now)
-        bound = knee(points)
+        bound = self._settled(min(knee(points), max(1, self.most)), now)
         if bound < most:
-            most = min(most, max(FLOOR, floor(bound)))
+            most = min(most, max(FLOOR, round(bound)))
         if self.keeps(now):
             most = min(most, max(1, places - kept(places)))
         return most
@@ -105,6 +109,16 @@ class Seats:
     def urgent_came(self, now: float) -> None:
         """An urgent request found none of the N places free."""
         self._urgent_at = now
+
+    def _settled(self, bound: float, now: float) -> float:
+        """The knee's geometric mean over about SETTLE_SECONDS: single samples don't move N."""
+        if self._knee is None or now <= self._knee_at:
+            self._knee = bound if self._knee is None else self._knee
+        else:
+            share = exp(-(now - self._knee_at) / SETTLE_SECONDS)
+            self._knee = self._knee**share * bound ** (1 - share)
+        self._knee_at = max(now, self._knee_at)
+        return self._knee
 
     def _places(self, now: float) -> int:
         """What the server has, or can take now that it had too much."""

@@ -1,0 +1,301 @@
+"""A task's books as the server keeps them, and back: what scripts take and give, as our types."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import inf
+from typing import Any
+
+import msgspec
+
+from llmtaskpool_worker.brokers.codec import (
+    Unreadable,
+    decode_request,
+    decode_result,
+    encode_request,
+)
+from llmtaskpool_worker.brokers.protocol import (
+    DEPENDENCY_FAILED,
+    WORKER_LOST,
+    Claim,
+    Line,
+    Submission,
+)
+from llmtaskpool_worker.contract import LaneName
+from llmtaskpool_worker.scheduling.priority import priority
+from llmtaskpool_worker.scheduling.task import Result, TaskError, TaskRequest, TaskState, TaskView
+
+VERSION = 1
+"""Of the books, and of lua/common.lua. Raised when an older worker couldn't serve what a newer one
+accepts: then it waits in lines of its own, for newer workers."""
+READS = (VERSION,)
+"""The versions that this one serves."""
+
+USUAL_PATIENCE_SECONDS = 86_400.0
+"""Of a task whose result is fetched later (Limits); lua/common.lua has it too. It takes no room."""
+
+STATES = {
+    "q": TaskState.QUEUED,
+    "b": TaskState.BLOCKED,
+    "d": TaskState.DELAYED,
+    "r": TaskState.RUNNING,
+    "S": TaskState.SUCCEEDED,
+    "F": TaskState.FAILED,
+    "C": TaskState.CANCELLED,
+    "X": TaskState.EXPIRED,
+    "D": TaskState.DEAD,
+}
+LETTERS = {state: letter for letter, state in STATES.items()}
+
+ERRORS = {
+    WORKER_LOST: "its worker was lost with it as often as that may be",
+    DEPENDENCY_FAILED: "too few of the tasks that it depends on have succeeded",
+    "queue_timeout": "the task waited longer than it may",
+    "input_lost": "its input is not there any more: submit it again",
+    "quarantined": "it could not be read: it is damaged, or a newer version wrote it",
+}
+_RUN = struct.Struct("<f")
+_pack = msgspec.msgpack.Encoder().encode
+_decode_shown = msgspec.json.Decoder(tuple[str, str | None, float]).decode
+
+CLAIM_FIELDS = 13
+"""How many values claim.lua gives for each task."""
+
+
+def group_key(lane: LaneName, group: str, version: int | None = None) -> str:
+    """The group's name on the server: of a version and a lane."""
+    return f"{VERSION if version is None else version}:{lane.value}:{group}"
+
+
+def group_keys(lane: LaneName, group: str) -> list[str]:
+    """Where tasks of the group wait that this version serves."""
+    return [group_key(lane, group, version) for version in READS]
+
+
+def group_of(key: str) -> tuple[LaneName, str] | None:
+    """The lane and the group of a name; None for one of another version."""
+    version, _, rest = key.partition(":")
+    lane, _, group = rest.partition(":")
+    if version not in map(str, READS) or lane not in {one.value for one in LaneName}:
+        return None
+    return LaneName(lane), group
+
+
+def line_key(line: Line) -> str:
+    """The line's name on the server."""
+    return f"{line.cost_class}\t{line.tenant}"
+
+
+def line_of(key: str) -> Line:
+    """And back."""
+    cost_class, _, tenant = key.partition("\t")
+    return Line(cost_class, tenant)
+
+
+def fingerprint(request: TaskRequest) -> str:
+    """Of what a request asks for; the same for two requests that ask for the same."""
+    asked = (
+        request.kind,
+        request.model,
+        request.payload,
+        request.weight,
+        request.queue_timeout_seconds,
+        request.timeout_seconds,
+    )
+    return hashlib.sha256(msgspec.json.encode(asked, order="sorted")).hexdigest()[:32]
+
+
+def key_name(idempotency_key: str, tenant: str) -> str:
+    """A key as it stands on the server: nothing that a user wrote."""
+    return hashlib.sha256(f"{tenant}\n{idempotency_key}".encode()).hexdigest()[:40]
+
+
+def acceptance(
+    task: Submission, pod: str, bounds: tuple[int, int], ttl_ms: int, soon_ms: int
+) -> tuple[bytes, bytes]:
+    """The arguments of accept.lua; ``bounds``: tasks and bytes that may wait in its lane."""
+    request, deps = task.request, task.dependencies
+    parents = deps.parents if deps is not None else ()
+    need = len(parents) if deps is None or deps.need is None else deps.need
+    key = request.idempotency_key
+    head = (
+        task.id,
+        group_key(task.lane, task.group),
+        line_key(task.line),
+        request.weight,
+        round(task.work_seconds * 1e6),
+        task.size_bytes,
+        task.lane.value,
+        task.max_attempts,
+        _shown(task),
+        _ms(task.patience_seconds),
+        _ms(task.delay_seconds),
+        "" if not key else key_name(key, task.line.tenant),
+        "" if not key else fingerprint(request),
+        pod,
+        *bounds,
+        parents,
+        need,
+        int(deps is not None and deps.on_failure == "continue"),
+        int(request.attended),
+        msgspec.json.encode(request.labels).decode() if request.labels else "",
+        ttl_ms,
+        soon_ms,
+    )
+    return _pack(head), _RUN.pack(task.run_seconds) + encode_request(request)
+
+
+def _shown(task: Submission) -> str:
+    """Short, so that the books stay small."""
+    request, load = task.request, float(f"{task.load_seconds:.4g}")
+    return msgspec.json.encode((request.kind, request.model, load)).decode()
+
+
+def _ms(seconds: float) -> int:
+    return round(min(seconds, 1e9) * 1000)
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """A claim of this worker, and what its task's view has beside it.
+
+    ``more``: how often it began anew under the same claim.
+    """
+
+    claim: Claim
+    shown: bytes
+    began_at: float
+    more: int = 0
+
+    def view(
+        self, state: TaskState, ended_at: float, ttl_seconds: float, outcome: Result | TaskError
+    ) -> TaskView:
+        """Of its task, once this run has ended it."""
+        kind, model, load = _decode_shown(self.shown)
+        claim = self.claim
+        return TaskView(
+            id=claim.id,
+            kind=kind,
+            lane=claim.lane,
+            model=model,
+            state=state,
+            weight=claim.request.weight,
+            load_seconds=load,
+            priority=priority(claim.request.weight, load),
+            submitted_at=claim.submitted_at,
+            started_at=self.began_at,
+            ended_at=ended_at,
+            attempts=claim.attempt + self.more,
+            result=None if isinstance(outcome, TaskError) else outcome,
+            error=outcome if isinstance(outcome, TaskError) else None,
+            result_expires_at=None if claim.request.attended else ended_at + ttl_seconds,
+            labels=claim.request.labels,
+        )
+
+
+def run_of(
+    values: Sequence[Any], lane: LaneName, lease_until: float, at: Callable[[float], float]
+) -> Run:
+    """What claim.lua gave for one task. ``at`` makes a time of ours of the server's.
+
+    Raises Unreadable.
+    """
+    task_id, fence, attempt, alone, accepted, until, weight, work, line, group = values[:10]
+    began, shown, data = values[10:]
+    if len(data) <= _RUN.size:
+        raise Unreadable("there is nothing in it")
+    request = decode_request(data[_RUN.size :])
+    if request.weight != float(weight):
+        request = replace(request, weight=float(weight))
+    submitted_at = at(float(accepted))
+    if attempt > 1:
+        expires_at = inf
+    elif until == b"0":
+        expires_at = submitted_at + USUAL_PATIENCE_SECONDS
+    else:
+        expires_at = at(float(until))
+    claim = Claim(
+        id=task_id.decode(),
+        fence=fence.decode(),
+        attempt=attempt,
+        lease_until=lease_until,
+        request=request,
+        lane=lane,
+        group=_group_name(group),
+        line=_line_name(line),
+        submitted_at=submitted_at,
+        expires_at=expires_at,
+        run_seconds=_RUN.unpack_from(data)[0],
+        work_seconds=float(work) / 1e6,
+        alone=alone == b"1",
+    )
+    return Run(claim, shown, at(float(began)))
+
+
+@lru_cache(maxsize=1024)
+def _group_name(key: bytes) -> str:
+    known = group_of(key.decode())
+    return known[1] if known is not None else ""
+
+
+@lru_cache(maxsize=1024)
+def _line_name(key: bytes) -> Line:
+    return line_of(key.decode())
+
+
+def view_of(
+    task_id: str,
+    values: Sequence[Any],
+    now: float,
+    at: Callable[[float], float],
+    ttl_seconds: float,
+) -> TaskView:
+    """What view.lua gave for one task. ``ttl_seconds``: how long a result is kept from its end."""
+    (s, group, _, weight, accepted, attempts, more, began, end, why, shown, labels, soon) = (
+        None if value is None else value.decode() for value in values[:13]
+    )
+    result = values[13]
+    state = STATES[s or ""]
+    lane = (group or "").split(":")[1]
+    kind, model, load = _decode_shown(shown or "[]")
+    outcome: Result | TaskError | None = None
+    if result:
+        try:
+            outcome = decode_result(result)
+        except Unreadable as unreadable:
+            outcome = TaskError("result_lost", f"its result can't be read: {unreadable}")
+    if outcome is None and state not in _GOOD:
+        outcome = error_of(state, why or "")
+    kept = (at(float(end)) if end else now) + ttl_seconds
+    return TaskView(
+        id=task_id,
+        kind=kind,
+        lane=LaneName(lane),
+        model=model,
+        state=state,
+        weight=float(weight or 1),
+        load_seconds=load,
+        priority=priority(float(weight or 1), load),
+        submitted_at=at(float(accepted or 0)),
+        started_at=at(float(began)) if began else None,
+        ended_at=at(float(end)) if end else None,
+        attempts=int(attempts or 0) + int(more or 0),
+        result=None if isinstance(outcome, TaskError) else outcome,
+        error=outcome if isinstance(outcome, TaskError) else None,
+        result_expires_at=None if soon else kept,
+        labels=msgspec.json.decode(labels, type=dict[str, str]) if labels else {},
+    )
+
+
+_GOOD = frozenset(STATES.values()) - {TaskState.FAILED, TaskState.EXPIRED, TaskState.DEAD}
+
+
+def error_of(state: TaskState, why: str) -> TaskError | None:
+    """The error of a task that ended without anybody's result, by the reason in its books."""
+    if why in ERRORS:
+        return TaskError(why, ERRORS[why])
+    return TaskError(why or state.value, f"the task ended as {state.value}")

@@ -1,0 +1,350 @@
+"""The broker that shares a pool's line and books on Redis or Valkey.
+
+Each step of a task is one script on the server (lua/), so it is done or not done. What this process
+holds is what it can ask for again: its claims, and what tasks say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from dataclasses import replace
+from math import inf
+from typing import Any
+
+from llmtaskpool_worker.brokers.protocol import (
+    Asked,
+    Claim,
+    Committed,
+    Depth,
+    Durability,
+    Full,
+    Head,
+    Held,
+    IdempotencyConflict,
+    Outcome,
+    Receipt,
+    Release,
+    Submission,
+    Swept,
+    UnknownParent,
+    Wanted,
+)
+from llmtaskpool_worker.brokers.redis import books
+from llmtaskpool_worker.brokers.redis.claiming import Claiming
+from llmtaskpool_worker.brokers.redis.depths import depth_of
+from llmtaskpool_worker.brokers.redis.ending import LARGEST_BYTES, Ending
+from llmtaskpool_worker.brokers.redis.following import Following
+from llmtaskpool_worker.brokers.redis.link import Address
+from llmtaskpool_worker.brokers.redis.session import Session
+from llmtaskpool_worker.brokers.redis.views import Views
+from llmtaskpool_worker.brokers.redis.waking import Waking
+from llmtaskpool_worker.contract import LaneName
+from llmtaskpool_worker.scheduling.limits import Limits
+from llmtaskpool_worker.scheduling.task import (
+    TERMINAL,
+    TaskError,
+    TaskEvent,
+    TaskState,
+    TaskView,
+)
+
+DEAD_MS = 7 * 86_400_000
+SILENT_MS = 15_000
+"""A worker without a sign of life for so long is lost, and what waits for its clients with it."""
+SWEPT_AT_ONCE = 200
+DEPTH_SECONDS = 0.5
+"""Who finds nothing to do looks at the whole line, at most so often."""
+
+Listed = list
+"""The type: RedisBroker has a method of that name."""
+
+
+class RedisBroker:
+    """See Broker. ``pool`` is namespace/name; ``clock`` the worker's.
+
+    ``lease_seconds``: of which leases are, for when the server's clock is set.
+    """
+
+    immediate = False
+    shared = True
+
+    def __init__(
+        self,
+        address: Address,
+        pool: str,
+        limits: Limits,
+        clock: Callable[[], float],
+        *,
+        lease_seconds: float = 30.0,
+        allow_volatile: bool = False,
+    ) -> None:
+        self._limits, self._clock = limits, clock
+        self._lease_ms = round(lease_seconds * 1000)
+        self._ttl_ms = round(limits.results.ttl_seconds * 1000)
+        self._soon_ms = round(
+            min(limits.results.ttl_seconds, limits.results.ttl_least_seconds) * 1000
+        )
+        self._runs: dict[str, books.Run] = {}
+        self._session = Session(
+            address, pool, clock, lambda: self._runs, allow_volatile=allow_volatile
+        )
+        self._claiming = Claiming(self._session, limits, self._ttl_ms, DEAD_MS, clock)
+        self._following = Following(self._session, self._runs, clock, self._stopped)
+        self._views = Views(self._session, clock, self._ttl_ms / 1000)
+        self._ending = Ending(
+            self._session,
+            self._runs,
+            self._following,
+            self._views,
+            self._stopped,
+            ttl_ms=self._ttl_ms,
+            soon_ms=self._soon_ms,
+        )
+        self._waking = {
+            lane: Waking(self._session.link(), self._put_markers_back) for lane in LaneName
+        }
+        self._on_lost: Callable[[str], None] = lambda _: None
+        self._depth = Depth(clock(), {}, shared=True, error="not seen yet")
+        self._looked_at = -inf
+
+    @property
+    def durability(self) -> Durability:
+        """See Broker."""
+        return self._session.durability
+
+    async def start(self, worker: str, on_lost: Callable[[str], None]) -> None:
+        """See Broker. A server that can't be reached is tried again; calls are Unavailable."""
+        self._on_lost = on_lost
+        await self._session.start(worker)
+        self._following.start()
+
+    async def close(self) -> None:
+        """See Broker."""
+        await self._following.close()
+        await asyncio.gather(*(waking.close() for waking in self._waking.values()))
+        await self._session.close()
+
+    # --- in ---------------------------------------------------------------------------------
+
+    async def accept(self, submission: Submission) -> Receipt:
+        """See Broker."""
+        lane = self._limits.lane(submission.lane)
+        head, body = books.acceptance(
+            submission,
+            self._session.pod if submission.bound_to is not None else "",
+            (lane.queue_tasks, lane.queue_bytes),
+            self._ttl_ms,
+            self._soon_ms,
+        )
+        if len(body) > LARGEST_BYTES:
+            raise Full("bytes", LARGEST_BYTES)
+        call = self._session.call("accept", head, body)
+        answer = await call
+        what, name = answer[0], answer[1].decode()
+        if what == b"conflict":
+            raise IdempotencyConflict
+        if what == b"full":
+            bounds = {"tasks": lane.queue_tasks, "bytes": lane.queue_bytes}
+            raise Full(name, bounds[name])
+        if what == b"unknown_dependency":
+            raise UnknownParent(name)
+        known = what == b"same" and not (call.sent > 1 and name == submission.id)
+        if name == submission.id:
+            self._session.done("accept", head, body)
+        if what == b"same" or answer[3] == b"F":
+            view = await self.get(name)
+            if view is not None:
+                return Receipt(view, known)
+        state = books.STATES[answer[3].decode()] if what == b"ok" else TaskState.QUEUED
+        return Receipt(self._accepted(submission, state, answer[2]), known)
+
+    def _accepted(self, task: Submission, state: TaskState, server_ms: float) -> TaskView:
+        request, at = task.request, self._session.at(server_ms)
+        return TaskView(
+            id=task.id,
+            kind=request.kind,
+            lane=task.lane,
+            model=request.model,
+            state=state,
+            weight=request.weight,
+            load_seconds=task.load_seconds,
+            priority=task.priority,
+            submitted_at=at,
+            result_expires_at=None if request.attended else at + self._ttl_ms / 1000,
+            labels=request.labels,
+        )
+
+    # --- out --------------------------------------------------------------------------------
+
+    async def claim(self, wanted: Wanted) -> Listed[Claim]:
+        """See Broker."""
+        runs = await self._claiming.claim(wanted)
+        if not runs and self._clock() >= self._looked_at + DEPTH_SECONDS:
+            self._looked_at = self._clock()
+            self._session.call("depth", self._session.pod).answer.add_done_callback(self._saw)
+        for run in runs:
+            self._runs[run.claim.id] = run
+            self._following.began(run)
+        return [run.claim for run in runs]
+
+    def _saw(self, answer: asyncio.Future[Any]) -> None:
+        if not answer.cancelled() and answer.exception() is None:
+            self._depth = depth_of(answer.result(), self._clock(), self._session.at)
+
+    async def peek(self, wanted: Wanted) -> Head | None:  # noqa: ARG002
+        """See Broker. Nobody makes way for what another worker may take."""
+        return None
+
+    async def wait_for_work(self, lane: LaneName, groups: Collection[str], seconds: float) -> bool:
+        """See Broker."""
+        prefix = f"{self._session.prefix}:m:"
+        names = [prefix + name for group in groups for name in books.group_keys(lane, group)]
+        return await self._waking[lane].wait(names, seconds)
+
+    async def _put_markers_back(self, keys: Sequence[str]) -> None:
+        prefix = f"{self._session.prefix}:m:"
+        await self._session.call("wake", *(key.removeprefix(prefix) for key in keys))
+
+    async def renew(self, held: Sequence[Held], lease_seconds: float) -> frozenset[str]:
+        """See Broker."""
+        lost: set[str] = set()
+        calls = [
+            self._session.call(
+                "renew",
+                round(lease_seconds * 1000),
+                *(text for one in held[start : start + 64] for text in one),
+                seconds=lease_seconds / 3,
+            )
+            for start in range(0, len(held), 64)
+        ]
+        for call in calls:
+            lost.update(task_id.decode() for task_id in await call)
+        for task_id in lost:
+            self._drop(task_id)
+        return frozenset(lost)
+
+    async def release(self, released: Sequence[Release]) -> None:
+        """See Broker."""
+        if not released:
+            return
+        self._following.send()
+        values: list[str] = []
+        for one in released:
+            values += (one.id, one.fence, one.reason, "01"[one.counts], "01"[one.alone])
+        await self._session.call("release", self._ttl_ms, DEAD_MS, *values)
+        for one in released:
+            run = self._runs.get(one.id)
+            if run is not None and run.claim.fence == one.fence:
+                del self._runs[one.id]
+                self._following.given_back(one.id, one.reason)
+
+    async def recover(self, worker: str, known: Sequence[Held]) -> int:  # noqa: ARG002
+        """See Broker. After each lost connection it is done without being asked as well."""
+        known_ids = [one.id for one in known]
+        count = await self._session.call("recover", self._session.pod, *known_ids)
+        for task_id in set(self._runs) - set(known_ids):
+            self._drop(task_id)
+        return int(count)
+
+    def _stopped(self, task_id: str) -> None:
+        """Somebody ended a task that runs here."""
+        self._drop(task_id)
+        self._on_lost(task_id)
+
+    def _drop(self, task_id: str) -> None:
+        if self._runs.pop(task_id, None) is not None:
+            self._following.lost(task_id)
+
+    # --- ends -------------------------------------------------------------------------------
+
+    async def commit(self, outcomes: Sequence[Outcome]) -> Listed[Committed]:
+        """See Broker."""
+        return await self._ending.commit(outcomes)
+
+    async def cancel(self, task_id: str) -> Committed:
+        """See Broker."""
+        return await self._ending.cancel(task_id)
+
+    async def give_up(self, error: TaskError, group: str | None = None) -> Sequence[TaskView]:
+        """See Broker."""
+        return await self._ending.give_up(error, group)
+
+    async def replay(self, task_id: str) -> TaskView | None:
+        """See Broker."""
+        return await self._ending.replay(task_id)
+
+    # --- to look at -------------------------------------------------------------------------
+
+    async def get(self, task_id: str) -> TaskView | None:
+        """See Broker."""
+        return (await self._views.of([task_id]))[0]
+
+    async def list(self, asked: Asked) -> Listed[TaskView]:
+        """See Broker. Of each state the newest tasks are looked at."""
+        return await self._views.list(asked)
+
+    async def wait(self, task_id: str) -> TaskView:
+        """See Broker."""
+        while True:
+            await self._following.end_of(task_id)
+            view = await self.get(task_id)
+            if view is None:
+                raise KeyError(task_id)
+            if view.state in TERMINAL:
+                return view
+            self._following.not_ended(task_id)  # a replay came between
+
+    def events(self, task_id: str) -> AsyncIterator[TaskEvent]:
+        """See Broker."""
+        return self._following.events(task_id)
+
+    def publish(self, held: Held, event: TaskEvent) -> None:
+        """See Broker."""
+        self._following.publish(held, event)
+
+    def watched(self, task_id: str) -> bool:
+        """See Broker."""
+        return self._following.watched(task_id)
+
+    def let_go(self, task_id: str) -> None:
+        """See Broker. Its result goes after a short time by itself."""
+        self._following.streams.forget(task_id)
+
+    # --- time -------------------------------------------------------------------------------
+
+    async def sweep(self) -> Swept:
+        """See Broker."""
+        expected = self._session.server_ms()
+        swept = self._session.call(
+            "sweep",
+            SWEPT_AT_ONCE,
+            self._ttl_ms,
+            self._soon_ms,
+            DEAD_MS,
+            self._lease_ms,
+            SILENT_MS,
+            expected,
+            self._session.pod,
+            seconds=1.0,
+        )
+        seen = self._session.call("depth", self._session.pod, seconds=1.0)
+        server_ms, ended, returned = await swept
+        self._session.told_time(server_ms)
+        self._depth = depth_of(await seen, self._clock(), self._session.at)
+        for task_id in [one.decode() for one in (*ended, *returned)]:
+            if task_id in self._runs:
+                self._stopped(task_id)
+        await self._following.look_after_silent()
+        ids = [one.decode() for one in ended]
+        views = [view for view in await self._views.of(ids) if view is not None]
+        for view in views:
+            reason = view.error.code if view.error is not None else ""
+            self._following.ended(view.id, view.state, reason)
+        return Swept(views, [one.decode() for one in returned])
+
+    def depth(self) -> Depth:
+        """See Broker."""
+        if self._session.away_since is None:
+            return self._depth
+        return replace(self._depth, error="the queue's server can't be reached")

@@ -1,0 +1,123 @@
+"""Asking for tasks: T of each line goes along, so that nothing is re-keyed when T changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from llmtaskpool_worker.brokers.codec import Unreadable, encode_result
+from llmtaskpool_worker.brokers.protocol import Line, Wanted
+from llmtaskpool_worker.brokers.redis import books
+from llmtaskpool_worker.brokers.redis.session import Session
+from llmtaskpool_worker.contract import LaneName
+from llmtaskpool_worker.scheduling.limits import Limits
+from llmtaskpool_worker.scheduling.priority import SMALLEST_LOAD_SECONDS, QueuePolicy
+from llmtaskpool_worker.scheduling.task import TaskError
+
+LINES_KNOWN = 256
+"""Beyond that it is asked anew which there are."""
+ROUNDS = 8
+"""So often the server may name lines whose T it wants first."""
+CLAIM_SECONDS = 2.0
+
+_pack = msgspec.msgpack.Encoder().encode
+
+
+class Claiming:
+    """Claims for one worker. ``ttl_ms`` is of results, ``dead_ms`` of dead letters."""
+
+    def __init__(
+        self,
+        session: Session,
+        limits: Limits,
+        ttl_ms: int,
+        dead_ms: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._session, self._limits, self._clock = session, limits, clock
+        self._ttl_ms, self._dead_ms = ttl_ms, dead_ms
+        self._lines: dict[LaneName, dict[str, Line]] = {lane: {} for lane in LaneName}
+        """Lines by their names: what the server asked T of."""
+
+    async def claim(self, wanted: Wanted) -> list[books.Run]:
+        """See Broker. Raises Unavailable."""
+        names = [
+            (name, group)
+            for group in wanted.groups
+            for name in books.group_keys(wanted.lane, group)
+        ]
+        for round_ in range(ROUNDS):
+            fence = f"{wanted.fence}.{round_}" if round_ else wanted.fence
+            call = self._session.call(
+                "claim", self._arguments(wanted, fence, names), seconds=CLAIM_SECONDS
+            )
+            try:
+                answer = await asyncio.shield(call.answer)
+            except asyncio.CancelledError:
+                call.answer.add_done_callback(self._nobody_wants)
+                raise
+            if answer[0] == b"ok":
+                return await self._read(wanted, answer)
+            known = self._lines[wanted.lane]
+            if len(known) > LINES_KNOWN:
+                known.clear()
+            for line in answer[1:]:
+                known[line.decode()] = books.line_of(line.decode())
+        return []
+
+    def _arguments(self, wanted: Wanted, fence: str, names: list[tuple[str, str]]) -> bytes:
+        limits = self._limits
+        by_age = wanted.by_age and wanted.above <= 0 and not wanted.only_bound
+        loads = {
+            key: max(wanted.load(line), SMALLEST_LOAD_SECONDS)
+            for key, line in self._lines[wanted.lane].items()
+        }
+        groups = [(name, max(0, min(wanted.free(group), wanted.most))) for name, group in names]
+        return _pack(
+            (
+                self._session.pod,
+                f"{self._session.pod}.{fence}",
+                round(wanted.lease_seconds * 1000),
+                wanted.most,
+                round(limits.ageing_seconds * 1000) if by_age else 0,
+                limits.aged_share,
+                int(limits.policy is QueuePolicy.NEWEST_FIRST),
+                wanted.lane.value,
+                groups,
+                loads,
+                wanted.above,
+                self._session.pod if wanted.only_bound else "",
+                self._ttl_ms,
+            )
+        )
+
+    async def _read(self, wanted: Wanted, answer: list[Any]) -> list[books.Run]:
+        until = self._session.at(answer[1]) + wanted.lease_seconds
+        runs: list[books.Run] = []
+        unreadable: list[bytes] = []
+        for place in range(2, len(answer), books.CLAIM_FIELDS):
+            values = answer[place : place + books.CLAIM_FIELDS]
+            try:
+                runs.append(books.run_of(values, wanted.lane, until, self._session.at))
+            except Unreadable as why:
+                error = TaskError("quarantined", f"it can't be run: {why}")
+                unreadable += (values[0], values[1], str(why).encode(), encode_result(error))
+        if unreadable:
+            await self._session.call("bury", self._dead_ms, *unreadable)
+        return runs
+
+    def _nobody_wants(self, answer: asyncio.Future[Any]) -> None:
+        """Whoever asked was cancelled: what came goes back, and does not count."""
+        if answer.cancelled() or answer.exception() is not None:
+            return
+        values = answer.result()
+        if values[0] != b"ok":
+            return
+        back: list[bytes | str] = []
+        for place in range(2, len(values), books.CLAIM_FIELDS):
+            back += (values[place], values[place + 1], "unwanted", "0", "0")
+        if back:
+            self._session.call("release", self._ttl_ms, self._dead_ms, *back)

@@ -1,0 +1,50 @@
+"""The scripts that the server runs: each does one step of the queue, atomically.
+
+They belong to the worker's version and lie side by side on the server by their hash, so old and new
+workers share a queue. A server that was restarted or failed over knows none: courier.py loads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+_FOLDER = Path(__file__).parent / "lua"
+_SHARED = ("common", "ended")
+_GROWS = frozenset({"accept", "replay"})
+"""What a server whose memory is full refuses. All others go on: they give memory back."""
+_ONCE = frozenset({"claim", "again"})
+"""What may not be said again when its answer was lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """``repeatable``: saying it again after a lost answer changes nothing."""
+
+    name: str
+    text: bytes
+    sha: str
+    repeatable: bool
+
+
+def build(name: str, parts: dict[str, str]) -> Script:
+    """A script of its own part and of what all share; ``parts`` by file name."""
+    flags = "" if name in _GROWS else " flags=allow-oom"
+    body = "".join(parts[shared] for shared in _SHARED) + parts[name]
+    text = f"#!lua{flags}\n{body}".encode()
+    sha = hashlib.sha1(text, usedforsecurity=False).hexdigest()  # the server's name for it
+    return Script(name, text, sha, name not in _ONCE)
+
+
+@cache
+def parts() -> dict[str, str]:
+    """All sources by name."""
+    return {path.stem: path.read_text() for path in sorted(_FOLDER.glob("*.lua"))}
+
+
+@cache
+def scripts() -> dict[str, Script]:
+    """All scripts by name."""
+    return {name: build(name, parts()) for name in parts() if name not in _SHARED}

@@ -1,0 +1,67 @@
+"""Tasks as others may see them, read from the server's books."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llmtaskpool_worker.brokers.protocol import Asked
+from llmtaskpool_worker.brokers.redis import books
+from llmtaskpool_worker.brokers.redis.session import Session
+from llmtaskpool_worker.scheduling.task import TERMINAL, TaskState, TaskView
+
+LOOKED_AT = 1000
+"""Of each state so many tasks are looked at for a list: the newest."""
+AT_ONCE = 100
+_ENDS = TERMINAL - {TaskState.DEAD}
+Tasks = list[TaskView]
+
+
+class Views:
+    """``ttl_seconds``: how long results are kept."""
+
+    def __init__(self, session: Session, clock: Callable[[], float], ttl_seconds: float) -> None:
+        self._session, self._clock, self._ttl_seconds = session, clock, ttl_seconds
+
+    async def of(self, ids: Sequence[str]) -> list[TaskView | None]:
+        """With results; None for each that is unknown or forgotten."""
+        return [view for view, _ in await self._seen(ids, results=True)]
+
+    async def list(self, asked: Asked) -> Tasks:
+        """See Broker."""
+        sorts = {books.LETTERS[s] if s not in _ENDS else "e" for s in asked.states}
+        found = await self._session.call("list", LOOKED_AT, *sorted(sorts))
+        ids = sorted({one.decode() for one in found}, reverse=True)
+        if asked.after is not None:
+            ids = [one for one in ids if one < asked.after]
+        out: Tasks = []
+        for start in range(0, len(ids), AT_ONCE):
+            for view, tenant in await self._seen(ids[start : start + AT_ONCE], results=False):
+                if (
+                    view is not None
+                    and view.state in asked.states
+                    and asked.labels.items() <= view.labels.items()
+                    and asked.tenant in (None, tenant)
+                ):
+                    out.append(view)
+            if len(out) >= asked.limit:
+                break
+        return out[: asked.limit]
+
+    async def _seen(
+        self, ids: Sequence[str], *, results: bool
+    ) -> Sequence[tuple[TaskView | None, str]]:
+        """Views, and whose they are."""
+        if not ids:
+            return []
+        answer: Sequence[Any] = await self._session.call("view", "01"[results], *ids)
+        now = self._clock()
+        return [
+            (None, "")
+            if values is None
+            else (
+                books.view_of(task_id, values, now, self._session.at, self._ttl_seconds),
+                books.line_of(values[2].decode()).tenant,
+            )
+            for task_id, values in zip(ids, answer[1:], strict=True)
+        ]
