@@ -116,8 +116,11 @@ class CataloguedEngine:
         name = self.spec.name
         if self._model.codec is not None:
             return None  # a restart changes nothing of the text
+        self._model.about = ready.about
         if self.spec.forwards:
             return await self._count_by(ready)
+        if self.spec.task == "tensor" or ready.about.get("modality") == "image":
+            return None  # it reads no text
         try:
             codec = await asyncio.to_thread(self._load_codec, self.spec)
         except Exception as error:

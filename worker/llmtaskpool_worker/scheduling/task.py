@@ -123,24 +123,44 @@ class Spelled:
 
 
 @dataclass(frozen=True, slots=True)
+class Tensor:
+    """Numbers in little-endian order; ``datatype`` as Open Inference Protocol v2 has it: FP32."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+IMAGE_TOKENS = 256
+"""A picture takes about as long as so many tokens, until one has been measured."""
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluate:
     """Payload: run a model once over each row, and make a result of what comes of them.
+
+    A model of tables takes ``tensors``, whose first dimension are the table's rows; one of pictures
+    takes ``images``, files as they came.
 
     ``options`` is what the model's head reads, ``shown`` what of it the client wants to see
     (text/conclusions.py). ``spelled``: for each row its text, where the result tells places in it;
     ``groups``: for each row the input that it is a part of, where one has several rows.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     shown: dict[str, Any] = field(default_factory=dict)
     spelled: tuple[Spelled, ...] = ()
     groups: tuple[int, ...] = ()
+    tensors: tuple[Tensor, ...] = ()
+    images: tuple[bytes, ...] = ()
 
     @property
     def size(self) -> int:
-        """Tokens of all rows."""
-        return sum(row.size for row in self.rows)
+        """Tokens of all rows, or rows of the table, or what pictures weigh in tokens."""
+        rows = self.tensors[0].shape[0] if self.tensors else 0
+        return sum(row.size for row in self.rows) + rows + IMAGE_TOKENS * len(self.images)
 
 
 ForwardRoute = Literal[
