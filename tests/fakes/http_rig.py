@@ -69,6 +69,11 @@ class LetterCodec(LetterTokenizer):
         return token != END
 
 
+TABLE = {
+    "platform": "llmtaskpool",
+    "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
+    "outputs": [{"name": "output", "datatype": "FP32", "shape": [-1, 1]}],
+}
 ONE_PASS_MODELS = {"pairs": "rerank", "moods": "classify", "names": "tag", "reader": "answer"}
 
 
@@ -77,6 +82,9 @@ def models() -> list[Model]:
     return [
         Model("echo", "generate", 1, codec, 256, 0x110000, longest_token=16),
         Model("vectors", "embed", 1, codec, 256, 0x110000, dimensions=3, longest_token=16),
+        Model("scorer", "tensor", 1, about=TABLE),
+        Model("photos", "classify", 1, about={"modality": "image", "labels": ["calm", "angry"]}),
+        Model("boxes", "detect", 1, about={"modality": "image", "labels": ["calm", "angry"]}),
         *(
             Model(name, task, 1, codec, 256, 0x110000, longest_token=16)
             for name, task in ONE_PASS_MODELS.items()

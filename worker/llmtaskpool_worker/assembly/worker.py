@@ -116,8 +116,11 @@ class CataloguedEngine:
         name = self.spec.name
         if self._model.codec is not None:
             return None  # a restart changes nothing of the text
+        self._model.about = ready.about
         if self.spec.forwards:
             return await self._count_by(ready)
+        if self.spec.task == "tensor" or ready.about.get("modality") == "image":
+            return None  # it reads no text
         try:
             codec = await asyncio.to_thread(self._load_codec, self.spec)
         except Exception as error:
@@ -251,7 +254,14 @@ def _pool(
     gpus: Callable[[], tuple[GpuReading, ...]],
 ) -> Dispatcher:
     limits = settings.pool_limits()
-    broker = broker_of(settings.queue, limits, clocks.monotonic, clocks.wall)
+    broker = broker_of(
+        settings.queue,
+        limits,
+        clocks.monotonic,
+        clocks.wall,
+        pool=settings.queue_pool,
+        allow_volatile=settings.queue_allow_volatile,
+    )
     return Dispatcher(
         engines=engines,
         tokenizers=codecs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from llmtaskpool_worker.disclosure import shown
@@ -63,7 +63,8 @@ class Model:
     fit without tokenizing it. ``token_ids``: clients of this embedding model are known to use its
     own tokenizer, so that ids they send are its ids. ``aliases``: other names that clients may
     ask for; answers and metrics have ``name``. ``forwards``: a server answers for it, and takes
-    requests as they are; ``counter`` counts the tokens of its prompts, where one was given.
+    requests as they are; ``about`` is what its engine said of it (a table's inputs); ``counter``
+    counts the tokens of its prompts, where one was given.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Model:
     token_ids: bool = False
     aliases: tuple[str, ...] = ()
     forwards: bool = False
+    about: Mapping[str, Any] = field(default_factory=dict)
     counter: Counter | None = None
 
     async def count(self, texts: Sequence[str]) -> int:
@@ -92,13 +94,17 @@ class Model:
     def ready_codec(self) -> Codec:
         """Its tokenizer. Raises ApiError 503 while it loads."""
         if self.codec is None:
-            raise ApiError(
-                503,
-                f"The model {self.name} is still loading: try again later.",
-                code="starting",
-                retry_after_seconds=2.0,
-            )
+            raise self.starting()
         return self.codec
+
+    def starting(self) -> ApiError:
+        """What is told of a model that is not loaded yet."""
+        return ApiError(
+            503,
+            f"The model {self.name} is still loading: try again later.",
+            code="starting",
+            retry_after_seconds=2.0,
+        )
 
     async def encode(self, value: str | Sequence[int], field: str) -> tuple[int, ...]:
         """Token ids of a prompt or a text to embed, or the given ids once checked.
@@ -272,6 +278,8 @@ _DOES = {
     "classify": "classifies (task: classify)",
     "tag": "tags tokens (task: tag)",
     "answer": "finds answers in a text (task: answer)",
+    "detect": "finds objects in pictures (task: detect)",
+    "tensor": "runs over tables (task: tensor)",
 }
 
 

@@ -22,6 +22,7 @@ from llmtaskpool_worker.http_api.catalog import Catalog, Model
 from llmtaskpool_worker.http_api.errors import ANSWERED, as_answer, invalid
 from llmtaskpool_worker.http_api.forwarded_requests import Forwarding
 from llmtaskpool_worker.http_api.forwarding import ForwardRoutes
+from llmtaskpool_worker.http_api.inference import InferenceRoutes
 from llmtaskpool_worker.http_api.one_pass_api import OnePassRoutes
 from llmtaskpool_worker.http_api.openai_answers import ChatShape, CompletionShape, Shape
 from llmtaskpool_worker.http_api.openai_schema import (
@@ -73,6 +74,7 @@ class OpenAIRoutes:
         self._wall_clock = wall_clock
         self._answering = Answering(pool, bodies, heartbeat_seconds)
         self._forward = ForwardRoutes(self._answering, catalog, wall_clock=wall_clock)
+        self._tables = InferenceRoutes(pool, self._answering, catalog, bodies)
         self._once = OnePassRoutes(
             self._forward, self._answering, catalog, bodies, wall_clock=wall_clock
         )
@@ -86,6 +88,7 @@ class OpenAIRoutes:
             Route("/v1/models", self.models, methods=["GET"]),
             Route("/v1/models/{model:path}", self.model, methods=["GET"]),
             *self._once.routes(),
+            *self._tables.routes(),
         ]
 
     async def models(self, _request: Request) -> Response:

@@ -272,7 +272,11 @@ class RedisBroker:
 
     async def replay(self, task_id: str) -> TaskView | None:
         """See Broker."""
-        return await self._ending.replay(task_id)
+        view = await self._ending.replay(task_id)
+        if view is not None:
+            seen = await self._session.call("depth", self._session.pod)
+            self._depth = depth_of(seen, self._clock(), self._session.at)
+        return view
 
     # --- to look at -------------------------------------------------------------------------
 
