@@ -15,8 +15,9 @@ from typing import Any
 import httpx
 from fakes.fake_pool import FakePool
 from fakes.letters_engine import LetterTokenizer
+from llmtaskpool_worker.assembly.keys import keys_of
 from llmtaskpool_worker.assembly.settings import Settings
-from llmtaskpool_worker.assembly.worker import build, keys_of
+from llmtaskpool_worker.assembly.worker import build
 from llmtaskpool_worker.engines.protocol import Engine
 from llmtaskpool_worker.http_api.catalog import Catalog, Model
 from llmtaskpool_worker.http_api.metrics import Metrics

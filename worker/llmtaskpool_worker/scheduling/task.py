@@ -5,12 +5,12 @@ Pure: no torch, no asyncio, no clock. Times are seconds of the caller's monotoni
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
-from llmtaskpool_worker.contract import LaneName
+from llmtaskpool_worker.contract import LaneName as LaneName  # brokers have it from here
 
 
 class TaskState(StrEnum):
@@ -354,6 +354,17 @@ class TaskError:
 
     code: str
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which tasks to list: newest first. ``after`` is the id of the last one seen."""
+
+    states: Collection[TaskState] = frozenset(TaskState)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    tenant: str | None = None
+    after: str | None = None
+    limit: int = 20
 
 
 @dataclass(frozen=True, slots=True)
