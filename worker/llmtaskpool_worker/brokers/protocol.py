@@ -27,16 +27,16 @@ from llmtaskpool_worker.brokers.refusals import Full as Full
 from llmtaskpool_worker.brokers.refusals import IdempotencyConflict as IdempotencyConflict
 from llmtaskpool_worker.brokers.refusals import Unavailable as Unavailable
 from llmtaskpool_worker.brokers.refusals import UnknownParent as UnknownParent
-from llmtaskpool_worker.contract import LaneName
-from llmtaskpool_worker.scheduling.task import Dependencies as Dependencies
 from llmtaskpool_worker.scheduling.task import (
+    Asked,
+    LaneName,
     Result,
     TaskError,
     TaskEvent,
     TaskRequest,
-    TaskState,
     TaskView,
 )
+from llmtaskpool_worker.scheduling.task import Dependencies as Dependencies
 
 MAX_ATTEMPTS = 3
 """K: so many workers may be lost with a task before it is a dead letter."""
@@ -199,17 +199,6 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """Which tasks to list: newest first. ``after`` is the id of the last one seen."""
-
-    states: Collection[TaskState] = frozenset(TaskState)
-    labels: Mapping[str, str] = field(default_factory=dict)
-    tenant: str | None = None
-    after: str | None = None
-    limit: int = 20
-
-
-@dataclass(frozen=True, slots=True)
 class LaneDepth:
     """What waits in a lane: tasks, offered work in pod-seconds, since when the oldest does."""
 
@@ -271,7 +260,10 @@ class Broker(Protocol):
 
     immediate: bool
     shared: bool
-    durability: Durability
+
+    @property
+    def durability(self) -> Durability:
+        """Of a server, as it was when it was last seen."""
 
     async def start(self, worker: str, on_lost: Callable[[str], None]) -> None:
         """Open what there is. ``on_lost(id)``: a claim of this worker is not in force any more.

@@ -10,9 +10,10 @@ from math import inf
 
 import msgspec
 
-from llmtaskpool_worker.brokers.protocol import Asked, Claim, Submission
+from llmtaskpool_worker.brokers.protocol import Claim, Submission
 from llmtaskpool_worker.scheduling.task import (
     TERMINAL,
+    Asked,
     Call,
     Result,
     TaskError,

@@ -13,7 +13,6 @@ from math import inf
 from typing import Any
 
 from llmtaskpool_worker.brokers.protocol import (
-    Asked,
     Claim,
     Committed,
     Depth,
@@ -39,10 +38,11 @@ from llmtaskpool_worker.brokers.redis.link import Address
 from llmtaskpool_worker.brokers.redis.session import Session
 from llmtaskpool_worker.brokers.redis.views import Views
 from llmtaskpool_worker.brokers.redis.waking import Waking
-from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.task import (
     TERMINAL,
+    Asked,
+    LaneName,
     TaskError,
     TaskEvent,
     TaskState,
@@ -272,7 +272,11 @@ class RedisBroker:
 
     async def replay(self, task_id: str) -> TaskView | None:
         """See Broker."""
-        return await self._ending.replay(task_id)
+        view = await self._ending.replay(task_id)
+        if view is not None:
+            seen = await self._session.call("depth", self._session.pod)
+            self._depth = depth_of(seen, self._clock(), self._session.at)
+        return view
 
     # --- to look at -------------------------------------------------------------------------
 
