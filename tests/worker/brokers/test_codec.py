@@ -41,6 +41,7 @@ REQUESTS = [
         Evaluate((Row(b"\1\0\0\0", 1, 3), Row(b"")), {"top": 2}, {"a": None}, (), (0, 0)),
         "r",
     ),
+    TaskRequest("sum", Call({"large": [2**70, -(2**90)], "n": {"x": "half \ud800"}})),
     TaskRequest("sum", Call({"numbers": [1, 2.5, None], "text": "ü"}), attended=True),
 ]
 RESULTS: list[Result | TaskError] = [
@@ -48,6 +49,7 @@ RESULTS: list[Result | TaskError] = [
     Embedded(b"\0\1\2\3", 4),
     Forwarded({"message": {"content": "x"}}, {"prompt_tokens": 3}),
     Evaluated({"results": [{"index": 0, "score": 0.5}]}, 7),
+    Returned({"large": 2**70}),
     Returned([1, {"a": None}]),
     TaskError("code", "why"),
 ]
