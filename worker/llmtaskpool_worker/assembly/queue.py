@@ -59,10 +59,11 @@ def broker_of(
     """
     if queue.partition(":")[0] in SERVERS:
         # Only who has a server needs its client, which takes 20 MB.
+        from llmtaskpool_worker.brokers.redis.away import PoolBroker
         from llmtaskpool_worker.brokers.redis.broker import RedisBroker
         from llmtaskpool_worker.brokers.redis.link import Address
 
-        return RedisBroker(
+        line = RedisBroker(
             Address(queue),
             pool,
             limits,
@@ -70,6 +71,7 @@ def broker_of(
             lease_seconds=LEASE_SECONDS,
             allow_volatile=allow_volatile,
         )
+        return PoolBroker(line, limits, clock)
     if queue.startswith(SQLITE):
         from llmtaskpool_worker.brokers.sqlite import SqliteBroker  # only who has a file needs it
 
