@@ -57,10 +57,10 @@ URGENT = {"weight": 100.0}
 BULK_TOKENS, URGENT_TOKENS, LOAD_TOKENS = 48, 2, 24
 ORDER_SLOTS, SLOTS = 4, 16
 """Of the servers for the order, and for N and throughput."""
-SWEEP = (1, 2, 3, 4, 6, 8, 12, 16)
+SWEEP = (1, 2, 4, 6, 8, 12, 16)
 LEAST_MARGIN = 0.05
 """One more stream is worth it while it brings so much of what one brings on average."""
-STRAIGHT_SECONDS = 60.0
+STRAIGHT_SECONDS = 45.0
 """So long is waited for an urgent request that goes straight to a server with a backlog."""
 GAP_SECONDS = 0.3
 
@@ -161,7 +161,7 @@ async def learned(chosen: argparse.Namespace) -> Found:
             while time.perf_counter() - began < chosen.learning:
                 await rate(pool, 2 * SLOTS, 2 * SLOTS)
                 limits.append(gauge(pool, "llmtaskpool_upstream_limit"))
-            for number in range(chosen.rounds):
+            for number in range(chosen.ways):
                 ways = [(pool, chosen.requests), (server.url, fastest)]
                 each = {}
                 for url, clients in ways if number % 2 else reversed(ways):
@@ -287,12 +287,14 @@ def main() -> None:
         "urgent": 10,
         "sweeps": 2,
         "learning": 55.0,
-        "requests": 40,
+        "requests": 32,
+        "ways": 4,
         "pairs": 1000,
         "leavers": 10_000,
     }
     quick = full | {
         "rounds": 2,
+        "ways": 2,
         "urgent": 5,
         "sweeps": 1,
         "learning": 25.0,

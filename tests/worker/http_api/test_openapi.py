@@ -24,6 +24,7 @@ BODIES = (
     "/v1/tag",
     "/v1/answer",
     "/v1/tasks",
+    "/v1/graphs",
 )
 EXAMPLES = settings(
     max_examples=100,
@@ -122,6 +123,7 @@ def test_any_json_in_any_field_is_answered_and_never_500(rig, described, path):
         "/v1/completions": {"model": "echo", "prompt": "a"},
         "/v1/embeddings": {"model": "vectors", "input": "a"},
         "/v1/tasks": {"kind": "sum"},
+        "/v1/graphs": {"tasks": {"a": {"kind": "sum"}}},
     }[path]
     with rig.client() as http:
 

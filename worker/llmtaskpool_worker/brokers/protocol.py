@@ -21,13 +21,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from llmtaskpool_worker.brokers.refusals import Full as Full
 from llmtaskpool_worker.brokers.refusals import IdempotencyConflict as IdempotencyConflict
 from llmtaskpool_worker.brokers.refusals import Unavailable as Unavailable
 from llmtaskpool_worker.brokers.refusals import UnknownParent as UnknownParent
 from llmtaskpool_worker.contract import LaneName
+from llmtaskpool_worker.scheduling.task import Dependencies as Dependencies
 from llmtaskpool_worker.scheduling.task import (
     Result,
     TaskError,
@@ -51,20 +52,6 @@ class Line(NamedTuple):
 
     cost_class: str
     tenant: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Dependencies:
-    """What must have ended before a task may be claimed.
-
-    ``need`` of ``parents`` must have succeeded (None: all). When too few still can, the task fails
-    with DEPENDENCY_FAILED and so do those that depend on it; with ``on_failure`` "continue" it
-    waits for all of them to end, however, and runs.
-    """
-
-    parents: tuple[str, ...]
-    need: int | None = None
-    on_failure: Literal["fail", "continue"] = "fail"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +137,8 @@ class Claim:
     run_seconds: float
     work_seconds: float
     alone: bool = False
+    parents: tuple[str, ...] = ()
+    """What it depends on, where results of it are to be filled into its arguments."""
 
 
 class Held(NamedTuple):

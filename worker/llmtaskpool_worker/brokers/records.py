@@ -108,6 +108,7 @@ class Record:
             result=self.result,
             error=self.error,
             result_expires_at=self.expires_at,
+            depends_on=() if task.dependencies is None else task.dependencies.parents,
             labels=request.labels,
         )
 
@@ -131,6 +132,7 @@ class Record:
             task.run_seconds,
             task.work_seconds,
             self.alone,
+            () if task.dependencies is None else task.dependencies.parents,
         )
 
     def say(self, event: TaskEvent) -> None:

@@ -12,6 +12,7 @@ from llmtaskpool_worker.brokers.protocol import (
     Receipt,
     Submission,
     Unavailable,
+    UnknownParent,
 )
 from llmtaskpool_worker.brokers.retention import NoRoom
 from llmtaskpool_worker.execution.lanes import Lane
@@ -110,6 +111,7 @@ class Acceptance:
             size_bytes=request_bytes(request),
             patience_seconds=request.queue_timeout_seconds or usual,
             run_seconds=request.timeout_seconds or self._run_seconds,
+            dependencies=request.dependencies,
             bound_to=self._worker if request.attended else None,
         )
         try:
@@ -120,6 +122,13 @@ class Acceptance:
                 "idempotency_conflict",
                 "idempotency_key belongs to a task with another body: use a new key",
                 field="idempotency_key",
+            ) from None
+        except UnknownParent as unknown:
+            raise Rejected(
+                "unknown_task",
+                f"depends_on: there is no task {unknown.parent[:80]!r}: it never was, or its "
+                "result was kept as long as results are kept",
+                field="depends_on",
             ) from None
         except Full as full:
             raise Rejected(

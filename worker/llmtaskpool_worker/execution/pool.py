@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
-from llmtaskpool_worker.brokers.protocol import Durability
+from llmtaskpool_worker.brokers.protocol import Asked, Durability
 from llmtaskpool_worker.contract import (
     DrainAnswer,
     LaneName,
@@ -86,6 +86,12 @@ class TaskPool(Protocol):
 
         The view of it now; None when unknown. Raises Rejected.
         """
+
+    async def list(self, asked: Asked) -> Sequence[TaskView]:
+        """Tasks without their results, newest first. Raises Rejected."""
+
+    async def replay(self, task_id: str) -> TaskView | None:
+        """A dead letter waits again; None when it is none. Raises Rejected."""
 
     def abandon(self, task_id: str) -> None:
         """The submitter of an attended task is gone: nobody wants it. Idempotent."""

@@ -178,6 +178,20 @@ Payload = Generate | Embed | Evaluate | Forward | Call
 
 
 @dataclass(frozen=True, slots=True)
+class Dependencies:
+    """What must have ended before a task may be claimed.
+
+    ``need`` of ``parents`` must have succeeded (None: all). When too few still can, the task fails
+    with ``dependency_failed`` and so do those that depend on it; with ``on_failure`` "continue" it
+    waits for all of them to end, however, and runs.
+    """
+
+    parents: tuple[str, ...]
+    need: int | None = None
+    on_failure: Literal["fail", "continue"] = "fail"
+
+
+@dataclass(frozen=True, slots=True)
 class TaskRequest:
     """What a client asks for.
 
@@ -195,6 +209,7 @@ class TaskRequest:
     labels: dict[str, str] = field(default_factory=dict)
     attended: bool = False
     """Whether its submitter waits for it and says when it has read it: nothing is kept after."""
+    dependencies: Dependencies | None = None
 
 
 FinishReason = Literal["stop", "length"]
@@ -333,4 +348,5 @@ class TaskView:
     result_expires_at: float | None = None
     """Until when its result is kept at least, on the caller's clock. It moves on until the task
     has ended. None: nothing is promised, as its submitter reads it at once."""
+    depends_on: tuple[str, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
