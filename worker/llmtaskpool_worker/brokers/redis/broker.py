@@ -194,6 +194,7 @@ class RedisBroker:
             priority=task.priority,
             submitted_at=at,
             result_expires_at=None if request.attended else at + self._ttl_ms / 1000,
+            depends_on=task.dependencies.parents if task.dependencies is not None else (),
             labels=request.labels,
         )
 
