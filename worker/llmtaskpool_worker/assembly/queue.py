@@ -37,6 +37,18 @@ def check_queue(value: str) -> str:
     )
 
 
+def read_queue(file: Path) -> str:
+    """The queue that a file names. Raises ValueError with the remedy."""
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{file.name} can't be read ({type(error).__name__}): it is a file with the URL of a "
+            "Redis or Valkey"
+        ) from None
+    return check_queue(text)
+
+
 def check_pool(value: str) -> str:
     """The name of the pool on a shared queue. Raises ValueError with the remedy."""
     if GOOD_POOL.fullmatch(value):
