@@ -36,6 +36,7 @@ from llmtaskpool_worker.http_api.access import REQUEST_ID
 from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.control import ControlRoutes
 from llmtaskpool_worker.http_api.graphs_api import GraphBody
+from llmtaskpool_worker.http_api.inference import LENGTH_HEADER
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.http_api.metrics import Metrics
 from llmtaskpool_worker.http_api.one_pass_schema import SCHEMAS
@@ -50,6 +51,7 @@ from llmtaskpool_worker.http_api.openapi import description_route
 from llmtaskpool_worker.http_api.server import Health
 from llmtaskpool_worker.http_api.task_body import TaskBody
 from llmtaskpool_worker.http_api.tasks_api import IDEMPOTENCY_HEADER, TaskRoutes
+from llmtaskpool_worker.http_api.tensors import InferRequest
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
@@ -182,6 +184,7 @@ def messages() -> list[str]:
         CompletionRequest,
         EmbeddingRequest,
         *SCHEMAS.values(),
+        InferRequest,
         TaskBody,
         GraphBody,
     ]
@@ -191,9 +194,12 @@ def messages() -> list[str]:
     return [f"{model.__name__}.{field}" for model in bodies for field in model.model_fields]
 
 
+_HEADERS = (WEIGHT_HEADER, REQUEST_ID, IDEMPOTENCY_HEADER, LENGTH_HEADER)
+
+
 def words() -> list[str]:
     """Error codes, events on standard output, paths of the operator's pages, and headers."""
-    found = [f"header {name}" for name in (WEIGHT_HEADER, REQUEST_ID, IDEMPOTENCY_HEADER)]
+    found = [f"header {name}" for name in _HEADERS]
     for source in (*ROOT.glob("operator/**/*.py"), *ROOT.glob("worker/**/*.py")):
         text = source.read_text()
         found += [f"code {code}" for code in _CODE.findall(text)]

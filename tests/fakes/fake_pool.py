@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
@@ -260,10 +261,20 @@ async def answer_prompt(run: Running) -> None:
         pairs = payload.options.get("pairs")
         rows = payload.rows if pairs is None else [payload.rows[second] for _, second in pairs]
         values = [_VALUES[run.request.kind](row) for row in rows]
+        values += [_VALUES[run.request.kind](packed) for packed in payload.images]
+        values += [_first_column(tensor) for tensor in payload.tensors]
         about = {"labels": ["calm", "angry"]}
         run.succeed(Evaluated(conclude(run.request.kind, payload, values, about), payload.size))
     else:
         run.succeed(Returned(sum(payload.arguments.get("numbers", []))))
+
+
+def _first_column(tensor):
+    """What a model of tables would make of its rows."""
+    code = {"FP32": "f", "FP64": "d", "INT32": "i", "INT64": "q"}[tensor.datatype]
+    first = array(code, tensor.data)[:: tensor.shape[1]]
+    data = array("f", first).tobytes()
+    return {"name": "output", "datatype": "FP32", "shape": [tensor.shape[0], 1], "data": data}
 
 
 _VALUES = {
@@ -272,6 +283,7 @@ _VALUES = {
     "classify": lambda row: [0.25, 0.75],
     "tag": lambda row: [[1] * row.size, [0.5] * row.size],
     "answer": lambda row: [[0, 1, 0.5]],
+    "detect": lambda packed: [{"label": "angry", "score": 0.75, "box": {}}],
 }
 """What a model would make of a row: longer ones are better, all are angry."""
 

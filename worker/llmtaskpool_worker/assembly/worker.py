@@ -18,6 +18,7 @@ import msgspec
 
 from llmtaskpool_worker.assembly.descriptors import CONTROL_CONNECTIONS, connections_allowed
 from llmtaskpool_worker.assembly.engine_settings import tell_engines
+from llmtaskpool_worker.assembly.keys import keys_of
 from llmtaskpool_worker.assembly.queue import broker_of, ids_of, read_queue
 from llmtaskpool_worker.assembly.settings import Settings, SettingsError
 from llmtaskpool_worker.contract import GpuReading, Phase
@@ -37,7 +38,6 @@ from llmtaskpool_worker.engines.protocol import (
 )
 from llmtaskpool_worker.execution.dispatcher import Dispatcher
 from llmtaskpool_worker.gpu import gpu_reader
-from llmtaskpool_worker.http_api.auth import Keys
 from llmtaskpool_worker.http_api.catalog import Catalog, Codec, Model
 from llmtaskpool_worker.http_api.loop_lag import watch_loop
 from llmtaskpool_worker.http_api.metrics import Metrics
@@ -116,8 +116,11 @@ class CataloguedEngine:
         name = self.spec.name
         if self._model.codec is not None:
             return None  # a restart changes nothing of the text
+        self._model.about = ready.about
         if self.spec.forwards:
             return await self._count_by(ready)
+        if self.spec.task == "tensor" or ready.about.get("modality") == "image":
+            return None  # it reads no text
         try:
             codec = await asyncio.to_thread(self._load_codec, self.spec)
         except Exception as error:
@@ -272,24 +275,6 @@ def _pool(
         gpus=gpus,
         rss_bytes=rss_bytes,
         profiles=settings.calibration(),
-    )
-
-
-def keys_of(settings: Settings, clock: Callable[[], float]) -> tuple[Keys, Keys]:
-    """The keys of the data port and the tokens of the control port. Raises KeysUnreadable."""
-    return (
-        Keys(
-            settings.api_keys,
-            settings.api_keys_file,
-            setting="LLMTASKPOOL_API_KEYS_FILE",
-            clock=clock,
-        ),
-        Keys(
-            settings.control_tokens,
-            settings.control_tokens_file,
-            setting="LLMTASKPOOL_CONTROL_TOKENS_FILE",
-            clock=clock,
-        ),
     )
 
 

@@ -27,16 +27,16 @@ from llmtaskpool_worker.brokers.refusals import Full as Full
 from llmtaskpool_worker.brokers.refusals import IdempotencyConflict as IdempotencyConflict
 from llmtaskpool_worker.brokers.refusals import Unavailable as Unavailable
 from llmtaskpool_worker.brokers.refusals import UnknownParent as UnknownParent
-from llmtaskpool_worker.contract import LaneName
-from llmtaskpool_worker.scheduling.task import Dependencies as Dependencies
 from llmtaskpool_worker.scheduling.task import (
+    Asked,
+    LaneName,
     Result,
     TaskError,
     TaskEvent,
     TaskRequest,
-    TaskState,
     TaskView,
 )
+from llmtaskpool_worker.scheduling.task import Dependencies as Dependencies
 
 MAX_ATTEMPTS = 3
 """K: so many workers may be lost with a task before it is a dead letter."""
@@ -196,17 +196,6 @@ class Head:
     id: str
     group: str
     priority: float
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Which tasks to list: newest first. ``after`` is the id of the last one seen."""
-
-    states: Collection[TaskState] = frozenset(TaskState)
-    labels: Mapping[str, str] = field(default_factory=dict)
-    tenant: str | None = None
-    after: str | None = None
-    limit: int = 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 from llmtaskpool_worker.brokers.protocol import (
     Full,
@@ -23,6 +24,11 @@ from llmtaskpool_worker.scheduling.cost import CostClass, CostModel
 from llmtaskpool_worker.scheduling.priority import priority
 from llmtaskpool_worker.scheduling.sizes import request_bytes
 from llmtaskpool_worker.scheduling.task import TERMINAL, TaskRequest, TaskView
+
+
+@lru_cache(maxsize=4096)
+def _line_of(cost_class: CostClass) -> Line:
+    return Line(cost_class.text)
 
 
 @contextmanager
@@ -104,7 +110,7 @@ class Acceptance:
             request=request,
             lane=lane.name,
             group=request.model or request.kind,
-            line=Line(cost_class.text),
+            line=_line_of(cost_class),
             load_seconds=load,
             priority=priority(request.weight, load),
             work_seconds=work,

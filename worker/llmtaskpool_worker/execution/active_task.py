@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from math import inf
 
 from llmtaskpool_worker.brokers.protocol import Claim, Held
-from llmtaskpool_worker.engines.protocol import Admit
+from llmtaskpool_worker.engines.protocol import Admit, AdmitInputs, Tensor, TextRow
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.kinds.registry import CallContext
 from llmtaskpool_worker.scheduling.cost import CostClass
 from llmtaskpool_worker.scheduling.task import (
+    Evaluate,
     Generate,
     Result,
     TaskError,
@@ -92,5 +93,17 @@ def admit_message(request_id: int, payload: Generate) -> Admit:
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         logprobs=sampling.logprobs,
+        repetition_penalty=sampling.repetition_penalty,
+        logit_bias=list(sampling.logit_bias),
+        min_tokens=sampling.min_tokens,
+        stop_token_ids=list(sampling.stop_token_ids),
+        grammar=sampling.grammar,
         ignore_eos=payload.ignore_eos,
     )
+
+
+def inputs_message(request_id: int, payload: Evaluate) -> AdmitInputs:
+    """What a model runs once over, as its engine takes it."""
+    rows = [TextRow(row.tokens, row.second, row.end) for row in payload.rows]
+    tensors = [Tensor(t.name, t.datatype, list(t.shape), t.data) for t in payload.tensors]
+    return AdmitInputs(request_id, rows, payload.options, tensors, list(payload.images))

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from llmtaskpool_worker.brokers.memory import MemoryBroker
-from llmtaskpool_worker.brokers.protocol import Asked, Broker, Durability, LaneDepth
+from llmtaskpool_worker.brokers.protocol import Broker, Durability, LaneDepth
 from llmtaskpool_worker.contract import (
     DrainAnswer,
     GpuReading,
@@ -46,7 +46,7 @@ from llmtaskpool_worker.scheduling.profile import CalibrationProfile
 from llmtaskpool_worker.scheduling.ramp import Ramp
 from llmtaskpool_worker.scheduling.seats import Seats
 from llmtaskpool_worker.scheduling.suspicion import Suspicion
-from llmtaskpool_worker.scheduling.task import TaskError, TaskEvent, TaskRequest, TaskView
+from llmtaskpool_worker.scheduling.task import Asked, TaskError, TaskEvent, TaskRequest, TaskView
 
 log = logging.getLogger("llmtaskpool.worker")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
-from llmtaskpool_worker.brokers.protocol import Asked, Durability
+from llmtaskpool_worker.brokers.protocol import Durability
 from llmtaskpool_worker.contract import (
     DrainAnswer,
     LaneName,
@@ -13,7 +13,7 @@ from llmtaskpool_worker.contract import (
     ThreadsAnswer,
     WorkerState,
 )
-from llmtaskpool_worker.scheduling.task import TaskEvent, TaskRequest, TaskView
+from llmtaskpool_worker.scheduling.task import Asked, TaskEvent, TaskRequest, TaskView
 
 
 class Rejected(Exception):

@@ -20,13 +20,8 @@ from llmtaskpool_worker.brokers.protocol import (
     Wanted,
 )
 from llmtaskpool_worker.contract import LaneName
-from llmtaskpool_worker.engines.protocol import (
-    AdmitEmbedding,
-    AdmitForward,
-    AdmitInputs,
-    TextRow,
-)
-from llmtaskpool_worker.execution.active_task import ActiveTask, admit_message
+from llmtaskpool_worker.engines.protocol import AdmitEmbedding, AdmitForward
+from llmtaskpool_worker.execution.active_task import ActiveTask, admit_message, inputs_message
 from llmtaskpool_worker.execution.calls import Calls
 from llmtaskpool_worker.execution.engine_slots import EngineSlots, model_of
 from llmtaskpool_worker.execution.lanes import Lane
@@ -274,8 +269,7 @@ class Running:
             task.forwarded = ForwardedChoice(chat=payload.route == "chat/completions")
             slots.engine.send(AdmitForward(task.request_id, payload.route, payload.body))
         elif isinstance(payload, Evaluate):
-            rows = [TextRow(row.tokens, row.second, row.end) for row in payload.rows]
-            slots.engine.send(AdmitInputs(task.request_id, rows, payload.options))
+            slots.engine.send(inputs_message(task.request_id, payload))
         else:
             slots.engine.send(AdmitEmbedding(task.request_id, list(payload.tokens)))
 

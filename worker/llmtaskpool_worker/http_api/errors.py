@@ -25,7 +25,7 @@ from llmtaskpool_worker.scheduling.task import TaskError, TaskState, TaskView
 
 PROSE_FIELDS = frozenset(
     {"messages", "prompt", "input", "content", "arguments", "stop", "query", "queries"}
-    | {"documents", "text_1", "text_2", "question", "context"}
+    | {"documents", "text_1", "text_2", "question", "context", "image"}
 )
 """Fields whose values are the client's own text: never repeated in an answer or a log line."""
 

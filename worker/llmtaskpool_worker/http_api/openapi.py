@@ -17,6 +17,7 @@ from llmtaskpool_worker.http_api.graphs_api import GraphBody
 from llmtaskpool_worker.http_api.one_pass_schema import (
     AnswerRequest,
     ClassifyRequest,
+    DetectRequest,
     RerankRequest,
     ScoreRequest,
     TagRequest,
@@ -28,6 +29,7 @@ from llmtaskpool_worker.http_api.openai_schema import (
 )
 from llmtaskpool_worker.http_api.sse import answer
 from llmtaskpool_worker.http_api.task_body import TaskBody
+from llmtaskpool_worker.http_api.tensors import InferRequest
 
 PATH = "/openapi.json"
 
@@ -44,6 +46,8 @@ _BODIES: dict[str, type[BaseModel]] = {
     "/classify": ClassifyRequest,
     "/v1/tag": TagRequest,
     "/v1/answer": AnswerRequest,
+    "/v1/detect": DetectRequest,
+    "/v2/models/{model}/infer": InferRequest,
     "/v1/tasks": TaskBody,
     "/v1/graphs": GraphBody,
 }

@@ -9,13 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from llmtaskpool_worker.brokers.protocol import Asked
 from llmtaskpool_worker.disclosure import shown
 from llmtaskpool_worker.execution.pool import TaskPool
 from llmtaskpool_worker.http_api.errors import ApiError, invalid
 from llmtaskpool_worker.http_api.sse import answer
 from llmtaskpool_worker.http_api.tasks_api import TaskRoutes, unknown_task
-from llmtaskpool_worker.scheduling.task import TaskState
+from llmtaskpool_worker.scheduling.task import Asked, TaskState
 
 LIMIT = 20
 LIMIT_MAX = 100

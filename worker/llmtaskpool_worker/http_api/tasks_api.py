@@ -20,9 +20,10 @@ from llmtaskpool_worker.http_api.evaluations import evaluation
 from llmtaskpool_worker.http_api.forwarded_requests import KINDS, OURS
 from llmtaskpool_worker.http_api.forwarded_scores import score_payload
 from llmtaskpool_worker.http_api.forwarding import counted, payload_of
+from llmtaskpool_worker.http_api.inference import about_of
 from llmtaskpool_worker.http_api.long_text import with_texts_encoded
 from llmtaskpool_worker.http_api.one_pass_schema import parse_one_pass
-from llmtaskpool_worker.http_api.openai_api import chat_of, generations
+from llmtaskpool_worker.http_api.openai_api import chat_of, generations, grammar_of
 from llmtaskpool_worker.http_api.openai_schema import (
     WEIGHT_HEADER,
     CompletionRequest,
@@ -32,6 +33,7 @@ from llmtaskpool_worker.http_api.openai_schema import (
 from llmtaskpool_worker.http_api.sse import EventStream, answer, encode, event, while_connected
 from llmtaskpool_worker.http_api.task_answers import event_json, result_json
 from llmtaskpool_worker.http_api.task_body import TaskBody, dependencies_of, task_of
+from llmtaskpool_worker.http_api.tensors import parse_infer, tensors_of
 from llmtaskpool_worker.kinds.registry import (
     EMBED_KINDS,
     EVALUATE_KINDS,
@@ -42,6 +44,7 @@ from llmtaskpool_worker.scheduling.task import (
     TERMINAL,
     Call,
     Embed,
+    Evaluate,
     ForwardRoute,
     Payload,
     TaskRequest,
@@ -162,23 +165,41 @@ class TaskRoutes:
             if task.kind == "chat":
                 given = {**task.arguments, "model": model.name, "messages": task.input}
                 chat, messages = await _off_loop_when_long(task.input, partial(chat_of, given))
+                if chat.calling() is not None:
+                    raise invalid(
+                        "tools", "a task can't call tools: send them to /v1/chat/completions."
+                    )
                 prompt = await model.encode_chat(messages)
-                return generations("chat", chat, model, [prompt], None)[0].payload
+                grammar = await grammar_of(chat)
+                return generations("chat", chat, model, [prompt], None, grammar)[0].payload
             given = {**task.arguments, "model": model.name, "prompt": _one_input(task.input)}
             body = await _off_loop_when_long(task.input, partial(parse, CompletionRequest, given))
             prompt = await model.encode(task.input, "prompt")
-            return generations("generate", body, model, [prompt], None)[0].payload
+            grammar = await grammar_of(body)
+            return generations("generate", body, model, [prompt], None, grammar)[0].payload
 
     async def _evaluation(self, task: TaskBody) -> Payload:
         """What runs a model once, checked as on its route; ``input`` is the route's own field."""
         model = self._catalog.get(_model_of(task))
         _none_of(task, ("model", "weight", "timeout_seconds", "return_documents"))
+        if task.kind == "infer":
+            return self._inference(task)
         given = {**task.arguments, "model": model.name}
         if task.input is not None:
             given["input"] = task.input
         with blaming("arguments.", _ELSEWHERE):
             body = await _off_loop_when_long(task.input, partial(parse_one_pass, task.kind, given))
             return (await evaluation(task.kind, body, self._catalog))[1]
+
+    def _inference(self, task: TaskBody) -> Payload:
+        """Tensors for a model of tables, as Open Inference Protocol v2 writes them in JSON."""
+        model = self._catalog.get(_model_of(task), "tensor")
+        if task.input is not None:
+            raise invalid("input", "input can't be used with kind infer: use arguments.inputs.")
+        with blaming("arguments.", {"model": "model"}):
+            return Evaluate(
+                tensors=tensors_of(parse_infer(task.arguments), about_of(model), memoryview(b""))
+            )
 
     async def look(self, request: Request) -> Response:
         """GET /v1/tasks/{id}: as it is now, or once it has ended with ``?wait=seconds``."""

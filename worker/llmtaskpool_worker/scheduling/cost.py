@@ -37,7 +37,7 @@ OUTPUT_PRIOR_TOKENS = 150
 ENOUGH = 8
 """A class speaks for itself from so many finished tasks on; before, its kind and model do."""
 CALL_PRIOR_SECONDS = 0.5
-READS = frozenset({"embed", "rerank", "score", "classify", "tag", "answer"})
+READS = frozenset({"embed", "rerank", "score", "classify", "tag", "answer", "detect", "infer"})
 """Kinds whose cost is that of reading their tokens, until one of them has finished."""
 FORWARD_PRIOR_TOKENS = 4096
 """The most output that is expected of a server behind a model, where a request has no bound."""

@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from llmtaskpool_worker.brokers.memory import MemoryBroker
 from llmtaskpool_worker.brokers.protocol import (
-    Asked,
     Claim,
     Committed,
     Depth,
@@ -28,9 +27,8 @@ from llmtaskpool_worker.brokers.protocol import (
     Wanted,
 )
 from llmtaskpool_worker.brokers.redis.broker import RedisBroker
-from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.scheduling.limits import Limits
-from llmtaskpool_worker.scheduling.task import TaskError, TaskEvent, TaskView
+from llmtaskpool_worker.scheduling.task import Asked, LaneName, TaskError, TaskEvent, TaskView
 
 Listed = list
 """The type: the class has a method of that name."""

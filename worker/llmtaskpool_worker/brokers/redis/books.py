@@ -25,9 +25,15 @@ from llmtaskpool_worker.brokers.protocol import (
     Line,
     Submission,
 )
-from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.scheduling.priority import priority
-from llmtaskpool_worker.scheduling.task import Result, TaskError, TaskRequest, TaskState, TaskView
+from llmtaskpool_worker.scheduling.task import (
+    LaneName,
+    Result,
+    TaskError,
+    TaskRequest,
+    TaskState,
+    TaskView,
+)
 
 VERSION = 1
 """Of the books, and of lua/common.lua. Raised when an older worker couldn't serve what a newer one

@@ -13,7 +13,6 @@ from math import inf
 from typing import Any
 
 from llmtaskpool_worker.brokers.protocol import (
-    Asked,
     Claim,
     Committed,
     Depth,
@@ -42,10 +41,11 @@ from llmtaskpool_worker.brokers.redis.session import Session
 from llmtaskpool_worker.brokers.redis.trouble import away
 from llmtaskpool_worker.brokers.redis.views import Views
 from llmtaskpool_worker.brokers.redis.waking import Waking
-from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.task import (
     TERMINAL,
+    Asked,
+    LaneName,
     TaskError,
     TaskEvent,
     TaskState,
