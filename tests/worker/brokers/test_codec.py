@@ -29,6 +29,7 @@ from llmtaskpool_worker.scheduling.task import (
     Sampling,
     TaskError,
     TaskRequest,
+    Tensor,
     TokenLogprob,
 )
 
@@ -40,6 +41,11 @@ REQUESTS = [
         "rerank",
         Evaluate((Row(b"\1\0\0\0", 1, 3), Row(b"")), {"top": 2}, {"a": None}, (), (0, 0)),
         "r",
+    ),
+    TaskRequest(
+        "infer",
+        Evaluate(tensors=(Tensor("x", "FP32", (1, 2), b"\0" * 8),), images=(b"\xff\0",)),
+        "t",
     ),
     TaskRequest("sum", Call({"numbers": [1, 2.5, None], "text": "ü"}), attended=True),
 ]
