@@ -29,6 +29,7 @@ from llmtaskpool_worker.scheduling.task import (
     Sampling,
     TaskError,
     TaskRequest,
+    Tensor,
     TokenLogprob,
 )
 
@@ -42,6 +43,11 @@ REQUESTS = [
         "r",
     ),
     TaskRequest("sum", Call({"large": [2**70, -(2**90)], "n": {"x": "half \ud800"}})),
+    TaskRequest(
+        "infer",
+        Evaluate(tensors=(Tensor("x", "FP32", (1, 2), b"\0" * 8),), images=(b"\xff\0",)),
+        "t",
+    ),
     TaskRequest("sum", Call({"numbers": [1, 2.5, None], "text": "ü"}), attended=True),
 ]
 RESULTS: list[Result | TaskError] = [

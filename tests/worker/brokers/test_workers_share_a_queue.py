@@ -114,6 +114,18 @@ def test_a_worker_refuses_a_server_that_may_lose_tasks_and_says_what_to_do(
         assert "appendonly yes" in "".join(worker.errors)
 
 
+def test_the_servers_address_may_stand_in_a_file(
+    server: QueueServer, target: Target, tmp_path: Path
+) -> None:
+    file = tmp_path / "url"
+    file.write_text(f"{server.url}\n")
+    with working("w", server, target, queue="memory", queue_file=str(file)) as (_, http):
+        assert submit(http, target, "one")["durable"] is True
+    with worker_process(queue_file=str(tmp_path / "none")) as worker:
+        assert worker.exit_code() == 2
+        assert "can't be read" in "".join(worker.errors)
+
+
 def test_a_queues_password_is_never_shown(target: Target) -> None:
     with worker_process(queue="rdis://user:secret-of-mine@there") as worker:
         assert worker.exit_code() == 2

@@ -37,6 +37,18 @@ def check_queue(value: str) -> str:
     )
 
 
+def read_queue(file: Path) -> str:
+    """The queue that a file names. Raises ValueError with the remedy."""
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{file.name} can't be read ({type(error).__name__}): it is a file with the URL of a "
+            "Redis or Valkey"
+        ) from None
+    return check_queue(text)
+
+
 def check_pool(value: str) -> str:
     """The name of the pool on a shared queue. Raises ValueError with the remedy."""
     if GOOD_POOL.fullmatch(value):
@@ -59,10 +71,11 @@ def broker_of(
     """
     if queue.partition(":")[0] in SERVERS:
         # Only who has a server needs its client, which takes 20 MB.
+        from llmtaskpool_worker.brokers.redis.away import PoolBroker
         from llmtaskpool_worker.brokers.redis.broker import RedisBroker
         from llmtaskpool_worker.brokers.redis.link import Address
 
-        return RedisBroker(
+        line = RedisBroker(
             Address(queue),
             pool,
             limits,
@@ -70,6 +83,7 @@ def broker_of(
             lease_seconds=LEASE_SECONDS,
             allow_volatile=allow_volatile,
         )
+        return PoolBroker(line, limits, clock)
     if queue.startswith(SQLITE):
         from llmtaskpool_worker.brokers.sqlite import SqliteBroker  # only who has a file needs it
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from llmtaskpool_worker.assembly.queue import check_pool, check_queue
+from llmtaskpool_worker.assembly.queue import check_pool, check_queue, read_queue
 from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT
 from llmtaskpool_worker.engines.model_option import parse_model
 from llmtaskpool_worker.engines.protocol import ModelSpec
@@ -126,6 +126,11 @@ class Settings(BaseSettings):
         description="Where tasks wait: memory, sqlite:PATH for a file of this worker that outlives "
         "it, or the URL of a Redis or Valkey that workers share (redis://, rediss://, unix://, "
         "redis+sentinel://).",
+    )
+    queue_file: Path | None = Field(
+        None,
+        description="File with such a URL, read at the start: it is not seen by who lists "
+        "processes. Before LLMTASKPOOL_QUEUE.",
     )
     queue_pool: str = Field(
         "local/pool",
@@ -259,6 +264,13 @@ class Settings(BaseSettings):
     @classmethod
     def _check_queue(cls, value: str) -> str:
         return check_queue(value)
+
+    @field_validator("queue_file")
+    @classmethod
+    def _check_queue_file(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            read_queue(value)
+        return value
 
     @field_validator("queue_pool")
     @classmethod

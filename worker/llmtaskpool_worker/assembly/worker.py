@@ -19,7 +19,7 @@ import msgspec
 from llmtaskpool_worker.assembly.descriptors import CONTROL_CONNECTIONS, connections_allowed
 from llmtaskpool_worker.assembly.engine_settings import tell_engines
 from llmtaskpool_worker.assembly.keys import keys_of
-from llmtaskpool_worker.assembly.queue import broker_of, ids_of
+from llmtaskpool_worker.assembly.queue import broker_of, ids_of, read_queue
 from llmtaskpool_worker.assembly.settings import Settings, SettingsError
 from llmtaskpool_worker.contract import GpuReading, Phase
 from llmtaskpool_worker.disclosure import where_raised
@@ -255,7 +255,7 @@ def _pool(
 ) -> Dispatcher:
     limits = settings.pool_limits()
     broker = broker_of(
-        settings.queue,
+        settings.queue if settings.queue_file is None else read_queue(settings.queue_file),
         limits,
         clocks.monotonic,
         clocks.wall,
