@@ -33,7 +33,7 @@ from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits
 from llmtaskpool_worker.scheduling.task import Call, Returned, TaskRequest
 
 POOL = "bench/pool"
-SLOTS = 8
+SLOTS = 16
 LINES = {f"chat|model|{i}": 0.05 * 1.5**i for i in range(20)}
 NAMES = list(LINES)
 LEASE_SECONDS = 30.0
@@ -134,7 +134,7 @@ async def work(url: str, number: str, a_call: int) -> None:
             with suppress(Unavailable):
                 await broker.sweep()
 
-    slots = [slot(1) for _ in range(SLOTS)] if a_call == 1 else [slot(a_call)]
+    slots = [slot(a_call) for _ in range(SLOTS // a_call)]
     await asyncio.gather(sweep(), *slots)
 
 

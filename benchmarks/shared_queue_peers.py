@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 URL = os.environ.get("QUEUE_URL", "")
-SLOTS = 8
+SLOTS = 16
 """Jobs that a worker process has at one time, where it can have several."""
 
 
