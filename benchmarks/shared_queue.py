@@ -82,7 +82,7 @@ CONTESTANTS = (
     ),
     Contestant(
         "saq",
-        ("saq[redis]==0.26.4", "hiredis"),
+        ("saq[redis]==0.26.4", "hiredis", "typing_extensions"),
         lambda c: c.zcard("saq:default:incomplete"),
         note="FIFO, result kept",
     ),

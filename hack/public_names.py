@@ -35,6 +35,7 @@ from llmtaskpool_worker.contract import LaneName, LaneState, Phase, Totals, Work
 from llmtaskpool_worker.http_api.access import REQUEST_ID
 from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.control import ControlRoutes
+from llmtaskpool_worker.http_api.graphs_api import GraphBody
 from llmtaskpool_worker.http_api.inference import LENGTH_HEADER
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.http_api.metrics import Metrics
@@ -48,7 +49,8 @@ from llmtaskpool_worker.http_api.openai_schema import (
 )
 from llmtaskpool_worker.http_api.openapi import description_route
 from llmtaskpool_worker.http_api.server import Health
-from llmtaskpool_worker.http_api.tasks_api import IDEMPOTENCY_HEADER, TaskBody, TaskRoutes
+from llmtaskpool_worker.http_api.task_body import TaskBody
+from llmtaskpool_worker.http_api.tasks_api import IDEMPOTENCY_HEADER, TaskRoutes
 from llmtaskpool_worker.http_api.tensors import InferRequest
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
@@ -184,6 +186,7 @@ def messages() -> list[str]:
         *SCHEMAS.values(),
         InferRequest,
         TaskBody,
+        GraphBody,
     ]
     for one in vars(contract).values():
         if isinstance(one, type) and issubclass(one, BaseModel) and one is not BaseModel:

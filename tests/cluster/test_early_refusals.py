@@ -215,6 +215,10 @@ REFUSED: dict[str, tuple[Spec, str]] = {
         "give every model names of its own",
     ),
     "an alias that is no name": (model(aliases=["a b"]), "spec.models[0].aliases"),
+    "a queue's server without its Secret": (
+        {"queue": {"redis": {"allowVolatile": True}}},
+        "spec.queue.redis.secretRef",
+    ),
     # variables
     "a setting of the worker": (
         {"env": [{"name": "LLMTASKPOOL_DATA_DIR", "value": "/"}]},
@@ -369,6 +373,7 @@ ACCEPTED: dict[str, Spec] = {
         "tokenSecretRef": {"name": "hub"},
         **model(tokenSecretRef={"name": "hub-of-m", "key": "token"}),
     },
+    "a queue that workers share": {"queue": {"redis": {"secretRef": {"name": "q", "key": "url"}}}},
     "a model from an image": model(source="image:quay.io/org/model:1#weights"),
     "pulling": {
         "image": "registry.example:5000/worker@sha256:" + "a" * 64,

@@ -136,6 +136,13 @@ class FakePool:
     async def get(self, task_id):
         return self.views.get(task_id)
 
+    async def list(self, asked):
+        found = [view for view in reversed(self.views.values()) if view.state in asked.states]
+        return found[: asked.limit]
+
+    async def replay(self, task_id):
+        """None of its tasks is ever lost."""
+
     async def wait(self, task_id):
         while self.views[task_id].state not in TERMINAL:
             await self._changed[task_id].wait()

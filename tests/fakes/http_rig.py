@@ -15,8 +15,9 @@ from typing import Any
 import httpx
 from fakes.fake_pool import FakePool
 from fakes.letters_engine import LetterTokenizer
+from llmtaskpool_worker.assembly.keys import keys_of
 from llmtaskpool_worker.assembly.settings import Settings
-from llmtaskpool_worker.assembly.worker import build, keys_of
+from llmtaskpool_worker.assembly.worker import build
 from llmtaskpool_worker.engines.protocol import Engine
 from llmtaskpool_worker.http_api.catalog import Catalog, Model
 from llmtaskpool_worker.http_api.metrics import Metrics
@@ -56,11 +57,14 @@ class LetterCodec(LetterTokenizer):
     def complete(self, tokens):
         return list(tokens)
 
-    def encode_chat(self, messages):
+    def encode_chat(self, messages, tools=()):
         return self.encode("".join(f"{m['role'][0]}:{m['content']}\n" for m in messages))
 
     def token_bytes(self, token):
         return chr(token).encode("utf-8", "replace")
+
+    def reads_tools(self):
+        return True
 
     def is_in_text(self, token):
         return token != END

@@ -46,7 +46,9 @@ def serve(
     worker_id: Annotated[str | None, typer.Option(help="Name of this worker.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads (N) of the compute lane.")] = None,
     io_threads: Annotated[int | None, typer.Option(help="Threads (N) of the io lane.")] = None,
-    queue: Annotated[str | None, typer.Option(help="memory, or sqlite:PATH of a file.")] = None,
+    queue: Annotated[
+        str | None, typer.Option(help="memory, sqlite:PATH of a file, or a Redis URL.")
+    ] = None,
     queue_limit: Annotated[int | None, typer.Option(help="Tasks that may wait per lane.")] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Where converted weights go.")] = None,
     grace_seconds: Annotated[float | None, typer.Option(help="Time to finish on SIGTERM.")] = None,

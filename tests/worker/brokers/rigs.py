@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from fakes.queue_servers import QueueServer
 from llmtaskpool_worker.brokers.memory import MemoryBroker
 from llmtaskpool_worker.brokers.protocol import (
     Broker,
@@ -21,6 +25,8 @@ from llmtaskpool_worker.brokers.protocol import (
     Submission,
     Wanted,
 )
+from llmtaskpool_worker.brokers.redis.broker import RedisBroker
+from llmtaskpool_worker.brokers.redis.link import Address
 from llmtaskpool_worker.brokers.sqlite import SqliteBroker
 from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.scheduling.limits import Limits
@@ -156,5 +162,35 @@ async def started(rig: Rig) -> AsyncIterator[Rig]:
         await rig.broker.close()
 
 
-RIGS: list[Callable[[Limits], AbstractAsyncContextManager[Rig]]] = [memory, sqlite]
+@cache
+def _server(kind: str) -> QueueServer:
+    """One for all tests of this process; it ends with it."""
+    folder = TemporaryDirectory()
+    server = QueueServer(Path(folder.name), kind).start()
+    atexit.register(folder.cleanup)
+    atexit.register(server.stop)
+    return server
+
+
+@asynccontextmanager
+async def _on_a_server(kind: str, limits: Limits) -> AsyncIterator[Rig]:
+    server = _server(kind)
+    with server.client() as client:
+        client.flushall()
+    broker = RedisBroker(Address(server.url), "team/chat", limits, time.monotonic)
+    async with started(Rig(broker, asyncio.sleep)) as rig:
+        yield rig
+
+
+def redis(limits: Limits) -> AbstractAsyncContextManager[Rig]:
+    """Debian's Redis 7.0. Time passes there as it does."""
+    return _on_a_server("redis", limits)
+
+
+def valkey(limits: Limits) -> AbstractAsyncContextManager[Rig]:
+    """Valkey 9."""
+    return _on_a_server("valkey", limits)
+
+
+RIGS: list[Callable[[Limits], AbstractAsyncContextManager[Rig]]] = [memory, sqlite, redis, valkey]
 """What every broker promises is tested against each of these."""

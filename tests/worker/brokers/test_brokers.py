@@ -9,7 +9,6 @@ import pytest
 from llmtaskpool_worker.brokers.protocol import (
     DEPENDENCY_FAILED,
     WORKER_LOST,
-    Asked,
     Commit,
     Full,
     IdempotencyConflict,
@@ -19,6 +18,7 @@ from llmtaskpool_worker.brokers.protocol import (
 from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits
 from llmtaskpool_worker.scheduling.task import (
+    Asked,
     Returned,
     StateChanged,
     TaskError,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from llmtaskpool_worker.brokers.memory import MemoryBroker
@@ -13,6 +14,7 @@ from llmtaskpool_worker.brokers.retention import NoRoom
 from llmtaskpool_worker.execution.desk import at_once
 from llmtaskpool_worker.scheduling.limits import Limits, ResultLimits
 from llmtaskpool_worker.scheduling.task import (
+    Call,
     Embedded,
     Generated,
     Result,
@@ -216,6 +218,18 @@ def test_memory_is_counted_as_python_holds_it(tasks: int, say: Callable) -> None
     finally:
         tracemalloc.stop()
     assert in_memory / 1.5 < kept.broker.kept_bytes < in_memory * 1.5
+
+
+def test_what_is_kept_of_a_task_that_has_ended_is_all_but_its_input() -> None:
+    kept = Kept(ResultLimits())
+    asked = task(
+        "a", labels={"x": "y"}, key="k", tenant="t", delay_seconds=1e-9, max_attempts=7, weight=3.0
+    )
+    at_once(kept.broker.accept(asked))
+    kept.forget(1.0)
+    kept.commit(kept.claim(), Returned(1))
+    left = kept.broker._records["a"].task
+    assert left == replace(asked, request=replace(asked.request, payload=Call()))
 
 
 def test_a_forgotten_task_frees_its_key() -> None:

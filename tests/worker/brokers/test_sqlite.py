@@ -11,13 +11,13 @@ import pytest
 from llmtaskpool_worker.brokers import journal
 from llmtaskpool_worker.brokers.protocol import (
     WORKER_LOST,
-    Asked,
     Commit,
     Release,
     Unavailable,
 )
 from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.scheduling.task import (
+    Asked,
     Returned,
     StateChanged,
     TaskError,

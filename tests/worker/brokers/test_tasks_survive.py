@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -17,47 +14,14 @@ import pytest
 from fakes.http_rig import wait_until
 from fakes.worker_process import WorkerProcess, worker_process
 
-
-class Target:
-    """A server that io.fetch calls: paths with "slow" in them are answered once it is let go."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.at_once = self.most = 0
-        self.gate = threading.Event()
-        target = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                target.asked.append(self.path)
-                target.at_once += 1
-                target.most = max(target.most, target.at_once)
-                if "slow" in self.path:
-                    target.gate.wait(60)
-                target.at_once -= 1
-                body = self.path.encode()
-                self.send_response(200)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                with contextlib.suppress(OSError):  # its worker is gone
-                    self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                """Nothing."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.host = f"127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+from .target import Target, submit
 
 
 @pytest.fixture
 def target() -> Iterator[Target]:
     target = Target()
     yield target
-    target.gate.set()
-    target.server.shutdown()
-    target.server.server_close()
+    target.close()
 
 
 @contextmanager
@@ -69,13 +33,6 @@ def working(
         worker.wait_for("ready")
         with worker.client() as http:
             yield worker, http
-
-
-def submit(http: httpx.Client, target: Target, path: str, **more) -> dict:
-    fetch = {"kind": "io.fetch", "arguments": {"url": f"http://{target.host}/{path}"}}
-    answer = http.post("/v1/tasks", json=fetch | more)
-    assert answer.status_code == 202, answer.text
-    return answer.json()
 
 
 def kill(worker: WorkerProcess) -> None:
@@ -208,4 +165,4 @@ def test_a_second_worker_on_the_file_is_told_whose_it_is(tmp_path: Path, target:
 def test_a_queue_that_is_none_is_told_with_those_there_are(queue: str) -> None:
     with worker_process("--queue", queue) as worker:
         assert worker.exit_code(30) == 2
-        assert "names no queue: it is memory, or sqlite:PATH" in "".join(worker.errors)
+        assert "names no queue: it is memory, sqlite:PATH" in "".join(worker.errors)

@@ -23,6 +23,7 @@ BODIES = (
     "/v1/completions",
     "/v1/embeddings",
     "/v1/tasks",
+    "/v1/graphs",
     *ONE_PASS,
 )
 EXAMPLES = settings(
@@ -46,6 +47,7 @@ GOOD = {
     "/v1/answer": {"model": "reader", "question": "a", "context": "b"},
     "/v1/detect": {"model": "boxes", "image": b64encode(picture()).decode()},
     "/v1/tasks": {"kind": "sum"},
+    "/v1/graphs": {"tasks": {"a": {"kind": "sum"}}},
 }
 
 

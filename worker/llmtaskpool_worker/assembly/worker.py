@@ -18,7 +18,8 @@ import msgspec
 
 from llmtaskpool_worker.assembly.descriptors import CONTROL_CONNECTIONS, connections_allowed
 from llmtaskpool_worker.assembly.engine_settings import tell_engines
-from llmtaskpool_worker.assembly.queue import broker_of, ids_of
+from llmtaskpool_worker.assembly.keys import keys_of
+from llmtaskpool_worker.assembly.queue import broker_of, ids_of, read_queue
 from llmtaskpool_worker.assembly.settings import Settings, SettingsError
 from llmtaskpool_worker.contract import GpuReading, Phase
 from llmtaskpool_worker.disclosure import where_raised
@@ -37,7 +38,6 @@ from llmtaskpool_worker.engines.protocol import (
 )
 from llmtaskpool_worker.execution.dispatcher import Dispatcher
 from llmtaskpool_worker.gpu import gpu_reader
-from llmtaskpool_worker.http_api.auth import Keys
 from llmtaskpool_worker.http_api.catalog import Catalog, Codec, Model
 from llmtaskpool_worker.http_api.loop_lag import watch_loop
 from llmtaskpool_worker.http_api.metrics import Metrics
@@ -254,7 +254,14 @@ def _pool(
     gpus: Callable[[], tuple[GpuReading, ...]],
 ) -> Dispatcher:
     limits = settings.pool_limits()
-    broker = broker_of(settings.queue, limits, clocks.monotonic, clocks.wall)
+    broker = broker_of(
+        settings.queue if settings.queue_file is None else read_queue(settings.queue_file),
+        limits,
+        clocks.monotonic,
+        clocks.wall,
+        pool=settings.queue_pool,
+        allow_volatile=settings.queue_allow_volatile,
+    )
     return Dispatcher(
         engines=engines,
         tokenizers=codecs,
@@ -268,24 +275,6 @@ def _pool(
         gpus=gpus,
         rss_bytes=rss_bytes,
         profiles=settings.calibration(),
-    )
-
-
-def keys_of(settings: Settings, clock: Callable[[], float]) -> tuple[Keys, Keys]:
-    """The keys of the data port and the tokens of the control port. Raises KeysUnreadable."""
-    return (
-        Keys(
-            settings.api_keys,
-            settings.api_keys_file,
-            setting="LLMTASKPOOL_API_KEYS_FILE",
-            clock=clock,
-        ),
-        Keys(
-            settings.control_tokens,
-            settings.control_tokens_file,
-            setting="LLMTASKPOOL_CONTROL_TOKENS_FILE",
-            clock=clock,
-        ),
     )
 
 

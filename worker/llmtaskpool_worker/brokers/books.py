@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from llmtaskpool_worker.brokers.keeping import Keeping
-from llmtaskpool_worker.brokers.protocol import Asked, Held
+from llmtaskpool_worker.brokers.protocol import Held
 from llmtaskpool_worker.brokers.records import Record, listed
 from llmtaskpool_worker.scheduling.limits import ResultLimits
 from llmtaskpool_worker.scheduling.sizes import event_bytes
-from llmtaskpool_worker.scheduling.task import StateChanged, TaskEvent, TaskState, TaskView
+from llmtaskpool_worker.scheduling.task import Asked, StateChanged, TaskEvent, TaskState, TaskView
 
 
 class Books:

@@ -72,6 +72,8 @@ class _Result(msgspec.Struct):
     value: msgspec.Raw
 
 
+_NO_INPUT = Call()
+
 _pack = msgspec.msgpack.Encoder().encode
 _request = msgspec.msgpack.Decoder(_Request).decode
 _result = msgspec.msgpack.Decoder(_Result).decode
@@ -80,9 +82,9 @@ _value_of = {
 }
 
 
-def encode_request(request: TaskRequest) -> bytes:
-    """A request with its input."""
-    payload = request.payload
+def encode_request(request: TaskRequest, *, whole: bool = True) -> bytes:
+    """A request with its input; not ``whole``: without, as of one that has ended."""
+    payload = request.payload if whole else _NO_INPUT
     return bytes([SCHEMA]) + _pack(
         _Request(
             request.kind,

@@ -59,7 +59,7 @@ class Family:
             if parent.ended:
                 self._count(record, parent)
             else:
-                parent.children.append(record.task.id)
+                parent.children += (record.task.id,)
         self._lift(record)
 
     def _lift(self, record: Record) -> None:
@@ -81,7 +81,7 @@ class Family:
             parent = self._records.get(parent_id)
             if parent is not None:
                 parent.needed -= 1
-        children, record.children = record.children, []
+        children, record.children = record.children, ()
         decided = []
         for child_id in children:
             child = self._records.get(child_id)

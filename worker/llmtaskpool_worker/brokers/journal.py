@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,8 @@ class Row:
 
 
 _COLUMNS = ", ".join(field.name for field in fields(Row))
+_values = attrgetter(*(field.name for field in fields(Row)))
+_INSERT = f"INSERT INTO tasks ({_COLUMNS}) VALUES ({', '.join('?' * len(fields(Row)))})"  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +88,7 @@ class Write:
 
 def insert(row: Row) -> Write:
     """An accepted task."""
-    marks = ", ".join("?" * len(fields(Row)))
-    values = [getattr(row, field.name) for field in fields(Row)]
-    return Write(f"INSERT INTO tasks ({_COLUMNS}) VALUES ({marks})", values, safe=True)  # noqa: S608
+    return Write(_INSERT, _values(row), safe=True)
 
 
 def given(task_id: str, attempts: int, fence: str, started_at: float | None) -> Write:
@@ -118,16 +119,31 @@ def replayed(task_id: str) -> Write:
     )
 
 
-def ended(row: Row, fence: str | None = None) -> Write:
+@dataclass(frozen=True, slots=True)
+class End:
+    """What is written of a task that ends; times are seconds since the epoch."""
+
+    id: str
+    state: str
+    ended_at: float
+    expires_at: float | None
+    losses: int
+    request: bytes
+    result: bytes | None
+
+
+_END = (
+    "UPDATE tasks SET state = ?, ended_at = ?, expires_at = ?, losses = ?, request = ?, result = ? "  # noqa: S608
+    f"WHERE id = ? AND NOT {_OVER}"
+)
+
+
+def ended(end: End, fence: str | None = None) -> Write:
     """An end, if there was none; by this fence, where one is named."""
-    by_fence = "" if fence is None else " AND fence = ?"
-    values = (row.state, row.ended_at, row.expires_at, row.losses, row.request, row.result, row.id)
-    return Write(
-        "UPDATE tasks SET state = ?, ended_at = ?, expires_at = ?, losses = ?, request = ?, "  # noqa: S608
-        f"result = ? WHERE id = ? AND NOT {_OVER}{by_fence}",
-        values if fence is None else (*values, fence),
-        safe=True,
-    )
+    values = (end.state, end.ended_at, end.expires_at, end.losses, end.request, end.result, end.id)
+    if fence is None:
+        return Write(_END, values, safe=True)
+    return Write(_END + " AND fence = ?", (*values, fence), safe=True)
 
 
 def forgotten(task_id: str) -> Write:
@@ -156,6 +172,7 @@ class Journal:
         self._file: sqlite3.Connection | None = None
         self._asked: list[tuple[Sequence[Write], asyncio.Future[None] | None]] = []
         self._writing: asyncio.Task[None] | None = None
+        self._safe: bool | None = None
         self.error: str | None = None
         """Why the last write failed; None when it did not."""
 
@@ -281,7 +298,9 @@ class Journal:
             return "it is closed"
         try:
             safe = any(write.safe for write in writes)
-            file.execute(f"PRAGMA synchronous = {'FULL' if safe else 'NORMAL'}")
+            if safe is not self._safe:
+                file.execute(f"PRAGMA synchronous = {'FULL' if safe else 'NORMAL'}")
+                self._safe = safe
             file.execute("BEGIN IMMEDIATE")
             for write in writes:
                 file.execute(write.statement, write.values)

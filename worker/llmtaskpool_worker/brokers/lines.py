@@ -9,11 +9,10 @@ from heapq import heappop, heappush
 
 from llmtaskpool_worker.brokers.protocol import Depth, Full, Head, LaneDepth, Line, Wanted
 from llmtaskpool_worker.brokers.records import Record
-from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.priority import priority
 from llmtaskpool_worker.scheduling.scheduler import Start, schedule
-from llmtaskpool_worker.scheduling.task import TaskState
+from llmtaskpool_worker.scheduling.task import LaneName, TaskState
 from llmtaskpool_worker.scheduling.task_queue import TaskQueue, Waiting, again
 
 

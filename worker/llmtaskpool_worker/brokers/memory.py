@@ -28,10 +28,10 @@ from llmtaskpool_worker.brokers.protocol import (
     Wanted,
 )
 from llmtaskpool_worker.brokers.records import Record, fingerprint
-from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.sizes import record_bytes, result_bytes
 from llmtaskpool_worker.scheduling.task import (
+    LaneName,
     Result,
     StateChanged,
     TaskError,

@@ -21,21 +21,22 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from llmtaskpool_worker.brokers.refusals import Full as Full
 from llmtaskpool_worker.brokers.refusals import IdempotencyConflict as IdempotencyConflict
 from llmtaskpool_worker.brokers.refusals import Unavailable as Unavailable
 from llmtaskpool_worker.brokers.refusals import UnknownParent as UnknownParent
-from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.scheduling.task import (
+    Asked,
+    LaneName,
     Result,
     TaskError,
     TaskEvent,
     TaskRequest,
-    TaskState,
     TaskView,
 )
+from llmtaskpool_worker.scheduling.task import Dependencies as Dependencies
 
 MAX_ATTEMPTS = 3
 """K: so many workers may be lost with a task before it is a dead letter."""
@@ -51,20 +52,6 @@ class Line(NamedTuple):
 
     cost_class: str
     tenant: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Dependencies:
-    """What must have ended before a task may be claimed.
-
-    ``need`` of ``parents`` must have succeeded (None: all). When too few still can, the task fails
-    with DEPENDENCY_FAILED and so do those that depend on it; with ``on_failure`` "continue" it
-    waits for all of them to end, however, and runs.
-    """
-
-    parents: tuple[str, ...]
-    need: int | None = None
-    on_failure: Literal["fail", "continue"] = "fail"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +137,8 @@ class Claim:
     run_seconds: float
     work_seconds: float
     alone: bool = False
+    parents: tuple[str, ...] = ()
+    """What it depends on, where results of it are to be filled into its arguments."""
 
 
 class Held(NamedTuple):
@@ -207,17 +196,6 @@ class Head:
     id: str
     group: str
     priority: float
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Which tasks to list: newest first. ``after`` is the id of the last one seen."""
-
-    states: Collection[TaskState] = frozenset(TaskState)
-    labels: Mapping[str, str] = field(default_factory=dict)
-    tenant: str | None = None
-    after: str | None = None
-    limit: int = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +260,10 @@ class Broker(Protocol):
 
     immediate: bool
     shared: bool
-    durability: Durability
+
+    @property
+    def durability(self) -> Durability:
+        """Of a server, as it was when it was last seen."""
 
     async def start(self, worker: str, on_lost: Callable[[str], None]) -> None:
         """Open what there is. ``on_lost(id)``: a claim of this worker is not in force any more.

@@ -18,9 +18,8 @@ from llmtaskpool_worker.brokers.codec import (
 from llmtaskpool_worker.brokers.journal import Row
 from llmtaskpool_worker.brokers.protocol import MAX_ATTEMPTS, Dependencies, Line, Submission
 from llmtaskpool_worker.brokers.records import Record
-from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.scheduling.sizes import record_bytes, result_bytes
-from llmtaskpool_worker.scheduling.task import TERMINAL, Result, TaskError, TaskState
+from llmtaskpool_worker.scheduling.task import TERMINAL, LaneName, Result, TaskError, TaskState
 
 
 class _Books(msgspec.Struct):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from llmtaskpool_worker.brokers import journal
 from llmtaskpool_worker.brokers.codec import Unreadable, encode_request, encode_result
-from llmtaskpool_worker.brokers.journal import Journal, Row
+from llmtaskpool_worker.brokers.journal import End, Journal, Row
 from llmtaskpool_worker.brokers.memory import DEAD, MemoryBroker
 from llmtaskpool_worker.brokers.protocol import (
     WORKER_LOST,
@@ -37,7 +37,6 @@ from llmtaskpool_worker.brokers.rows import record_of, row_of
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.sizes import event_bytes
 from llmtaskpool_worker.scheduling.task import (
-    Call,
     StateChanged,
     TaskError,
     TaskState,
@@ -214,8 +213,8 @@ class SqliteBroker(MemoryBroker):
             if record is not None and one.id not in self._attached:
                 failed = isinstance(one.result, TaskError)
                 state = TaskState.FAILED if failed else TaskState.SUCCEEDED
-                row = self._ended_row(record, state, encode_result(one.result))
-                writes.append(journal.ended(row, one.fence))
+                end = self._end_of(record, state, encode_result(one.result))
+                writes.append(journal.ended(end, one.fence))
                 self._written.add(one.id)
         try:
             if writes:
@@ -231,7 +230,7 @@ class SqliteBroker(MemoryBroker):
         record = self._records.get(task_id)
         if record is None or record.ended or task_id in self._attached:
             return await super().cancel(task_id)
-        await self._journal.write(journal.ended(self._ended_row(record, TaskState.CANCELLED, None)))
+        await self._journal.write(journal.ended(self._end_of(record, TaskState.CANCELLED, None)))
         self._written.add(task_id)
         try:
             return await super().cancel(task_id)
@@ -246,24 +245,29 @@ class SqliteBroker(MemoryBroker):
         await self._journal.write(journal.replayed(task_id))
         return await super().replay(task_id)
 
-    def _ended_row(self, record: Record, state: TaskState, result: bytes | None) -> Row:
+    def _end_of(self, record: Record, state: TaskState, result: bytes | None) -> End:
+        """Of one that is about to end."""
         now = self._wall_clock()
-        request = replace(record.task.request, payload=Call())
-        return replace(
-            row_of(record, self._epoch),
-            state=state.value,
-            ended_at=now,
-            expires_at=now + (record.keep_seconds or 0.0),
-            request=encode_request(request),
-            result=result,
-        )
+        expires_at = now + (record.keep_seconds or 0.0)
+        request = encode_request(record.task.request, whole=False)
+        return End(record.task.id, state.value, now, expires_at, record.losses, request, result)
 
     def _on_end(self, record: Record) -> None:
         task_id = record.task.id
         if task_id in self._attached:
             self._attached.discard(task_id)
         elif task_id not in self._written:
-            self._journal.note(journal.ended(row_of(record, self._epoch)))
+            outcome = record.error or record.result
+            end = End(
+                task_id,
+                record.state.value,
+                self._epoch(record.ended_at or self._clock()),
+                self._maybe_epoch(record.expires_at),
+                record.losses,
+                encode_request(record.task.request),
+                None if outcome is None else encode_result(outcome),
+            )
+            self._journal.note(journal.ended(end))
 
     def _ends_with_us(self, record: Record) -> bool:
         return record.task.id in self._attached

@@ -30,6 +30,11 @@ class Admit(msgspec.Struct, frozen=True, tag="admit"):
     frequency_penalty: float = 0.0
     logprobs: int | None = None
     ignore_eos: bool = False
+    repetition_penalty: float = 1.0
+    logit_bias: list[tuple[int, float]] = []
+    min_tokens: int = 0
+    stop_token_ids: list[int] = []
+    grammar: str | None = None
 
 
 class AdmitEmbedding(msgspec.Struct, frozen=True, tag="embed"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 from llmtaskpool_worker.brokers.protocol import (
     Full,
@@ -12,6 +13,7 @@ from llmtaskpool_worker.brokers.protocol import (
     Receipt,
     Submission,
     Unavailable,
+    UnknownParent,
 )
 from llmtaskpool_worker.brokers.retention import NoRoom
 from llmtaskpool_worker.execution.lanes import Lane
@@ -22,6 +24,11 @@ from llmtaskpool_worker.scheduling.cost import CostClass, CostModel
 from llmtaskpool_worker.scheduling.priority import priority
 from llmtaskpool_worker.scheduling.sizes import request_bytes
 from llmtaskpool_worker.scheduling.task import TERMINAL, TaskRequest, TaskView
+
+
+@lru_cache(maxsize=4096)
+def _line_of(cost_class: CostClass) -> Line:
+    return Line(cost_class.text)
 
 
 @contextmanager
@@ -103,13 +110,14 @@ class Acceptance:
             request=request,
             lane=lane.name,
             group=request.model or request.kind,
-            line=Line(cost_class.text),
+            line=_line_of(cost_class),
             load_seconds=load,
             priority=priority(request.weight, load),
             work_seconds=work,
             size_bytes=request_bytes(request),
             patience_seconds=request.queue_timeout_seconds or usual,
             run_seconds=request.timeout_seconds or self._run_seconds,
+            dependencies=request.dependencies,
             bound_to=self._worker if request.attended else None,
         )
         try:
@@ -120,6 +128,13 @@ class Acceptance:
                 "idempotency_conflict",
                 "idempotency_key belongs to a task with another body: use a new key",
                 field="idempotency_key",
+            ) from None
+        except UnknownParent as unknown:
+            raise Rejected(
+                "unknown_task",
+                f"depends_on: there is no task {unknown.parent[:80]!r}: it never was, or its "
+                "result was kept as long as results are kept",
+                field="depends_on",
             ) from None
         except Full as full:
             raise Rejected(

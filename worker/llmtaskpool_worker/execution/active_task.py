@@ -93,6 +93,11 @@ def admit_message(request_id: int, payload: Generate) -> Admit:
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         logprobs=sampling.logprobs,
+        repetition_penalty=sampling.repetition_penalty,
+        logit_bias=list(sampling.logit_bias),
+        min_tokens=sampling.min_tokens,
+        stop_token_ids=list(sampling.stop_token_ids),
+        grammar=sampling.grammar,
         ignore_eos=payload.ignore_eos,
     )
 

@@ -21,14 +21,14 @@ from llmtaskpool_worker.contract import (
     WorkerState,
 )
 from llmtaskpool_worker.disclosure import where_raised
-from llmtaskpool_worker.engines.protocol import Engine, Piece, SetThreads
+from llmtaskpool_worker.engines.protocol import Engine, Piece
 from llmtaskpool_worker.execution.acceptance import Acceptance, rejecting
 from llmtaskpool_worker.execution.asking import Asking
 from llmtaskpool_worker.execution.capacity import Capacity
 from llmtaskpool_worker.execution.drain import Drain
 from llmtaskpool_worker.execution.engine_events import EngineEvents
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
-from llmtaskpool_worker.execution.engine_watch import watch_engine
+from llmtaskpool_worker.execution.engine_watch import tell_threads, watch_engine
 from llmtaskpool_worker.execution.ids import ids
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.execution.ledger import TaskLedger
@@ -44,10 +44,9 @@ from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.nature import Nature, kind_states
 from llmtaskpool_worker.scheduling.profile import CalibrationProfile
 from llmtaskpool_worker.scheduling.ramp import Ramp
-from llmtaskpool_worker.scheduling.reserve import beyond
 from llmtaskpool_worker.scheduling.seats import Seats
 from llmtaskpool_worker.scheduling.suspicion import Suspicion
-from llmtaskpool_worker.scheduling.task import TaskError, TaskEvent, TaskRequest, TaskView
+from llmtaskpool_worker.scheduling.task import Asked, TaskError, TaskEvent, TaskRequest, TaskView
 
 log = logging.getLogger("llmtaskpool.worker")
 
@@ -57,7 +56,6 @@ LAST_WORD_SECONDS = 5.0
 """At the end so long is tried to tell the queue what has ended."""
 ASLEEP_SECONDS = 1.0
 """A tick that is later than this tells that this process did not run, and no engine was heard."""
-log = logging.getLogger("llmtaskpool.worker")
 
 
 class Dispatcher:
@@ -237,6 +235,19 @@ class Dispatcher:
         self._ledger.cancelled(answer)
         return answer.view
 
+    async def list(self, asked: Asked) -> Sequence[TaskView]:
+        """See TaskPool."""
+        with rejecting():
+            return await self._ledger.broker.list(asked)
+
+    async def replay(self, task_id: str) -> TaskView | None:
+        """See TaskPool."""
+        with rejecting():
+            view = await self._ledger.broker.replay(task_id)
+        if view is not None:
+            self._asking.come(self._lanes[view.lane])
+        return view
+
     @property
     def durability(self) -> Durability:
         """See TaskPool."""
@@ -258,7 +269,7 @@ class Dispatcher:
         for name, n in threads.items():
             self._lanes[name].resize(n, self._capacity.of(name))
         if LaneName.COMPUTE in threads:
-            self._tell_threads(*self._slots.values())
+            tell_threads(self._lanes[LaneName.COMPUTE].threads, *self._slots.values())
         self._asking.schedule(*self._lanes.values())
         in_force = {name: lane.threads for name, lane in self._lanes.items()}
         return ThreadsAnswer(generation=generation, threads=in_force)
@@ -341,15 +352,7 @@ class Dispatcher:
     def _became_ready(self, slots: EngineSlots) -> None:
         compute = self._lanes[LaneName.COMPUTE]
         compute.resize(compute.threads, self._capacity.of(LaneName.COMPUTE))
-        self._tell_threads(slots)
-
-    def _tell_threads(self, *told: EngineSlots) -> None:
-        """N, and at a server what may go beyond it; an engine that loads is told later."""
-        threads = self._lanes[LaneName.COMPUTE].threads
-        for slots in told:
-            if slots.ready is not None:
-                more = 0 if slots.seats is None else beyond(threads)
-                slots.engine.send(SetThreads(threads + more))
+        tell_threads(compute.threads, slots)
 
     # --- time -------------------------------------------------------------------------------
 

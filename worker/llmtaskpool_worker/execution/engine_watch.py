@@ -1,14 +1,23 @@
-"""What only time tells of an engine: that it stands still, is silent, or has been idle for long."""
+"""What engines are told beside their work, and what only time tells of them."""
 
 from __future__ import annotations
 
 import logging
 
-from llmtaskpool_worker.engines.protocol import Ping, Trim
+from llmtaskpool_worker.engines.protocol import Ping, SetThreads, Trim
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
 from llmtaskpool_worker.scheduling.limits import Limits
+from llmtaskpool_worker.scheduling.reserve import beyond
 
 log = logging.getLogger("llmtaskpool.worker")
+
+
+def tell_threads(threads: int, *told: EngineSlots) -> None:
+    """N, and at a server what may go beyond it; an engine that loads is told later."""
+    for slots in told:
+        if slots.ready is not None:
+            more = 0 if slots.seats is None else beyond(threads)
+            slots.engine.send(SetThreads(threads + more))
 
 
 def watch_engine(slots: EngineSlots, now: float, limits: Limits) -> None:

@@ -13,7 +13,7 @@ from llmtaskpool_worker.contract import (
     ThreadsAnswer,
     WorkerState,
 )
-from llmtaskpool_worker.scheduling.task import TaskEvent, TaskRequest, TaskView
+from llmtaskpool_worker.scheduling.task import Asked, TaskEvent, TaskRequest, TaskView
 
 
 class Rejected(Exception):
@@ -86,6 +86,12 @@ class TaskPool(Protocol):
 
         The view of it now; None when unknown. Raises Rejected.
         """
+
+    async def list(self, asked: Asked) -> Sequence[TaskView]:
+        """Tasks without their results, newest first. Raises Rejected."""
+
+    async def replay(self, task_id: str) -> TaskView | None:
+        """A dead letter waits again; None when it is none. Raises Rejected."""
 
     def abandon(self, task_id: str) -> None:
         """The submitter of an attended task is gone: nobody wants it. Idempotent."""

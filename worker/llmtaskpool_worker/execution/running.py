@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import Any
 
-from llmtaskpool_worker.brokers.protocol import Claim, Head, Held, Line, Wanted
+from llmtaskpool_worker.brokers.protocol import (
+    Claim,
+    Head,
+    Held,
+    Line,
+    Release,
+    Unavailable,
+    Wanted,
+)
 from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.engines.protocol import AdmitEmbedding, AdmitForward
 from llmtaskpool_worker.execution.active_task import ActiveTask, admit_message, inputs_message
@@ -19,6 +27,7 @@ from llmtaskpool_worker.execution.engine_slots import EngineSlots, model_of
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.execution.ledger import TaskLedger
 from llmtaskpool_worker.execution.making_way import MakingWay
+from llmtaskpool_worker.execution.references import with_results
 from llmtaskpool_worker.kinds.registry import CallContext, HandlerError, Kind, Kinds
 from llmtaskpool_worker.scheduling.cost import CostClass, CostModel
 from llmtaskpool_worker.scheduling.nature import Nature
@@ -152,7 +161,17 @@ class Running:
         )
         if claims and not by_age:
             self._making_way.made_for_urgent = False
-        return [self._begin(claim, lane) for claim in claims]
+        return [self._begin(claim, lane) for claim in await self._with_results(claims)]
+
+    async def _with_results(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Claims with what they ask for of their parents; those that can't have it now go back."""
+        whole = []
+        for claim in claims:
+            try:
+                whole.append(await with_results(claim, self._ledger.broker))
+            except Unavailable as away:
+                self._ledger.desk.release(Release(claim.id, claim.fence, away.reason, counts=False))
+        return whole
 
     def _for_urgent(self, lane: Lane) -> bool:
         return lane.name is LaneName.COMPUTE and self._making_way.made_for_urgent

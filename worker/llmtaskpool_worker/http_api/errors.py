@@ -45,6 +45,7 @@ _REJECTED_STATUS = {
     "starting": 503,
     "unknown_model": 404,
     "unknown_kind": 404,
+    "unknown_task": 400,
     "model_failed": 503,
     "idempotency_conflict": 409,
 }

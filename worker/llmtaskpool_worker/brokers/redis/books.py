@@ -25,9 +25,15 @@ from llmtaskpool_worker.brokers.protocol import (
     Line,
     Submission,
 )
-from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.scheduling.priority import priority
-from llmtaskpool_worker.scheduling.task import Result, TaskError, TaskRequest, TaskState, TaskView
+from llmtaskpool_worker.scheduling.task import (
+    LaneName,
+    Result,
+    TaskError,
+    TaskRequest,
+    TaskState,
+    TaskView,
+)
 
 VERSION = 1
 """Of the books, and of lua/common.lua. Raised when an older worker couldn't serve what a newer one
@@ -58,8 +64,10 @@ ERRORS = {
     "input_lost": "its input is not there any more: submit it again",
     "quarantined": "it could not be read: it is damaged, or a newer version wrote it",
 }
-_RUN = struct.Struct("<f")
+_HEAD = struct.Struct("<fH")
+"""Of an input: the longest run, and the bytes of its parents' ids, before the request."""
 _pack = msgspec.msgpack.Encoder().encode
+_unpack_ids = msgspec.msgpack.Decoder(tuple[str, ...]).decode
 _decode_shown = msgspec.json.Decoder(tuple[str, str | None, float]).decode
 
 CLAIM_FIELDS = 13
@@ -146,7 +154,8 @@ def acceptance(
         ttl_ms,
         soon_ms,
     )
-    return _pack(head), _RUN.pack(task.run_seconds) + encode_request(request)
+    ids = _pack(parents) if parents else b""
+    return _pack(head), _HEAD.pack(task.run_seconds, len(ids)) + ids + encode_request(request)
 
 
 def _shown(task: Submission) -> str:
@@ -193,6 +202,7 @@ class Run:
             result=None if isinstance(outcome, TaskError) else outcome,
             error=outcome if isinstance(outcome, TaskError) else None,
             result_expires_at=None if claim.request.attended else ended_at + ttl_seconds,
+            depends_on=claim.parents,
             labels=claim.request.labels,
         )
 
@@ -206,9 +216,12 @@ def run_of(
     """
     task_id, fence, attempt, alone, accepted, until, weight, work, line, group = values[:10]
     began, shown, data = values[10:]
-    if len(data) <= _RUN.size:
+    if len(data) <= _HEAD.size:
         raise Unreadable("there is nothing in it")
-    request = decode_request(data[_RUN.size :])
+    run_seconds, size = _HEAD.unpack_from(data)
+    begin = _HEAD.size + size
+    request = decode_request(data[begin:])
+    parents = _ids(data[_HEAD.size : begin]) if size else ()
     if request.weight != float(weight):
         request = replace(request, weight=float(weight))
     submitted_at = at(float(accepted))
@@ -229,11 +242,19 @@ def run_of(
         line=_line_name(line),
         submitted_at=submitted_at,
         expires_at=expires_at,
-        run_seconds=_RUN.unpack_from(data)[0],
+        run_seconds=run_seconds,
         work_seconds=float(work) / 1e6,
         alone=alone == b"1",
+        parents=parents,
     )
     return Run(claim, shown, at(float(began)))
+
+
+def _ids(data: bytes) -> tuple[str, ...]:
+    try:
+        return _unpack_ids(data)
+    except msgspec.MsgspecError:
+        raise Unreadable("the ids of what it depends on are damaged") from None
 
 
 @lru_cache(maxsize=1024)
@@ -255,10 +276,10 @@ def view_of(
     ttl_seconds: float,
 ) -> TaskView:
     """What view.lua gave for one task. ``ttl_seconds``: how long a result is kept from its end."""
-    (s, group, _, weight, accepted, attempts, more, began, end, why, shown, labels, soon) = (
-        None if value is None else value.decode() for value in values[:13]
+    (s, group, _, weight, accepted, attempts, more, began, end, why, shown, labels, soon, deps) = (
+        None if value is None else value.decode() for value in values[:14]
     )
-    result = values[13]
+    result = values[14]
     state = STATES[s or ""]
     lane = (group or "").split(":")[1]
     kind, model, load = _decode_shown(shown or "[]")
@@ -287,6 +308,7 @@ def view_of(
         result=None if isinstance(outcome, TaskError) else outcome,
         error=outcome if isinstance(outcome, TaskError) else None,
         result_expires_at=None if soon else kept,
+        depends_on=tuple(deps.split(" ")) if deps else (),
         labels=msgspec.json.decode(labels, type=dict[str, str]) if labels else {},
     )
 

@@ -12,10 +12,9 @@ from llmtaskpool_worker.brokers.codec import Unreadable, encode_result
 from llmtaskpool_worker.brokers.protocol import Line, Wanted
 from llmtaskpool_worker.brokers.redis import books
 from llmtaskpool_worker.brokers.redis.session import Session
-from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.priority import SMALLEST_LOAD_SECONDS, QueuePolicy
-from llmtaskpool_worker.scheduling.task import TaskError
+from llmtaskpool_worker.scheduling.task import LaneName, TaskError
 
 LINES_KNOWN = 256
 """Beyond that it is asked anew which there are."""

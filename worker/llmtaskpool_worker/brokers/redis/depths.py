@@ -8,7 +8,7 @@ from typing import Any
 
 from llmtaskpool_worker.brokers.protocol import Depth, LaneDepth
 from llmtaskpool_worker.brokers.redis.books import group_of
-from llmtaskpool_worker.contract import LaneName
+from llmtaskpool_worker.scheduling.task import LaneName
 
 _HEAD = 10
 

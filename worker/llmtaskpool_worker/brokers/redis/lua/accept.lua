@@ -46,6 +46,7 @@ if a[20] == 1 then
   b.soon = '1'
 end
 if a[21] ~= '' then with('L', a[21]) end
+if #deps > 0 then with('D', table.concat(deps, ' ')) end
 if key ~= '' then
   call('SET', p .. ':i:' .. key, id .. ' ' .. print)
   with('i', key)

@@ -27,7 +27,7 @@
 -- F failed, C cancelled, X expired, D dead letter), g group, k line, w weight, u accepted at,
 -- x end of its patience where it is not the usual, y work in microseconds, z bytes,
 -- a attempts, 2 runs more under one claim, f fence, o owner, h began at, e ended at, l why, 1 runs
--- alone, m and L what is shown of it, W that it is watched, N that others depend on it, i hash of
+-- alone, m, L and D what is shown of it, W that it is watched, N that others depend on it, i hash of
 -- its key, p pod of its connection, K attempts at most where it is not the usual, t that it goes
 -- soon after its end; need, of, part, ok, bad, pat (patience from then on): of those that it
 -- depends on.
