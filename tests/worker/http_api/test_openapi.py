@@ -46,6 +46,7 @@ GOOD = {
     "/v1/tag": {"model": "names", "input": "a"},
     "/v1/answer": {"model": "reader", "question": "a", "context": "b"},
     "/v1/detect": {"model": "boxes", "image": b64encode(picture()).decode()},
+    "/v1/graphs": {"tasks": {"a": {"kind": "sum"}}},
     "/v1/tasks": {"kind": "sum"},
     "/v1/graphs": {"tasks": {"a": {"kind": "sum"}}},
 }
