@@ -39,8 +39,16 @@ def test_the_knee_is_where_one_more_brings_a_twentieth_of_the_mean(base, slope, 
 
 @pytest.mark.parametrize(
     "points",
-    [{}, {8: 0.03}, {8: 0.03, 9: 0.04, 12: 0.05}, {1: 0.02, 8: 0.02}, {1: 0.03, 8: 0.02}],
-    ids=["nothing", "one", "alike", "flat", "falling"],
+    [
+        {},
+        {8: 0.03},
+        {8: 0.03, 9: 0.04, 12: 0.05},
+        {1: 0.02, 8: 0.02},
+        {1: 0.03, 8: 0.02},
+        {4: 0.02, 16: 0.08},
+        {4: 0.154, 7: 0.418, 8: 0.378, 12: 0.364, 16: 0.588},
+    ],
+    ids=["nothing", "one", "alike", "flat", "falling", "two", "a busy machine's"],
 )
 def test_there_is_no_knee_before_it_can_be_told(points):
     assert knee(points) == inf

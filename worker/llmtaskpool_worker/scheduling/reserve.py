@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-KEPT_SECONDS = 120.0
+KEPT_SECONDS = 300.0
 ONE_IN = 16
 LEAST_PLACES = 4
 """Of fewer, one would be too much of what the server can do."""

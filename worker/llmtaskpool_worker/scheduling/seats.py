@@ -33,6 +33,9 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 5.0
 SETTLE_SECONDS = 5.0
 SPREAD = 2.0
 """A line is drawn through measured batches that differ by this factor at least."""
+POINTS, MISFIT = 3, 0.1
+"""A line is believed from so many points on, when they lie within this share of it (root mean
+square): too few requests at a server cost more than too many."""
 CACHE_FULL = 0.9
 FLOOR = 4
 """The knee is never told to be less: what is measured of tiny batches alone can't mend itself."""
@@ -63,12 +66,16 @@ def line(points: Mapping[int, float]) -> tuple[float, float] | None:
 def knee(points: Mapping[int, float]) -> float:
     """The largest N whose last stream still brings 5 % of what one brings on average; at least 1.
 
-    inf as long as that can't be told: with no line, or with one that does not rise.
+    inf as long as that can't be told: with few points, with none on a line, or with a line that
+    does not rise.
     """
     found = line(points)
-    if found is None or found[1] <= 0:
+    if found is None or found[1] <= 0 or len(points) < POINTS:
         return inf
     base, slope = found
+    misses = [(base + slope * size) / seconds - 1 for size, seconds in points.items()]
+    if sum(one * one for one in misses) / len(misses) > MISFIT**2:
+        return inf  # no line: what else ran on the machine, and not the batch, made the difference
     return max(1.0, (1 / LEAST_MARGIN - 1) * base / slope)
 
 
