@@ -48,7 +48,6 @@ GOOD = {
     "/v1/detect": {"model": "boxes", "image": b64encode(picture()).decode()},
     "/v1/graphs": {"tasks": {"a": {"kind": "sum"}}},
     "/v1/tasks": {"kind": "sum"},
-    "/v1/graphs": {"tasks": {"a": {"kind": "sum"}}},
 }
 
 
