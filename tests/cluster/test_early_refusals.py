@@ -201,6 +201,12 @@ REFUSED: dict[str, tuple[Spec, str]] = {
         {"topologySpreadConstraints": [{"topologyKey": "zone", "minDomains": 2}]},
         "set that, or remove minDomains",
     ),
+    # what models are for
+    "a task that no model is for": (model(task="dance"), "spec.models[0].task"),
+    "a task that no server has a route for": (
+        model(source="openai:http://127.0.0.1:8002/v1#m", task="tag"),
+        "spec.models[0].task",
+    ),
     # names of models
     "a model's name with a space": (named("my model"), "spec.models[0].name"),
     "a model's name that begins with a dash": (named("-m"), "spec.models[0].name"),
