@@ -34,6 +34,8 @@ from llmtaskpool_worker.engines.resolve import resolve
 
 ROOT = Path(__file__).parents[1]
 WORDS = (5, 180)
+THREADS = 32
+"""N of the compute lane, as in examples/embeddings.yaml: so many texts share the engine."""
 QUERY = "what does a pool do when its queue is full"
 
 
@@ -47,7 +49,7 @@ def worker(*models: str) -> Iterator[tuple[str, psutil.Process]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=os.environ | {"LLMTASKPOOL_MAX_BODY_BYTES": str(2**25)},
+        env=os.environ | {"LLMTASKPOOL_THREADS": str(THREADS)},
     )
     try:
         assert started.stdout is not None
@@ -193,9 +195,9 @@ def main() -> None:
     print("# Models that run once, beside sentence-transformers\n")
     print(
         f"`benchmarks/engines.py --rounds {chosen.rounds} --texts {chosen.texts}`: one HTTP "
-        f"request of {chosen.texts} texts of {WORDS[0]} to {WORDS[1]} words, against "
-        "sentence-transformers in a process with the same texts, in turn. float32; medians. "
-        "*apart*: the largest difference of what both gave.\n"
+        f"request (N = {THREADS}) of {chosen.texts} texts of {WORDS[0]} to {WORDS[1]} words, "
+        "against sentence-transformers in a process with the same texts, in turn. float32; "
+        "medians. *apart*: the largest difference of what both gave.\n"
     )
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {chosen.torch_threads} torch threads"
     print(f"{machine}; {versions}; {datetime.now(UTC):%Y-%m-%d}.\n")

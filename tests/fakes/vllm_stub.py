@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -363,7 +364,9 @@ async def _main(host: str, port: int, seats: int, step_seconds: float) -> None:
     await stub.serve(port, host)
     sys.stdout.write(f"{stub.port}\n")
     sys.stdout.flush()
-    await asyncio.Event().wait()
+    over = asyncio.Event()  # the first process of a container is ended by nothing else
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
+    await over.wait()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pytest
 from fakes.gated_kinds import Work
 from fakes.http_rig import serving, wait_until
 from llmtaskpool_operator.__main__ import app
+from llmtaskpool_worker.execution.pool import Rejected
 from typer.testing import CliRunner
 
 
@@ -64,6 +65,25 @@ def test_what_fails_is_1_what_takes_too_long_is_124_and_what_is_unknown_3(rig):
     unknown = cli(rig, "wait", "nobody")
     assert unknown.exit_code == 3
     assert "There is no task" in unknown.stderr
+
+
+def test_a_pool_that_is_away_for_a_moment_is_waited_for(rig, work):
+    """Before: a worker that was killed and came back was the end of the waiting, with 2."""
+    task_id = cli(rig, "submit", "gated").stdout.strip()
+    there, asked = rig.pool.get, []
+
+    async def away(name):
+        asked.append(name)
+        if len(asked) < 4:
+            raise Rejected("queue_unavailable", "away", retry_after_seconds=1.0)
+        work.gate.set()
+        return await there(name)
+
+    rig.pool.get = away
+    assert cli(rig, "wait", task_id).exit_code == 0
+    assert len(asked) >= 4
+    asked.clear()
+    assert cli(rig, "wait", task_id, "--timeout", "0.2").exit_code == 2
 
 
 def test_tasks_are_cancelled_by_id_and_by_label_and_take_with_them_what_depends_on_them(rig):

@@ -32,6 +32,8 @@ Url = Annotated[
 Output = Annotated[str, typer.Option(help="text or json (one object per line).")]
 Labels = Annotated[list[str] | None, typer.Option(help="NAME=VALUE; may be given several times.")]
 URL = DEFAULT_URL
+WIDE = 240
+"""Columns of what no terminal shows: it is read by programs and in logs."""
 
 
 @contextmanager
@@ -74,7 +76,7 @@ def show(tasks: Sequence[dict[str, Any]], output: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
     table = Table(box=None)
     # An id is there to be copied: whatever has to be cut, it is not.
     longest = max((len(task["id"]) for task in tasks), default=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,7 +18,11 @@ from llmtaskpool_operator.commands.task_output import (
     asking,
     show,
 )
-from llmtaskpool_operator.workers.tasks import ENDED, Tasks
+from llmtaskpool_operator.workers.tasks import ENDED, Refused, Tasks, Unreachable
+
+AWAY = (429, 502, 503, 504)
+AGAIN_SECONDS = 0.5
+"""After this time somebody is asked again who was away."""
 
 
 def wait(
@@ -36,6 +40,18 @@ def wait(
         raise typer.Exit(wait_for(tasks, ids, timeout, output))
 
 
+def _look(tasks: Tasks, task_id: str, seconds: float, deadline: float) -> dict[str, Any]:
+    """Look at a task; a pool that is away for a moment is waited for as long as the task is."""
+    while True:
+        try:
+            return tasks.look(task_id, wait_seconds=seconds)
+        except (Unreachable, Refused) as away:
+            passes = not isinstance(away, Refused) or away.status in AWAY
+            if not passes or deadline - time.monotonic() < AGAIN_SECONDS:
+                raise
+        time.sleep(AGAIN_SECONDS)
+
+
 def wait_for(tasks: Tasks, ids: Sequence[str], timeout: float, output: str) -> int:
     """The exit code of having waited for these tasks, which are shown."""
     from rich.console import Console
@@ -47,9 +63,9 @@ def wait_for(tasks: Tasks, ids: Sequence[str], timeout: float, output: str) -> i
     with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
         ended = bar.add_task("tasks", total=len(ids))
         for task_id in ids:
-            task = tasks.look(task_id)
+            task = _look(tasks, task_id, 0.0, deadline)
             while task["state"] not in ENDED and (left := deadline - time.monotonic()) > 0:
-                task = tasks.look(task_id, wait_seconds=left)
+                task = _look(tasks, task_id, left, deadline)
             found.append(task)
             bar.advance(ended)
     show(found, output)

@@ -29,6 +29,7 @@ from llmtaskpool_worker.scheduling.task import (
     Sampling,
     TaskError,
     TaskRequest,
+    Tensor,
     TokenLogprob,
 )
 
@@ -41,6 +42,12 @@ REQUESTS = [
         Evaluate((Row(b"\1\0\0\0", 1, 3), Row(b"")), {"top": 2}, {"a": None}, (), (0, 0)),
         "r",
     ),
+    TaskRequest("sum", Call({"large": [2**70, -(2**90)], "n": {"x": "half \ud800"}})),
+    TaskRequest(
+        "infer",
+        Evaluate(tensors=(Tensor("x", "FP32", (1, 2), b"\0" * 8),), images=(b"\xff\0",)),
+        "t",
+    ),
     TaskRequest("sum", Call({"numbers": [1, 2.5, None], "text": "ü"}), attended=True),
 ]
 RESULTS: list[Result | TaskError] = [
@@ -48,6 +55,7 @@ RESULTS: list[Result | TaskError] = [
     Embedded(b"\0\1\2\3", 4),
     Forwarded({"message": {"content": "x"}}, {"prompt_tokens": 3}),
     Evaluated({"results": [{"index": 0, "score": 0.5}]}, 7),
+    Returned({"large": 2**70}),
     Returned([1, {"a": None}]),
     TaskError("code", "why"),
 ]

@@ -89,7 +89,8 @@ async def die(pool: Dispatcher) -> None:
     for loop in pool._loops:
         loop.cancel()
     await pool._asking.close()
-    pool._ledger.desk._telling.cancel()
+    for teller in pool._ledger.desk._tellers.values():
+        teller._telling.cancel()
     await pool._ledger.broker._journal.close()
     for task in list(pool._ledger.active.values()):
         if task.calling is not None:
@@ -198,6 +199,10 @@ def test_a_result_is_told_when_it_is_written_and_waits_for_the_disk(tmp_path: Pa
             with pytest.raises(Rejected) as refused:
                 await pool.submit(work("b"))
             assert refused.value.code == "queue_unavailable"
+            batch = Batch(pool)
+            await batch.submit_all([chat("hello")])
+            assert (await batch.results())[0].result.text == "hello", "chats are held up by none"
+            batch.cancel()
             journal._file = file
             view = await pool.wait(task.id)
             assert (view.state, view.attempts) == (TaskState.SUCCEEDED, 1)

@@ -7,6 +7,7 @@ rest goes on.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
@@ -73,10 +74,12 @@ class _Result(msgspec.Struct):
 
 
 _NO_INPUT = Call()
+_AS_JSON = "+json"
 
 _pack = msgspec.msgpack.Encoder().encode
 _request = msgspec.msgpack.Decoder(_Request).decode
 _result = msgspec.msgpack.Decoder(_Result).decode
+_bytes = msgspec.msgpack.Decoder(bytes).decode
 _value_of = {
     name: msgspec.msgpack.Decoder(sort).decode for name, sort in (_PAYLOADS | _RESULTS).items()
 }
@@ -88,8 +91,7 @@ def encode_request(request: TaskRequest, *, whole: bool = True) -> bytes:
     return bytes([SCHEMA]) + _pack(
         _Request(
             request.kind,
-            _NAMES[type(payload)],
-            msgspec.Raw(_pack(payload)),
+            *_packed(payload),
             request.model,
             request.weight,
             request.queue_timeout_seconds,
@@ -123,7 +125,7 @@ def decode_request(data: bytes) -> TaskRequest:
 
 def encode_result(result: Result | TaskError) -> bytes:
     """A result, or the error that stands in its place."""
-    return bytes([SCHEMA]) + _pack(_Result(_NAMES[type(result)], msgspec.Raw(_pack(result))))
+    return bytes([SCHEMA]) + _pack(_Result(*_packed(result)))
 
 
 def decode_result(data: bytes) -> Result | TaskError:
@@ -149,7 +151,23 @@ def _body(data: bytes) -> bytes:
     return data[1:]
 
 
+def _packed(value: Payload | Result | TaskError) -> tuple[str, msgspec.Raw]:
+    """Its sort and itself; as JSON in it where msgpack doesn't know its numbers or its letters."""
+    name = _NAMES[type(value)]
+    try:
+        return name, msgspec.Raw(_pack(value))
+    except (OverflowError, UnicodeEncodeError):
+        text = json.dumps(msgspec.to_builtins(value))
+        return name + _AS_JSON, msgspec.Raw(_pack(text.encode("ascii")))
+
+
 def _one_of(sorts: dict[str, type[Any]], name: str, value: msgspec.Raw) -> Any:
-    if name not in sorts:
+    sort = sorts.get(name.removesuffix(_AS_JSON))
+    if name.endswith(_AS_JSON) and sort is not None:
+        try:
+            return msgspec.convert(json.loads(_bytes(value)), type=sort)
+        except (ValueError, RecursionError):
+            raise Unreadable("its JSON is damaged") from None
+    if sort is None:
         raise Unreadable(f"it is of sort {name[:40]!r}, which this version doesn't know")
     return _value_of[name](value)

@@ -153,7 +153,7 @@ class SqliteBroker(MemoryBroker):
         entering = self._entering[submission.id] = asyncio.get_running_loop().create_future()
         try:
             await self._journal.write(journal.insert(row_of(record, self._epoch)))
-        except Unavailable:
+        except BaseException:
             self._keeping.unpromise(record)
             self._records.pop(submission.id)
             self._forget_key(record)

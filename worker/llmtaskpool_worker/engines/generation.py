@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llmtaskpool_worker.engines.attention import SlotAttention, UnservableAttention, unservable
 from llmtaskpool_worker.engines.batching import Batch, Batching, Sequence
 from llmtaskpool_worker.engines.embedding_table import map_tied_embeddings
-from llmtaskpool_worker.engines.grammars import Grammars, load_grammars
+from llmtaskpool_worker.engines.grammars import Grammars
 from llmtaskpool_worker.engines.linear import pack_linears
 from llmtaskpool_worker.engines.loop import LoopMessage
 from llmtaskpool_worker.engines.protocol import (
@@ -377,8 +377,6 @@ def load_generation(
     text = config.get_text_config()
     longest = getattr(text, "max_position_embeddings", None) or DEFAULT_CONTEXT
     context = min(int(longest), int(options.get("context_length", longest)))
-    vocab_size = int(text.vocab_size)
-    grammars = load_grammars(folder, vocab_size, eos_ids)
     give_back()
     return GenerationLoop(
         model,
@@ -388,5 +386,5 @@ def load_generation(
         max_threads=int(options.get("max_threads", 256)),
         prefill_chunk=int(options.get("prefill_chunk", chunk)),
         cache_bytes=options.get("cache_bytes"),
-        grammars=grammars,
+        grammars=Grammars(folder, int(text.vocab_size), eos_ids),
     )

@@ -7,11 +7,17 @@ answer breaks its grammar; one that is cut by max_tokens is only the beginning o
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
+
+from llmtaskpool_worker.engines.resident import give_back
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
 
 log = logging.getLogger("llmtaskpool.engine")
 
@@ -23,11 +29,13 @@ class GrammarFailed(Exception):
 class Grammars:
     """Matchers of one model's running requests.
 
-    ``tokenizer`` is the text of its tokenizer.json, ``vocab_size`` the number of its logits.
+    ``folder`` has its tokenizer.json, ``vocab_size`` is the number of its logits. The tokenizer is
+    read with the first grammar: it takes 0.2 s and 30 MiB, and many pools never need it.
     """
 
-    def __init__(self, tokenizer: str, vocab_size: int, eos_token_ids: list[int]) -> None:
-        self._tokenizer = LLTokenizer(tokenizer, n_vocab=vocab_size, eos_token=eos_token_ids)
+    def __init__(self, folder: Path, vocab_size: int, eos_token_ids: list[int]) -> None:
+        self._make = partial(_tokenizer_of, folder, vocab_size, eos_token_ids)
+        self._tokenizer: LLTokenizer | None = None
         self._matchers: dict[int, LLMatcher] = {}
 
     def mask(self, request_id: int, grammar: str, logits: Tensor) -> Tensor:
@@ -35,8 +43,12 @@ class Grammars:
 
         Raises GrammarFailed.
         """
+        if self._tokenizer is None:
+            self._tokenizer = self._make()
         matcher = self._matchers.get(request_id)
         if matcher is None:
+            from llguidance import LLMatcher
+
             matcher = self._matchers[request_id] = LLMatcher(self._tokenizer, grammar, log_level=0)
         allowed = matcher.compute_logit_bias()
         if matcher.is_error():
@@ -59,11 +71,14 @@ class Grammars:
         self._matchers.pop(request_id, None)
 
 
-def load_grammars(folder: Path, vocab_size: int, eos_token_ids: list[int]) -> Grammars | None:
-    """Of the model in ``folder``; None where its tokenizer can't be read by llguidance."""
+def _tokenizer_of(folder: Path, vocab_size: int, eos_token_ids: list[int]) -> LLTokenizer:
+    from llguidance import LLTokenizer  # 20 MiB
+
     try:
         text = (folder / "tokenizer.json").read_text()
-        return Grammars(text, vocab_size, eos_token_ids)
+        made = LLTokenizer(text, n_vocab=vocab_size, eos_token=eos_token_ids)
     except (OSError, ValueError, RuntimeError) as error:
         log.warning("no structured output: %s", type(error).__name__)
-        return None
+        raise GrammarFailed("this model's tokenizer can't be read for it") from None
+    give_back()
+    return made

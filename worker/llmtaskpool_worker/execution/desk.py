@@ -2,12 +2,15 @@
 
 A broker that is away is told again until it has heard, while what runs goes on: a task's engine and
 its thread are free when it has ended here, whether or not that has been written down already.
+Tasks that end with their client's connection are told of apart, so that a disk that is full, or a
+server that is away, holds up no chat.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
@@ -20,14 +23,19 @@ from llmtaskpool_worker.brokers.protocol import (
     Release,
     Unavailable,
 )
+from llmtaskpool_worker.disclosure import where_raised
 from llmtaskpool_worker.scheduling.task import TaskError, TaskView
+
+log = logging.getLogger("llmtaskpool.worker")
 
 T = TypeVar("T")
 Told = Callable[[Committed], None]
+Said = Outcome | Release | str
+"""An end, a claim that is given back, or the id of a task that nobody wants any more."""
 
 AT_ONCE = 64
 """So many ends are told in one call at most."""
-LONGEST_WAIT_SECONDS = 2.0
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.05, 2.0
 
 
 def at_once(asked: Coroutine[Any, Any, T]) -> T:
@@ -42,55 +50,51 @@ def at_once(asked: Coroutine[Any, Any, T]) -> T:
 
 
 class Desk:
-    """One worker's. What was told is answered by calling ``then``, in the order of the telling."""
+    """One worker's. What was told is answered by calling ``then``, in the order of the telling.
+
+    ``bound``: of a task that ends with its client's connection.
+    """
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
-        self._untold: deque[tuple[Outcome | Release | str, Told]] = deque()
-        self._came, self._told = asyncio.Event(), asyncio.Event()
-        self._told.set()
-        self._telling: asyncio.Task[None] | None = None
+        self._tellers = {bound: _Teller(broker) for bound in (True, False)}
         self._giving_up: asyncio.Future[None] | None = None
 
     @property
     def untold(self) -> int:
         """How much the broker has not heard yet."""
-        return len(self._untold)
+        return sum(len(teller.untold) for teller in self._tellers.values())
 
     def start(self) -> None:
         """Begin to tell; an immediate broker needs none of it."""
         if not self.broker.immediate:
-            self._telling = asyncio.create_task(self._tell_all())
+            for teller in self._tellers.values():
+                teller.start()
 
     async def close(self, seconds: float) -> None:
         """Tell what is left, for at most so long."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._told.wait()
-        if self._telling is not None:
-            self._telling.cancel()
-            await asyncio.gather(self._telling, return_exceptions=True)
+        await asyncio.gather(*(teller.close(seconds) for teller in self._tellers.values()))
 
-    def commit(self, outcome: Outcome, then: Told) -> None:
+    def commit(self, outcome: Outcome, then: Told, *, bound: bool) -> None:
         """A claimed task has ended."""
         if self.broker.immediate:
             then(at_once(self.broker.commit([outcome]))[0])
         else:
-            self._add(outcome, then)
+            self._tellers[bound].add(outcome, then)
 
-    def release(self, released: Release) -> None:
+    def release(self, released: Release, *, bound: bool) -> None:
         """A claimed task waits for anybody again."""
         if self.broker.immediate:
             at_once(self.broker.release([released]))
         else:
-            self._add(released, lambda _: None)
+            self._tellers[bound].add(released, lambda _: None)
 
     def cancel(self, task_id: str, then: Told) -> None:
-        """Nobody wants a task any more."""
+        """Its client is gone: nobody wants a task any more."""
         if self.broker.immediate:
             then(at_once(self.broker.cancel(task_id)))
         else:
-            self._add(task_id, then)
+            self._tellers[True].add(task_id, then)
 
     def give_up(self, error: TaskError, group: str, then: Callable[[TaskView], None]) -> None:
         """Nobody can run what waits in this group and ends with this worker."""
@@ -106,17 +110,42 @@ class Desk:
 
         self._giving_up = asyncio.ensure_future(later())
 
-    def _add(self, said: Outcome | Release | str, then: Told) -> None:
-        self._untold.append((said, then))
-        self._told.clear()
+
+class _Teller:
+    """Tells one thing after the other, and each until it is heard."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self.untold: deque[tuple[Said, Told]] = deque()
+        self._came, self._all_told = asyncio.Event(), asyncio.Event()
+        self._all_told.set()
+        self._telling: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to tell."""
+        self._telling = asyncio.create_task(self._tell_all())
+
+    async def close(self, seconds: float) -> None:
+        """Tell what is left, for at most so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._all_told.wait()
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.gather(self._telling, return_exceptions=True)
+
+    def add(self, said: Said, then: Told) -> None:
+        """To be told after all that was said before."""
+        self.untold.append((said, then))
+        self._all_told.clear()
         self._came.set()
 
     async def _tell_all(self) -> None:
-        wait = 0.05
+        wait = FIRST_WAIT_SECONDS
         while True:
             await self._came.wait()
             self._came.clear()
-            while self._untold:
+            while self.untold:
                 batch = self._next()
                 try:
                     answers = await self._tell([said for said, _ in batch])
@@ -124,17 +153,22 @@ class Desk:
                     await asyncio.sleep(wait)
                     wait = min(LONGEST_WAIT_SECONDS, 2 * wait)
                     continue
-                wait = 0.05
+                except Exception as error:  # one thing that can't be told must not stop the others
+                    log.error(  # noqa: TRY400  a traceback has paths
+                        "end not told", extra={"error": where_raised(error)}
+                    )
+                    answers = [Committed(Commit.LOST, None)] * len(batch)
+                wait = FIRST_WAIT_SECONDS
                 for (_, then), answer in zip(batch, answers, strict=True):
-                    self._untold.popleft()
+                    self.untold.popleft()
                     then(answer)
-            self._told.set()
+            self._all_told.set()
 
-    def _next(self) -> list[tuple[Outcome | Release | str, Told]]:
+    def _next(self) -> list[tuple[Said, Told]]:
         """The first ones, of one sort."""
-        sort = type(self._untold[0][0])
-        batch: list[tuple[Outcome | Release | str, Told]] = []
-        for one in self._untold:
+        sort = type(self.untold[0][0])
+        batch: list[tuple[Said, Told]] = []
+        for one in self.untold:
             if type(one[0]) is not sort or len(batch) == AT_ONCE:
                 break
             batch.append(one)
@@ -142,11 +176,11 @@ class Desk:
                 break
         return batch
 
-    async def _tell(self, said: Sequence[Outcome | Release | str]) -> Sequence[Committed]:
+    async def _tell(self, said: Sequence[Said]) -> Sequence[Committed]:
         first = said[0]
         if isinstance(first, Outcome):
-            return await self.broker.commit([one for one in said if isinstance(one, Outcome)])
+            return await self._broker.commit([one for one in said if isinstance(one, Outcome)])
         if isinstance(first, Release):
-            await self.broker.release([one for one in said if isinstance(one, Release)])
+            await self._broker.release([one for one in said if isinstance(one, Release)])
             return [Committed(Commit.TAKEN, None)] * len(said)
-        return [await self.broker.cancel(first)]
+        return [await self._broker.cancel(first)]

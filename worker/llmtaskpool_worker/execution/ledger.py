@@ -135,19 +135,21 @@ class TaskLedger:
         """A claimed task that has not begun waits for anybody again."""
         if self._left(task):
             released = Release(task.id, task.claim.fence, why, counts=False)
-            self.desk.release(released)
+            self.desk.release(released, bound=task.request.attended)
 
     def let_others(self, task: ActiveTask, why: str) -> None:
         """A running task that survives this worker is run again by the next."""
         if self._left(task):
-            self.desk.release(Release(task.id, task.claim.fence, why))
+            self.desk.release(Release(task.id, task.claim.fence, why), bound=False)
             self.stop_running(task)
 
     def commit(self, task: ActiveTask, outcome: Result | TaskError) -> None:
         """A claimed task ends."""
         if self._left(task):
             self.desk.commit(
-                Outcome(task.id, task.claim.fence, outcome), partial(self._committed, task)
+                Outcome(task.id, task.claim.fence, outcome),
+                partial(self._committed, task),
+                bound=task.request.attended,
             )
 
     def _committed(self, task: ActiveTask, committed: Committed) -> None:

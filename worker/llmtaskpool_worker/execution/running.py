@@ -170,7 +170,8 @@ class Running:
             try:
                 whole.append(await with_results(claim, self._ledger.broker))
             except Unavailable as away:
-                self._ledger.desk.release(Release(claim.id, claim.fence, away.reason, counts=False))
+                released = Release(claim.id, claim.fence, away.reason, counts=False)
+                self._ledger.desk.release(released, bound=claim.request.attended)
         return whole
 
     def _for_urgent(self, lane: Lane) -> bool:

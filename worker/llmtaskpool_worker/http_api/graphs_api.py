@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any
@@ -78,7 +79,8 @@ class GraphRoutes:
                 told[name] = self._tasks.accepted_json(view)
         except Rejected:
             for task_id in ids.values():
-                self._pool.abandon(task_id)
+                with suppress(Rejected):
+                    await self._pool.cancel(task_id)
             raise
         return told
 
