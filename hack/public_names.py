@@ -35,6 +35,8 @@ from llmtaskpool_worker.contract import LaneName, LaneState, Phase, Totals, Work
 from llmtaskpool_worker.http_api.access import REQUEST_ID
 from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.control import ControlRoutes
+from llmtaskpool_worker.http_api.graphs_api import GraphBody
+from llmtaskpool_worker.http_api.inference import LENGTH_HEADER
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.http_api.metrics import Metrics
 from llmtaskpool_worker.http_api.one_pass_schema import SCHEMAS
@@ -47,7 +49,9 @@ from llmtaskpool_worker.http_api.openai_schema import (
 )
 from llmtaskpool_worker.http_api.openapi import description_route
 from llmtaskpool_worker.http_api.server import Health
-from llmtaskpool_worker.http_api.tasks_api import IDEMPOTENCY_HEADER, TaskBody, TaskRoutes
+from llmtaskpool_worker.http_api.task_body import TaskBody
+from llmtaskpool_worker.http_api.tasks_api import IDEMPOTENCY_HEADER, TaskRoutes
+from llmtaskpool_worker.http_api.tensors import InferRequest
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
@@ -175,16 +179,27 @@ def metrics() -> list[str]:
 
 def messages() -> list[str]:
     """``WorkerState.lanes``: the fields of what is sent and answered."""
-    bodies = [ChatRequest, CompletionRequest, EmbeddingRequest, *SCHEMAS.values(), TaskBody]
+    bodies = [
+        ChatRequest,
+        CompletionRequest,
+        EmbeddingRequest,
+        *SCHEMAS.values(),
+        InferRequest,
+        TaskBody,
+        GraphBody,
+    ]
     for one in vars(contract).values():
         if isinstance(one, type) and issubclass(one, BaseModel) and one is not BaseModel:
             bodies.append(one)  # noqa: PERF401  as a list mypy loses what it is
     return [f"{model.__name__}.{field}" for model in bodies for field in model.model_fields]
 
 
+_HEADERS = (WEIGHT_HEADER, REQUEST_ID, IDEMPOTENCY_HEADER, LENGTH_HEADER)
+
+
 def words() -> list[str]:
     """Error codes, events on standard output, paths of the operator's pages, and headers."""
-    found = [f"header {name}" for name in (WEIGHT_HEADER, REQUEST_ID, IDEMPOTENCY_HEADER)]
+    found = [f"header {name}" for name in _HEADERS]
     for source in (*ROOT.glob("operator/**/*.py"), *ROOT.glob("worker/**/*.py")):
         text = source.read_text()
         found += [f"code {code}" for code in _CODE.findall(text)]

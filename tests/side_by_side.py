@@ -50,6 +50,10 @@ GROUPS = (
         ),
     ),
     Group("floods and kills: the worker and the front at their bounds", ("tests/worker/http_api",)),
+    Group(
+        "waits while workers and servers of the shared queue are killed: computes little",
+        ("tests/worker/brokers/test_queue_faults.py",),
+    ),
     Group("real processes that start, drain and end", ("tests/local", "tests/worker")),
     Group(_WAITS, ("tests/cluster/test_odd_metrics.py",)),
     Group(

@@ -15,6 +15,11 @@ from typer.core import TyperGroup
 
 _COMMANDS = {
     "local": "A pool on this machine, no cluster needed.",
+    "submit": "Hand a task to a pool.",
+    "wait": "Until tasks have ended.",
+    "cancel": "Tasks that nobody wants any more.",
+    "list": "The tasks of a pool.",
+    "dead-letters": "Tasks that took their workers along; replay them.",
     "decide": "The equation on numbers you give.",
     "operate": "The operator: pools on Kubernetes.",
     "explain": "Why a pool has the size that it has.",
@@ -25,7 +30,7 @@ _COMMANDS = {
     "crd": "Print the CustomResourceDefinition.",
     "version": "Versions of what is installed.",
 }
-"""Each has a module of its name in commands/, with a function of its name."""
+"""Each has a module of its name in commands/, with a function of its name; _ is written for -."""
 _EXTRA = {
     "local": "worker",
     "calibrate": "worker",
@@ -51,7 +56,8 @@ class _Lazy(TyperGroup):
         if cmd_name not in _COMMANDS:
             return None
         try:
-            module = importlib.import_module(f"llmtaskpool_operator.commands.{cmd_name}")
+            name = cmd_name.replace("-", "_")
+            module = importlib.import_module(f"llmtaskpool_operator.commands.{name}")
         except ModuleNotFoundError as missing:
             extra = _EXTRA.get(cmd_name, "all")
             sys.stderr.write(
@@ -67,7 +73,7 @@ class _Lazy(TyperGroup):
             short_help=_COMMANDS[cmd_name],
             context_settings=handed_on if cmd_name in _HANDED_ON else {},
             add_help_option=cmd_name not in _HANDED_ON,
-        )(getattr(module, cmd_name))
+        )(getattr(module, name))
         return typer.main.get_command(one)
 
     def format_commands(self, _: Any, formatter: Any) -> None:

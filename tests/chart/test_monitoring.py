@@ -178,6 +178,14 @@ CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]] = {
             series("llmtaskpool_steps_total", f"90+500{FLAT}", pod="w", **POOL),
         ],
     ),
+    "LLMTaskPoolQueueAway": (
+        [series("llmtaskpool_queue_error", f"1+0{FLAT}", queue="everysec", pod="w", **POOL)],
+        [series("llmtaskpool_queue_error", f"0+0{FLAT}", queue="everysec", pod="w", **POOL)],
+    ),
+    "LLMTaskPoolDeadLetters": (
+        [series("llmtaskpool_queue_tasks", f"2+0{FLAT}", state="dead", pod="w", **POOL)],
+        [series("llmtaskpool_queue_tasks", f"9+0{FLAT}", state="blocked", pod="w", **POOL)],
+    ),
     "LLMTaskPoolQueueFull": (
         [
             series("llmtaskpool_tasks_queued", f"250+0{FLAT}", lane="compute", pod="w", **POOL),

@@ -73,6 +73,9 @@ FIELDS: dict[str, dict[str, Any]] = {
     },
     "pull secrets of another namespace": {"imagePullSecrets": [{"name": "s", "namespace": EVIL}]},
     "the hub's token of another namespace": {"tokenSecretRef": {"name": "s", "namespace": EVIL}},
+    "the queue's server of another namespace": {
+        "queue": {"redis": {"secretRef": {"name": "s", "namespace": EVIL}}}
+    },
     "a folder of the node for weights": {"cache": {"hostPath": {"path": f"/{EVIL}"}}},
     "a server's folder for weights": {"cache": {"nfs": {"server": EVIL, "path": "/"}}},
     "a driver's volume for weights": {"cache": {"csi": {"driver": EVIL}}},
@@ -144,6 +147,9 @@ VALUES: dict[str, dict[str, Any]] = {
     "a Service that leads elsewhere": {"service": {"type": "ExternalName"}},
     "a claim by path": {"cache": {"claimName": f"../{EVIL}"}},
     "a path in the hub token's key": {"tokenSecretRef": {"name": "s", "key": f"../{EVIL}"}},
+    "a path in the queue's key": {
+        "queue": {"redis": {"secretRef": {"name": "s", "key": f"../{EVIL}"}}}
+    },
     "a path in the authorities' key": {"trustedCaRef": {"name": "c", "key": f"../{EVIL}"}},
     "a shell in an alias": {"models": [{**_MODEL, "aliases": [f"$({EVIL})"]}]},
 }

@@ -201,6 +201,12 @@ REFUSED: dict[str, tuple[Spec, str]] = {
         {"topologySpreadConstraints": [{"topologyKey": "zone", "minDomains": 2}]},
         "set that, or remove minDomains",
     ),
+    # what models are for
+    "a task that no model is for": (model(task="dance"), "spec.models[0].task"),
+    "a task that no server has a route for": (
+        model(source="openai:http://127.0.0.1:8002/v1#m", task="tag"),
+        "spec.models[0].task",
+    ),
     # names of models
     "a model's name with a space": (named("my model"), "spec.models[0].name"),
     "a model's name that begins with a dash": (named("-m"), "spec.models[0].name"),
@@ -215,6 +221,10 @@ REFUSED: dict[str, tuple[Spec, str]] = {
         "give every model names of its own",
     ),
     "an alias that is no name": (model(aliases=["a b"]), "spec.models[0].aliases"),
+    "a queue's server without its Secret": (
+        {"queue": {"redis": {"allowVolatile": True}}},
+        "spec.queue.redis.secretRef",
+    ),
     # variables
     "a setting of the worker": (
         {"env": [{"name": "LLMTASKPOOL_DATA_DIR", "value": "/"}]},
@@ -369,6 +379,7 @@ ACCEPTED: dict[str, Spec] = {
         "tokenSecretRef": {"name": "hub"},
         **model(tokenSecretRef={"name": "hub-of-m", "key": "token"}),
     },
+    "a queue that workers share": {"queue": {"redis": {"secretRef": {"name": "q", "key": "url"}}}},
     "a model from an image": model(source="image:quay.io/org/model:1#weights"),
     "pulling": {
         "image": "registry.example:5000/worker@sha256:" + "a" * 64,

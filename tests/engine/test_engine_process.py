@@ -323,7 +323,7 @@ def test_a_stopped_engine_is_told_killed_and_back_while_the_worker_stays_alive(
     async def story() -> None:
         await until(lambda: pool.state().phase is Phase.READY)
         first = engine.pid
-        lost = pool.submit(TaskRequest("chat", Generate((5, 6, 7), 250, ignore_eos=True)))
+        lost = await pool.submit(TaskRequest("chat", Generate((5, 6, 7), 250, ignore_eos=True)))
         await until(lambda: pool.state().steps_total > 0)
         os.kill(first, signal.SIGSTOP)
         await until(lambda: pool.state().model_problems != {})

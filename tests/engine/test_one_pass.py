@@ -247,6 +247,7 @@ def test_what_can_not_be_run_is_told_at_once(headed: Write, message: Any, code: 
 
 def test_a_cancelled_request_is_told_so_and_its_rows_are_not_run(headed: Write) -> None:
     loop = load_one_pass(headed("classify"), "classify")
+    loop.head.budget = 1024
     loop.accept(SetThreads(1))
     for request_id in (1, 2, 3):
         loop.accept(AdmitInputs(request_id, [row([5] * 200)] * 9))

@@ -32,6 +32,8 @@ FIELDS = (
     "presence_penalty",
     "frequency_penalty",
     "top_logprobs",
+    "repetition_penalty",
+    "min_tokens",
 )
 _LOGITS = st.one_of(
     st.floats(-50, 50, width=32),
@@ -66,7 +68,7 @@ def sequence(number: int, values: dict[str, Any], counts: dict[int, int] | None 
     wanted = ChatRequest.model_validate(body(values)).sampling(0)
     request = Admit(
         number,
-        [1],
+        [0],
         1,
         temperature=wanted.temperature,
         top_p=wanted.top_p,
@@ -76,8 +78,10 @@ def sequence(number: int, values: dict[str, Any], counts: dict[int, int] | None 
         presence_penalty=wanted.presence_penalty,
         frequency_penalty=wanted.frequency_penalty,
         logprobs=wanted.logprobs,
+        repetition_penalty=wanted.repetition_penalty,
+        min_tokens=wanted.min_tokens,
     )
-    made = Sequence(request, [1])
+    made = Sequence(request, [0])
     made.counts = counts or {}
     return made
 

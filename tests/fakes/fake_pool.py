@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
+from llmtaskpool_worker.brokers.memory import MEMORY
 from llmtaskpool_worker.contract import (
     DrainAnswer,
     LaneName,
@@ -68,13 +70,14 @@ class FakePool:
         self._count = 0
         self._keep_ended = keep_ended
         self._models = models
+        self.durability = MEMORY
         self._script = script or answer_prompt
 
     def held(self) -> int:
         """Tasks that have not ended."""
         return len(self._held)
 
-    def submit(self, request):
+    async def submit(self, request):
         if self.phase is Phase.DRAINING:
             raise Rejected("draining", "This worker drains.", retry_after_seconds=1.0)
         if self.phase is Phase.STARTING:
@@ -130,8 +133,15 @@ class FakePool:
         changed, self._changed[task_id] = self._changed[task_id], asyncio.Event()
         changed.set()
 
-    def get(self, task_id):
+    async def get(self, task_id):
         return self.views.get(task_id)
+
+    async def list(self, asked):
+        found = [view for view in reversed(self.views.values()) if view.state in asked.states]
+        return found[: asked.limit]
+
+    async def replay(self, task_id):
+        """None of its tasks is ever lost."""
 
     async def wait(self, task_id):
         while self.views[task_id].state not in TERMINAL:
@@ -149,12 +159,15 @@ class FakePool:
                     return
             await self._changed[task_id].wait()
 
-    def cancel(self, task_id):
+    async def cancel(self, task_id):
+        self.abandon(task_id)
+        return self.views.get(task_id)
+
+    def abandon(self, task_id):
         view = self.views.get(task_id)
         if view is not None and view.state not in TERMINAL:
             self._running[task_id].cancel()
             self.push(task_id, StateChanged(TaskState.CANCELLED))
-        return self.views.get(task_id)
 
     def let_go(self, task_id):
         """Its tasks are kept by number."""
@@ -248,10 +261,20 @@ async def answer_prompt(run: Running) -> None:
         pairs = payload.options.get("pairs")
         rows = payload.rows if pairs is None else [payload.rows[second] for _, second in pairs]
         values = [_VALUES[run.request.kind](row) for row in rows]
+        values += [_VALUES[run.request.kind](packed) for packed in payload.images]
+        values += [_first_column(tensor) for tensor in payload.tensors]
         about = {"labels": ["calm", "angry"]}
         run.succeed(Evaluated(conclude(run.request.kind, payload, values, about), payload.size))
     else:
         run.succeed(Returned(sum(payload.arguments.get("numbers", []))))
+
+
+def _first_column(tensor):
+    """What a model of tables would make of its rows."""
+    code = {"FP32": "f", "FP64": "d", "INT32": "i", "INT64": "q"}[tensor.datatype]
+    first = array(code, tensor.data)[:: tensor.shape[1]]
+    data = array("f", first).tobytes()
+    return {"name": "output", "datatype": "FP32", "shape": [tensor.shape[0], 1], "data": data}
 
 
 _VALUES = {
@@ -260,6 +283,7 @@ _VALUES = {
     "classify": lambda row: [0.25, 0.75],
     "tag": lambda row: [[1] * row.size, [0.5] * row.size],
     "answer": lambda row: [[0, 1, 0.5]],
+    "detect": lambda packed: [{"label": "angry", "score": 0.75, "box": {}}],
 }
 """What a model would make of a row: longer ones are better, all are angry."""
 

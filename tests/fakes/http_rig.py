@@ -9,13 +9,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
+from inspect import isawaitable
 from typing import Any
 
 import httpx
 from fakes.fake_pool import FakePool
 from fakes.letters_engine import LetterTokenizer
+from llmtaskpool_worker.assembly.keys import keys_of
 from llmtaskpool_worker.assembly.settings import Settings
-from llmtaskpool_worker.assembly.worker import build, keys_of
+from llmtaskpool_worker.assembly.worker import build
 from llmtaskpool_worker.engines.protocol import Engine
 from llmtaskpool_worker.http_api.catalog import Catalog, Model
 from llmtaskpool_worker.http_api.metrics import Metrics
@@ -55,16 +57,24 @@ class LetterCodec(LetterTokenizer):
     def complete(self, tokens):
         return list(tokens)
 
-    def encode_chat(self, messages):
+    def encode_chat(self, messages, tools=()):
         return self.encode("".join(f"{m['role'][0]}:{m['content']}\n" for m in messages))
 
     def token_bytes(self, token):
         return chr(token).encode("utf-8", "replace")
 
+    def reads_tools(self):
+        return True
+
     def is_in_text(self, token):
         return token != END
 
 
+TABLE = {
+    "platform": "llmtaskpool",
+    "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
+    "outputs": [{"name": "output", "datatype": "FP32", "shape": [-1, 1]}],
+}
 ONE_PASS_MODELS = {"pairs": "rerank", "moods": "classify", "names": "tag", "reader": "answer"}
 
 
@@ -73,6 +83,9 @@ def models() -> list[Model]:
     return [
         Model("echo", "generate", 1, codec, 256, 0x110000, longest_token=16),
         Model("vectors", "embed", 1, codec, 256, 0x110000, dimensions=3, longest_token=16),
+        Model("scorer", "tensor", 1, about=TABLE),
+        Model("photos", "classify", 1, about={"modality": "image", "labels": ["calm", "angry"]}),
+        Model("boxes", "detect", 1, about={"modality": "image", "labels": ["calm", "angry"]}),
         *(
             Model(name, task, 1, codec, 256, 0x110000, longest_token=16)
             for name, task in ONE_PASS_MODELS.items()
@@ -100,10 +113,11 @@ class Rig:
         self.control_url = f"http://127.0.0.1:{control_port}"
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function in the servers' loop and return what it returns."""
+        """Run a function, or a coroutine's, in the servers' loop and return what it returns."""
 
         async def run():
-            return function(*arguments)
+            answer = function(*arguments)
+            return await answer if isawaitable(answer) else answer
 
         return asyncio.run_coroutine_threadsafe(run(), self.loop).result(DEADLINE_SECONDS)
 

@@ -166,6 +166,10 @@ def test_a_bad_pool_file_is_one_line_per_fault(tmp_path: Path):
         (["--api-key-file", "/dev/null"], "--api-key-file /dev/null: it holds no key"),
         (["--pool", "/nowhere/pool.yaml"], "--pool /nowhere/pool.yaml"),
         (["--pool", "x.yaml", "--max-replicas", "2"], "--pool"),
+        (
+            ["--queue", "q.db", "--max-replicas", "2"],
+            "--queue q.db: one worker owns the file, and the pool may have 2: use --max-replicas 1",
+        ),
     ],
 )
 def test_bad_options_are_one_line_that_names_them(arguments, named):

@@ -95,6 +95,13 @@ def test_a_model_that_is_none_is_refused_with_an_example(text):
         pool_from_options([text], 1, 2)
 
 
+def test_a_queue_that_survives_is_the_file_of_the_pools_one_worker(tmp_path):
+    spec = pool_from_options([], 1, 1).spec
+    options = worker_command(spec, queue=tmp_path / "queue.db").options
+    assert (("--queue", f"sqlite:{tmp_path}/queue.db")) in pairwise(options)
+    assert "--queue" not in worker_command(spec).options
+
+
 def test_the_cores_of_the_machine_are_divided_among_the_most_workers():
     spec = pool_from_options([], 1, 4).spec
     assert worker_command(spec, cores=8).environment["OMP_NUM_THREADS"] == "2"

@@ -20,7 +20,8 @@ class Fault:
 
 
 COMMIT = "if b.s == 'r' and b.f == fence and not here[id] then"
-LEASE = "call('ZADD', p .. ':l', t + lease, id)\n      count"
+LEASE = "call('ZADD', p .. ':l', t + lease, id)"
+BEST = "if r > highest or (r == highest and best and hid[i] < hid[best]) then"
 _STILL_RUNS = """  elseif b.s == 'r' then
     out[#out + 1] = '+' .. s
   else
@@ -29,16 +30,21 @@ FAULTS: dict[str, Fault] = {
     "no fence": Fault(("committed",), (("commit", COMMIT, "if b.s then"),)),
     "no lease for a quarter": Fault(
         ("never ended",),
-        (("claim", LEASE, f"if tonumber(string.sub(id, -1), 16) > 3 then {LEASE[:-6]} end count"),),
+        (("claim", LEASE, f"if tonumber(string.sub(id, -1), 16) > 3 then {LEASE} end"),),
     ),
     "attempts are not counted": Fault(
-        ("attempts",), (("claim", "'a', b.a + 1, 'f'", "'a', 0, 'f'"),), frozenset({"poison"})
+        ("attempts",),
+        (
+            ("claim", "'a', 1, 'f'", "'a', 0, 'f'"),
+            ("claim", "'a', attempts + 1, 'f'", "'a', 0, 'f'"),
+        ),
+        frozenset({"poison"}),
     ),
     "a cancel leaves it in line": Fault(
         ("cancel",),
         (
             ("close", "      leave_line(id, b)\n      hold(b, -1)\n    elseif", "    elseif"),
-            ("claim", "b.s ~= 'q' or not READS", "not b.s or not READS"),
+            ("claim", "m[1] ~= 'q' or not READS", "not m[1] or not READS"),
         ),
     ),
     "accept says ok before it writes": Fault(
@@ -46,9 +52,8 @@ FAULTS: dict[str, Fault] = {
         (
             (
                 "accept",
-                "b.u, b.x, b.s = t,",
-                "if string.sub(id, -1) == '0' then return { 'ok', id, t, 'q' } end "
-                "b.u, b.x, b.s = t,",
+                "b.u, b.s = t, s",
+                "if string.sub(id, -1) == '0' then return { 'ok', id, t, 'q' } end b.u, b.s = t, s",
             ),
         ),
     ),
@@ -59,7 +64,7 @@ FAULTS: dict[str, Fault] = {
         ("key",), (("accept", "call('SET', p .. ':i:' .. key, id .. ' ' .. print)", ""),)
     ),
     "the weakest goes first": Fault(
-        ("order",), (("claim", "h.rank > heads[best].rank\n", "h.rank < heads[best].rank\n"),)
+        ("order",), (("claim", BEST, "if r > 0 and (not best or r < highest) then"),)
     ),
     "one fence for all": Fault(("old claim",), (("claim", "fence .. '.' .. taken", "'7'"),)),
     "the fence is a counter": Fault(

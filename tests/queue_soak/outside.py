@@ -67,6 +67,7 @@ class Soak:
     seed: int = 1
     counts: Counter[str] = field(default_factory=Counter)
     workers: dict[str, Born] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
     stopped: dict[str, float] = field(default_factory=dict)
     born: int = 0
     sizes: list[tuple[float, Path, int]] = field(default_factory=list)
@@ -123,16 +124,15 @@ class Soak:
         self.nursery.stdin.flush()
         return Born(int(self.nursery.stdout.readline()))
 
-    def version(self, number: int) -> int:
-        """Of a worker or client with this number."""
-        return self.plan.versions[number % len(self.plan.versions)]
-
-    def _bear(self) -> None:
+    def _bear(self, version: int | None = None) -> None:
+        """A new worker; in the place of one that ended it is of its version."""
         self.born += 1
         self.counts["workers started"] += 1
         plan, name = self.plan, f"w{self.born}"
         clock = plan.clocks[self.born % len(plan.clocks)]
-        version = self.version(self.born)
+        if version is None:
+            version = plan.versions[self.born % len(plan.versions)]
+        self.versions[name] = version
         role = Role("worker", name, self.server.url, str(self.logs), plan.lease)
         role.clock_ahead, role.version = clock, version
         self.workers[name] = self._process(role)
@@ -142,7 +142,7 @@ class Soak:
         role = Role("client", f"c{number}", self.server.url, str(self.logs), plan.lease)
         role.seed, role.mix = self.seed * 7 + number, plan.mix
         role.clock_ahead = plan.clocks[number % len(plan.clocks)]
-        role.version = self.version(number)
+        role.version = plan.versions[number % len(plan.versions)]
         role.rate = plan.tasks_per_second / 2
         role.tasks = int(role.rate * plan.seconds)
         return self._process(role)
@@ -178,7 +178,7 @@ class Soak:
             if not process.runs():  # by us, or by a poisonous task
                 self.log("crash", what="worker", by=name)
                 del self.workers[name]
-                self._bear()
+                self._bear(self.versions[name])
 
     def _kill_worker(self) -> None:
         self.counts["workers killed"] += 1

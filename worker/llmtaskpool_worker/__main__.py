@@ -46,6 +46,9 @@ def serve(
     worker_id: Annotated[str | None, typer.Option(help="Name of this worker.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads (N) of the compute lane.")] = None,
     io_threads: Annotated[int | None, typer.Option(help="Threads (N) of the io lane.")] = None,
+    queue: Annotated[
+        str | None, typer.Option(help="memory, sqlite:PATH of a file, or a Redis URL.")
+    ] = None,
     queue_limit: Annotated[int | None, typer.Option(help="Tasks that may wait per lane.")] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Where converted weights go.")] = None,
     grace_seconds: Annotated[float | None, typer.Option(help="Time to finish on SIGTERM.")] = None,
@@ -69,6 +72,7 @@ def serve(
         "worker_id": worker_id,
         "threads": threads,
         "io_threads": io_threads,
+        "queue": queue,
         "queue_limit": queue_limit,
         "cache_dir": cache_dir,
         "grace_seconds": grace_seconds,

@@ -117,6 +117,28 @@ class Totals(_Message):
     failed: Count = 0
     cancelled: Count = 0
     expired: Count = 0
+    dead: Count = 0
+
+
+class QueueState(_Message):
+    """The queue as this worker last saw it. ``shared``: it is the pool's, and not to be summed."""
+
+    durability: str
+    """memory, file, or what a server that holds it promises."""
+    durable: bool
+    shared: bool = False
+    observed_at: float
+    error: str | None = None
+    """Why nothing newer is known, or nothing can be written."""
+    running: Count = 0
+    blocked: Count = 0
+    """They wait for other tasks."""
+    delayed: Count = 0
+    """They wait for their time."""
+    dead: Count = 0
+    """Dead letters."""
+    quarantined: Count = 0
+    """Entries that nobody here can read."""
 
 
 class KindState(_Message):
@@ -183,6 +205,8 @@ class WorkerState(_Message):
     """What is wrong with models now, by their names; one that loads for the first time is not."""
     upstreams: dict[str, UpstreamState] = {}
     """The servers behind models, by the models' names."""
+    queue: QueueState | None = None
+    """None: of a worker that is older than this."""
 
 
 class ThreadsRequest(_Message):

@@ -12,6 +12,8 @@ from llmtaskpool_operator.api.rules import Name, Rule, Wire, Word
 MODEL_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:/-]*$"
 """The same as the worker's (engines/model_option.py)."""
 ModelName = Annotated[str, Field(min_length=1, max_length=128, pattern=MODEL_NAME)]
+OF_SERVERS = ("generate", "embed", "rerank", "classify")
+"""Tasks that servers of OpenAI's API have routes for."""
 IMAGE_SOURCE = "image:"
 """Begins a source that is a folder of an OCI image."""
 
@@ -41,10 +43,13 @@ class Model(Wire):
     OCI image that holds the folder (`image:REFERENCE#folder` when it isn't its root); or a model of
     a server that speaks OpenAI's API, `openai:http://host:port/v1#name`, in the pod
     (`spec.upstream`) or a Service of the namespace."""
-    task: Literal["generate", "embed", "rerank", "classify", "tag", "answer"] = "generate"
+    task: Literal[
+        "generate", "embed", "rerank", "classify", "tag", "answer", "detect", "tensor"
+    ] = "generate"
     """What the model does: `generate` text, or `embed` it; `rerank` and score pairs of texts with a
-    cross-encoder, `classify` texts, `tag` their tokens (names, places), or `answer` a question with
-    words of a text. docs/models.md has a real model of each."""
+    cross-encoder, `classify` texts or pictures, `detect` objects in pictures, `tag` names and
+    places in a text, or `answer` a question with words of it; or run over the `tensor`s of a table
+    (risk, recommendation). docs/models.md has a real model of each."""
     options: Annotated[
         dict[Word, Annotated[str, Field(max_length=256, pattern=NO_COMMA)]], Field(max_length=32)
     ] = Field(default_factory=dict)
@@ -57,10 +62,11 @@ class Model(Wire):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "!self.source.startsWith('openai:') || !has(self.task) || "
-            "!(self.task in ['tag', 'answer'])",
+            "self.task in ['generate', 'embed', 'rerank', 'classify']",
             "task",
-            "task of an openai: source can't be tag or answer: servers have no such route",
-            lambda m: not m.source.startswith("openai:") or m.task not in ("tag", "answer"),
+            "task of an openai: source is generate, embed, rerank or classify: servers have no "
+            "route for others",
+            lambda m: not m.source.startswith("openai:") or m.task in OF_SERVERS,
         ),
     )
 

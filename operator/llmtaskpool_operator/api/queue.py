@@ -7,7 +7,20 @@ from typing import Annotated, Literal
 from llmtaskpool_worker.scheduling.aged_share import DEFAULT_AGED_SHARE
 from pydantic import Field
 
+from llmtaskpool_operator.api.models import SecretKey
 from llmtaskpool_operator.api.rules import Wire
+
+
+class SharedQueue(Wire):
+    """A Redis or Valkey on which the pool's workers share one line: any of them takes any task and
+    answers for any, and what a lost worker had runs again."""
+
+    secret_ref: SecretKey
+    """Where the server's URL is, in the pool's namespace: `redis://user:password@host:6379/0`,
+    `rediss://` with TLS, or `redis+sentinel://`. Workers read it at their start."""
+    allow_volatile: bool = False
+    """Take the server also when it may lose tasks: without an append-only file, or with
+    eviction."""
 
 
 class Queue(Wire):
@@ -31,6 +44,9 @@ class Queue(Wire):
     task_timeout_seconds: Annotated[float, Field(ge=0.1, le=2_592_000)] | None = None
     """A task of `/v1/tasks` that has waited for so many seconds ends as expired. Default: the
     worker's own limit, 86,400."""
+    redis: SharedQueue | None = None
+    """Let tasks outlive their worker, in one line for the whole pool. Default: each worker has a
+    line of its own in memory."""
 
 
 class Slo(Wire):

@@ -50,6 +50,7 @@ def mounted(pool: LLMTaskPool) -> Mounted:
         held.add("keys", {"secret": secret}, f"{_RUN}/keys", read_only=True)
         held.environment["LLMTASKPOOL_API_KEYS_FILE"] = f"{_RUN}/keys/keys"
     _add_hub_tokens(held, mode)
+    _add_queue(held, pool, mode)
     if (bundle := spec.trusted_ca_ref) is not None:
         config = {"name": bundle.name, "items": [{"key": bundle.key, "path": "ca.crt"}]}
         held.add("trusted-ca", {"configMap": config}, f"{_RUN}/ca", read_only=True)
@@ -89,6 +90,20 @@ def _add_hub_tokens(held: Mounted, mode: int) -> None:
     if sources:
         projected = {"sources": sources, "defaultMode": mode}
         held.add("hub-tokens", {"projected": projected}, f"{_RUN}/hub", read_only=True)
+
+
+def _add_queue(held: Mounted, pool: LLMTaskPool, mode: int) -> None:
+    """The URL of the server whose line the pool's workers share, which may hold a password."""
+    if (redis := held.spec.queue.redis) is None:
+        return
+    ref, meta = redis.secret_ref, pool.metadata
+    items = [{"key": ref.key, "path": "url"}]
+    secret = {"secretName": ref.name, "items": items, "defaultMode": mode}
+    held.add("queue", {"secret": secret}, f"{_RUN}/queue", read_only=True)
+    held.environment["LLMTASKPOOL_QUEUE_FILE"] = f"{_RUN}/queue/url"
+    held.environment["LLMTASKPOOL_QUEUE_POOL"] = f"{meta.namespace}/{meta.name}"
+    if redis.allow_volatile:
+        held.environment["LLMTASKPOOL_QUEUE_ALLOW_VOLATILE"] = "true"
 
 
 def _projected(ref: SecretKey, path: str) -> Manifest:

@@ -84,6 +84,13 @@ def local(
     drain_seconds: Annotated[
         float, typer.Option(min=0, help="On Ctrl-C, running tasks are given this long.")
     ] = 10.0,
+    queue: Annotated[
+        Path | None,
+        typer.Option(
+            help="File in which tasks survive a crash and a restart; one worker owns it, so the "
+            "pool has one. None: tasks are kept in memory."
+        ),
+    ] = None,
     record: Annotated[
         Path | None,
         typer.Option(help="File to which decisions about replicas are added, for `replay`."),
@@ -110,10 +117,18 @@ def local(
             wanted = pool_from_file(pool)
         else:
             served = bool(model) and all("=openai:" in one for one in model or ())
-            low, high = _replicas(min_replicas, max_replicas, most=1 if served else 2)
+            usual = 1 if served or queue is not None else 2
+            low, high = _replicas(min_replicas, max_replicas, most=usual)
             wanted = pool_from_options(model or (), low, high)
     except BadPool as error:
         _refuse(error.faults)
+    if queue is not None and (most := wanted.spec.scaling.max_replicas) > 1:
+        _refuse(
+            [
+                f"--queue {queue}: one worker owns the file, and the pool may have {most}: use "
+                "--max-replicas 1 (spec.scaling.maxReplicas of a pool's file), or leave --queue out"
+            ]
+        )
     from llmtaskpool_operator.local.pool import LocalOptions  # after the options, which may be bad
     from llmtaskpool_operator.local.run import run
 
@@ -136,6 +151,7 @@ def local(
         api_key_file=api_key_file,
         cache_dir=cache_dir,
         data_dir=data_dir,
+        queue=queue,
         cores=machine_cores() if divide_cores else None,
         drain_seconds=drain_seconds,
         record=record,

@@ -39,6 +39,8 @@ class LocalOptions:
     api_key_file: Path | None = None
     cache_dir: Path | None = None
     data_dir: Path | None = None
+    queue: Path | None = None
+    """The file in which its one worker keeps tasks."""
     cores: int | None = None
     drain_seconds: float = 10.0
     record: Path | None = None
@@ -88,6 +90,7 @@ class LocalPool:
             api_key_file=options.api_key_file,
             cache_dir=options.cache_dir,
             data_dir=options.data_dir,
+            queue=options.queue,
             upstream_hosts=options.upstream_hosts,
         )
         self.fleet = Fleet(

@@ -86,6 +86,7 @@ def worker_command(
     api_key_file: Path | None = None,
     cache_dir: Path | None = None,
     data_dir: Path | None = None,
+    queue: Path | None = None,
     drain_seconds: float | None = None,
     upstream_hosts: Sequence[str] = (),
 ) -> WorkerCommand:
@@ -101,6 +102,8 @@ def worker_command(
     ]
     if cache_dir is not None:
         options += ["--cache-dir", str(cache_dir)]
+    if queue is not None:
+        options += ["--queue", f"sqlite:{queue.resolve()}"]
     environment = environment_of(spec)
     if api_key_file is not None:
         environment["LLMTASKPOOL_API_KEYS_FILE"] = str(api_key_file.resolve())

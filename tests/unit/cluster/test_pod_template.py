@@ -246,6 +246,22 @@ def test_hub_tokens_are_files_of_secrets_the_models_own_before_the_pools() -> No
     assert "HF_TOKEN" not in found
 
 
+def test_the_shared_queues_url_is_a_file_of_its_secret_and_the_line_has_the_pools_name() -> None:
+    redis = {"secretRef": {"name": "queue", "key": "url"}}
+    secret = volume("queue", queue={"redis": redis})["secret"]
+    assert secret["secretName"] == "queue"
+    assert secret["items"] == [{"key": "url", "path": "url"}]
+    found = variables(queue={"redis": redis})
+    mounted = mount_of("queue", queue={"redis": redis})
+    assert mounted["readOnly"] is True
+    assert found["LLMTASKPOOL_QUEUE_FILE"] == f"{mounted['mountPath']}/url"
+    assert found["LLMTASKPOOL_QUEUE_POOL"] == f"{pool().metadata.namespace}/{pool().metadata.name}"
+    assert "LLMTASKPOOL_QUEUE_ALLOW_VOLATILE" not in found
+    volatile = variables(queue={"redis": redis | {"allowVolatile": True}})
+    assert volatile["LLMTASKPOOL_QUEUE_ALLOW_VOLATILE"] == "true"
+    assert not {"LLMTASKPOOL_QUEUE_FILE", "LLMTASKPOOL_QUEUE_POOL"} & variables().keys()
+
+
 @pytest.mark.parametrize(
     ("cache", "found"),
     [

@@ -17,15 +17,19 @@ from llmtaskpool_worker.scheduling.task import (
     Call,
     Embed,
     Embedded,
+    Evaluate,
+    Evaluated,
     Forward,
     Forwarded,
     Generate,
     Generated,
     Result,
     Returned,
+    Row,
     Sampling,
     TaskError,
     TaskRequest,
+    Tensor,
     TokenLogprob,
 )
 
@@ -33,12 +37,25 @@ REQUESTS = [
     TaskRequest("chat", Generate((1, 2), 9, Sampling(0.5, seed=3), ("stop",)), "m", 2.5),
     TaskRequest("embed", Embed((5,)), "v", 1.0, 3.0, 4.0, "key", {"batch": "Ä"}),
     TaskRequest("chat", Forward("chat/completions", b'{"a": 1}', 7, None, 10), "up"),
+    TaskRequest(
+        "rerank",
+        Evaluate((Row(b"\1\0\0\0", 1, 3), Row(b"")), {"top": 2}, {"a": None}, (), (0, 0)),
+        "r",
+    ),
+    TaskRequest("sum", Call({"large": [2**70, -(2**90)], "n": {"x": "half \ud800"}})),
+    TaskRequest(
+        "infer",
+        Evaluate(tensors=(Tensor("x", "FP32", (1, 2), b"\0" * 8),), images=(b"\xff\0",)),
+        "t",
+    ),
     TaskRequest("sum", Call({"numbers": [1, 2.5, None], "text": "ü"}), attended=True),
 ]
 RESULTS: list[Result | TaskError] = [
     Generated("hi", (1, 2), 3, "stop", (TokenLogprob(1, -0.5, ((2, -1.0),)),)),
     Embedded(b"\0\1\2\3", 4),
     Forwarded({"message": {"content": "x"}}, {"prompt_tokens": 3}),
+    Evaluated({"results": [{"index": 0, "score": 0.5}]}, 7),
+    Returned({"large": 2**70}),
     Returned([1, {"a": None}]),
     TaskError("code", "why"),
 ]
@@ -64,7 +81,7 @@ def test_a_result_comes_back_as_it_was(result: Result | TaskError) -> None:
         (bytes([SCHEMA]) + b"\xc1", "damaged"),
         (bytes([SCHEMA]) + b"\x80", "damaged"),
         (
-            encode_request(REQUESTS[3]).replace(b"\xa4call", b"\xa4cell"),
+            encode_request(REQUESTS[-1]).replace(b"\xa4call", b"\xa4cell"),
             "sort 'cell', which this version doesn't know",
         ),
     ],

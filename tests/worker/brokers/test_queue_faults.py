@@ -101,5 +101,5 @@ def test_old_and_new_workers_share_a_queue_and_each_takes_what_it_can_serve(
     news = {e["id"] for e in history if e["e"] == "accept" and e["by"] == "c1"}
     takers = {e["by"] for e in history if e["e"] == "claim" and e["id"] in news}
     olds = {e["by"] for e in history if e["e"] == "claim" and e["id"] not in news}
-    assert {soak.version(int(name[1:])) for name in takers} == {2}
-    assert {soak.version(int(name[1:])) for name in olds} == {1, 2}
+    assert {soak.versions[name] for name in takers} == {2}
+    assert {soak.versions[name] for name in olds} == {1, 2}

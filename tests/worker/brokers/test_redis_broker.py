@@ -17,6 +17,7 @@ from fakes.queue_servers import KINDS, QueueServer
 from llmtaskpool_worker.brokers.protocol import (
     Claim,
     Commit,
+    Dependencies,
     Held,
     Line,
     Outcome,
@@ -344,8 +345,8 @@ def test_what_is_damaged_or_foreign_is_put_aside_with_a_reason_and_stops_nobody(
                 client.hset(f"{PREFIX}:t:future", mapping={"v": "9", "s": "q"})
                 client.sadd(f"{PREFIX}:c:{group}", "broken\t")
                 client.set(f"{PREFIX}:q:{group}:broken\t", "not a sorted set")
-                client.set(f"{PREFIX}:b:damaged", b"\0\0\0\0\1garbage")
-                client.set(f"{PREFIX}:b:later", b"\0\0\0\0\x09whatever")
+                client.set(f"{PREFIX}:b:damaged", b"\0\0\0\0\0\0\1garbage")
+                client.set(f"{PREFIX}:b:later", b"\0\0\0\0\0\0\x09whatever")
                 client.delete(f"{PREFIX}:b:lost")
                 (claim,) = await broker.claim(wanted(8))
                 assert claim.id == "good"
@@ -506,6 +507,22 @@ def test_who_waits_elsewhere_hears_of_the_end_and_of_a_cancel(server: QueueServe
             assert (await runs.commit([end(claim)]))[0].commit is Commit.LOST
             with pytest.raises(KeyError):
                 await asks.wait("nobody")
+
+    asyncio.run(main())
+
+
+def test_a_dependants_claim_and_view_name_what_it_depends_on(server: QueueServer) -> None:
+    async def main() -> None:
+        async with worker(server.url) as broker:
+            for name in ("a", "b"):
+                await broker.accept(task(name))
+            receipt = await broker.accept(task("c", dependencies=Dependencies(("a", "b"))))
+            assert receipt.view.depends_on == ("a", "b")
+            await broker.commit([end(claim) for claim in await broker.claim(wanted(2))])
+            claim = await one(broker)
+            assert (claim.id, claim.parents) == ("c", ("a", "b"))
+            (done,) = await broker.commit([end(claim)])
+            assert done.view == await broker.get("c")
 
     asyncio.run(main())
 

@@ -75,6 +75,14 @@ async def until(true: Callable[[], bool], turns: int = 20_000) -> None:
     raise AssertionError("never happened")
 
 
+async def until_state(pool: Dispatcher, task_id: str, state: TaskState) -> None:
+    for _ in range(20_000):
+        if (await pool.get(task_id)).state is state:
+            return
+        await asyncio.sleep(0.0005)
+    raise AssertionError(f"never {state}")
+
+
 def play(story: Awaitable[None]) -> None:
     asyncio.run(asyncio.wait_for(story, 60))  # type: ignore[arg-type]
 
@@ -87,14 +95,14 @@ def idle(pool: Dispatcher) -> bool:
 def test_a_generation_gives_its_text_as_it_comes_and_to_late_listeners_from_its_beginning() -> None:
     async def story() -> None:
         async with running() as pool:
-            task = pool.submit(chat("hello"))
+            task = await pool.submit(chat("hello"))
             heard = [event async for event in pool.events(task.id)]
             again = [event async for event in pool.events(task.id)]
             assert heard == again
             assert [e.text for e in heard if isinstance(e, TextDelta)] == list("hello")
             states = [e.state.value for e in heard if isinstance(e, StateChanged)]
             assert states == ["queued", "running", "succeeded"]
-            result = pool.get(task.id).result
+            result = (await pool.get(task.id)).result
             assert isinstance(result, Generated)
             assert (result.text, result.finish_reason, result.prompt_tokens) == ("hello", "stop", 5)
 
@@ -104,7 +112,7 @@ def test_a_generation_gives_its_text_as_it_comes_and_to_late_listeners_from_its_
 def test_a_stop_string_ends_the_answer_and_frees_its_thread() -> None:
     async def story() -> None:
         async with running() as pool:
-            task = pool.submit(chat("say when, then more", stop=("when",)))
+            task = await pool.submit(chat("say when, then more", stop=("when",)))
             view = await pool.wait(task.id)
             assert (view.result.text, view.result.finish_reason) == ("say ", "stop")
             await until(lambda: idle(pool))
@@ -117,9 +125,9 @@ def test_the_order_is_that_of_weight_over_load() -> None:
         engine = LettersEngine()
         async with running(engine, limits(threads=1)) as pool:
             engine.hangs = True
-            first = pool.submit(chat("a"))
+            first = await pool.submit(chat("a"))
             texts = [("b", 1.0), ("c", 9.0), ("d", 3.0), ("e" * 200, 9.0)]
-            tasks = [pool.submit(chat(text, weight=weight)) for text, weight in texts]
+            tasks = [await pool.submit(chat(text, weight=weight)) for text, weight in texts]
             engine.hangs = False
             for task in (first, *tasks):
                 await pool.wait(task.id)
@@ -136,10 +144,10 @@ def test_a_task_that_waited_the_ageing_bound_has_its_share_before_urgent_ones() 
         bounds = limits(threads=1, ageing_seconds=60.0, preemption=Preemption(factor=0.0))
         async with running(engine, bounds, clock=clock) as pool:
             engine.hangs = True
-            pool.submit(chat("a"))
-            old = pool.submit(chat("b", weight=0.01))
+            await pool.submit(chat("a"))
+            old = await pool.submit(chat("b", weight=0.01))
             clock.now += 61
-            new = pool.submit(chat("c", weight=100.0))
+            new = await pool.submit(chat("c", weight=100.0))
             engine.hangs = False
             await pool.wait(old.id)
             await pool.wait(new.id)
@@ -152,7 +160,7 @@ def test_n_is_never_exceeded_and_changes_while_tasks_run() -> None:
     async def story() -> None:
         engine = LettersEngine()
         async with running(engine, limits(threads=3)) as pool:
-            tasks = [pool.submit(chat("x" * 40)) for _ in range(12)]
+            tasks = [await pool.submit(chat("x" * 40)) for _ in range(12)]
             await until(lambda: engine.largest_batch == 3)
             assert pool.set_threads(5, {LaneName.COMPUTE: 6}).threads[LaneName.COMPUTE] == 6
             for task in tasks:
@@ -171,10 +179,10 @@ def test_a_full_queue_refuses_with_a_time_and_counts_the_work_as_arrived() -> No
         async with running(engine, limits(threads=1, queue_tasks=2)) as pool:
             engine.hangs = True
             for _ in range(3):
-                pool.submit(chat("x"))
+                await pool.submit(chat("x"))
             arrived = pool.state().work.arrived_seconds_total
             with pytest.raises(Rejected) as refused:
-                pool.submit(chat("x"))
+                await pool.submit(chat("x"))
             assert refused.value.code == "queue_full"
             assert refused.value.retry_after_seconds >= 1
             state = pool.state()
@@ -189,15 +197,15 @@ def test_waiting_and_running_tasks_can_be_cancelled_and_hold_nothing_afterwards(
         engine = LettersEngine()
         async with running(engine, limits(threads=1)) as pool:
             engine.hangs = True
-            runs, waits = pool.submit(chat("abc")), pool.submit(chat("def"))
-            assert pool.cancel(waits.id).state is TaskState.CANCELLED
-            assert pool.cancel(runs.id).state is TaskState.CANCELLED
+            runs, waits = await pool.submit(chat("abc")), await pool.submit(chat("def"))
+            assert (await pool.cancel(waits.id)).state is TaskState.CANCELLED
+            assert (await pool.cancel(runs.id)).state is TaskState.CANCELLED
             engine.hangs = False
-            after = pool.submit(chat("ok"))
+            after = await pool.submit(chat("ok"))
             assert (await pool.wait(after.id)).result.text == "ok"
             await until(lambda: idle(pool))
             assert pool.state().work.waiting_seconds == pytest.approx(0)
-            assert pool.cancel("unknown") is None
+            assert await pool.cancel("unknown") is None
 
     play(story())
 
@@ -209,14 +217,14 @@ def test_what_nobody_waits_for_is_not_given_up_with_what_somebody_waits_for() ->
         engine, clock = LettersEngine(), Clock()
         async with running(engine, limits(threads=1), clock=clock) as pool:
             engine.hangs = True
-            pool.submit(chat("a"))
-            waiting = pool.submit(chat("b", attended=True))
-            bulk = pool.submit(chat("c"))
+            await pool.submit(chat("a"))
+            waiting = await pool.submit(chat("b", attended=True))
+            bulk = await pool.submit(chat("c"))
             clock.now += 601
-            await until(lambda: pool.get(waiting.id).state is TaskState.EXPIRED)
-            assert pool.get(bulk.id).state is TaskState.QUEUED
+            await until_state(pool, waiting.id, TaskState.EXPIRED)
+            assert (await pool.get(bulk.id)).state is TaskState.QUEUED
             clock.now += 86_400
-            await until(lambda: pool.get(bulk.id).state is TaskState.EXPIRED)
+            await until_state(pool, bulk.id, TaskState.EXPIRED)
 
     play(story())
 
@@ -226,8 +234,8 @@ def test_tasks_expire_in_the_queue_and_time_out_while_running() -> None:
         engine, clock = LettersEngine(), Clock()
         async with running(engine, limits(threads=1), clock=clock) as pool:
             engine.hangs = True
-            runs = pool.submit(chat("abc", timeout_seconds=5.0))
-            waits = pool.submit(chat("def", queue_timeout_seconds=3.0))
+            runs = await pool.submit(chat("abc", timeout_seconds=5.0))
+            waits = await pool.submit(chat("def", queue_timeout_seconds=3.0))
             clock.now += 4
             assert (await pool.wait(waits.id)).state is TaskState.EXPIRED
             clock.now += 2
@@ -241,14 +249,14 @@ def test_a_poisonous_prompt_takes_nobody_with_it_and_is_not_retried_for_ever() -
     async def story() -> None:
         engine = LettersEngine()
         async with running(engine, limits(threads=8)) as pool:
-            innocents = [pool.submit(chat(f"innocent {i}")) for i in range(5)]
-            poison = pool.submit(chat("bad" + chr(POISON)))
+            innocents = [await pool.submit(chat(f"innocent {i}")) for i in range(5)]
+            poison = await pool.submit(chat("bad" + chr(POISON)))
             views = [await pool.wait(task.id) for task in innocents]
             assert [view.state for view in views] == [TaskState.SUCCEEDED] * 5
             view = await pool.wait(poison.id)
             assert (view.state, view.error.code) == (TaskState.FAILED, "crashed_engine_repeatedly")
             assert view.attempts == engine.deaths == 3
-            assert (await pool.wait(pool.submit(chat("next")).id)).result.text == "next"
+            assert (await pool.wait((await pool.submit(chat("next"))).id)).result.text == "next"
             assert pool.state().phase is Phase.READY
 
     play(story())
@@ -258,13 +266,13 @@ def test_a_stream_that_was_read_fails_when_the_engine_dies_because_it_cannot_be_
     async def story() -> None:
         engine = LettersEngine()
         async with running(engine) as pool:
-            task = pool.submit(chat("x" * 100))
+            task = await pool.submit(chat("x" * 100))
             seen = []
             async for event in pool.events(task.id):
                 seen.append(event)
                 if isinstance(event, TextDelta) and engine.deaths == 0:
                     engine.kill()
-            view = pool.get(task.id)
+            view = await pool.get(task.id)
             assert (view.state, view.error.code) == (TaskState.FAILED, "engine_crashed")
 
     play(story())
@@ -276,7 +284,7 @@ def test_an_engine_that_stands_still_is_told_then_killed_and_the_worker_stays_al
         bounds = limits(stall_seconds=10.0, stall_kill_seconds=20.0)
         async with running(engine, bounds, clock=clock) as pool:
             engine.hangs = True
-            task = pool.submit(chat("abc"))
+            task = await pool.submit(chat("abc"))
             clock.now += 11
             assert (pool.state().phase, pool.alive()) == (Phase.STARTING, True)
             problem = pool.state().model_problems["letters"]
@@ -365,7 +373,7 @@ def test_an_engine_that_no_kill_ends_makes_the_worker_not_alive() -> None:
         bounds = limits(stall_seconds=10.0, stall_kill_seconds=20.0)
         async with running(engine, bounds, clock=clock) as pool:
             engine.hangs = True
-            pool.submit(chat("abc"))
+            await pool.submit(chat("abc"))
             clock.now += 39
             await until(lambda: engine.deaths > 0)
             assert pool.alive()
@@ -381,7 +389,7 @@ def test_an_engine_that_beats_within_a_long_step_is_slow_and_not_dead() -> None:
         bounds = limits(stall_seconds=10.0, stall_kill_seconds=20.0)
         async with running(engine, bounds, clock=clock) as pool:
             engine.hangs = True  # a step of two minutes
-            task = pool.submit(chat("abc"))
+            task = await pool.submit(chat("abc"))
             for _ in range(24):
                 clock.now += 5
                 engine.beat()
@@ -400,7 +408,7 @@ def test_a_worker_that_did_not_run_itself_does_not_blame_its_engines() -> None:
         bounds = limits(stall_seconds=0.5, stall_kill_seconds=1.0)
         async with running(engine, bounds, clock=time.monotonic) as pool:
             engine.hangs = True
-            task = pool.submit(chat("abc"))
+            task = await pool.submit(chat("abc"))
             await asyncio.sleep(0.1)
             time.sleep(2.5)  # noqa: ASYNC251  as if the whole process had been stopped
             engine.hangs = False
@@ -413,10 +421,10 @@ def test_a_worker_that_did_not_run_itself_does_not_blame_its_engines() -> None:
 def test_an_idempotency_key_returns_its_task_and_refuses_another_body() -> None:
     async def story() -> None:
         async with running() as pool:
-            one = pool.submit(chat("abc", idempotency_key="k"))
-            assert pool.submit(chat("abc", idempotency_key="k")).id == one.id
+            one = await pool.submit(chat("abc", idempotency_key="k"))
+            assert (await pool.submit(chat("abc", idempotency_key="k"))).id == one.id
             with pytest.raises(Rejected) as refused:
-                pool.submit(chat("abd", idempotency_key="k"))
+                await pool.submit(chat("abd", idempotency_key="k"))
             assert refused.value.code == "idempotency_conflict"
 
     play(story())
@@ -435,7 +443,7 @@ def test_what_no_engine_does_is_refused(request_: TaskRequest, code: str) -> Non
     async def story() -> None:
         async with running() as pool:
             with pytest.raises(Rejected) as refused:
-                pool.submit(request_)
+                await pool.submit(request_)
             assert refused.value.code == code
 
     play(story())
@@ -444,10 +452,10 @@ def test_what_no_engine_does_is_refused(request_: TaskRequest, code: str) -> Non
 def test_draining_finishes_what_is_accepted_and_refuses_the_rest() -> None:
     async def story() -> None:
         async with running(bounds=limits(threads=2)) as pool:
-            tasks = [pool.submit(chat("abcdef")) for _ in range(6)]
+            tasks = [await pool.submit(chat("abcdef")) for _ in range(6)]
             assert pool.drain(60.0).phase is Phase.DRAINING
             with pytest.raises(Rejected) as refused:
-                pool.submit(chat("late"))
+                await pool.submit(chat("late"))
             assert refused.value.code == "draining"
             states = [(await pool.wait(task.id)).state for task in tasks]
             assert states == [TaskState.SUCCEEDED] * 6
@@ -461,7 +469,7 @@ def test_stopping_tells_those_who_could_not_finish() -> None:
         engine = LettersEngine()
         async with running(engine, limits(threads=1)) as pool:
             engine.hangs = True
-            tasks = [pool.submit(chat("abc")) for _ in range(3)]
+            tasks = [await pool.submit(chat("abc")) for _ in range(3)]
             await pool.stop(0.0)
             views = [await pool.wait(task.id) for task in tasks]
             assert {(v.state, v.error.code) for v in views} == {(TaskState.FAILED, "draining")}
@@ -498,8 +506,8 @@ def test_a_flood_of_compute_does_not_hold_up_the_io_lane() -> None:
         async with running(engine, limits(threads=1), kinds=kinds()) as pool:
             engine.hangs = True
             for _ in range(200):
-                pool.submit(chat("x"))
-            nap = pool.submit(TaskRequest("nap", Call()))
+                await pool.submit(chat("x"))
+            nap = await pool.submit(TaskRequest("nap", Call()))
             assert nap.lane is LaneName.IO
             assert (await pool.wait(nap.id)).result.value == "slept"
 
@@ -509,8 +517,8 @@ def test_a_flood_of_compute_does_not_hold_up_the_io_lane() -> None:
 def test_what_a_handler_raises_never_reaches_the_client_unless_it_means_to() -> None:
     async def story() -> None:
         async with running(kinds=kinds()) as pool:
-            broken = await pool.wait(pool.submit(TaskRequest("broken", Call())).id)
-            picky = await pool.wait(pool.submit(TaskRequest("picky", Call())).id)
+            broken = await pool.wait((await pool.submit(TaskRequest("broken", Call()))).id)
+            picky = await pool.wait((await pool.submit(TaskRequest("picky", Call()))).id)
             assert broken.error.code == "handler_failed"
             assert "secret" not in broken.error.message
             assert (picky.error.code, picky.error.message) == (
@@ -546,11 +554,11 @@ def test_whatever_happens_each_task_ends_once_and_nothing_is_held(operations: li
             for name, number, weight in operations:
                 if name == "submit":
                     try:
-                        ids.append(pool.submit(chat("y" * number, weight=weight)).id)
+                        ids.append((await pool.submit(chat("y" * number, weight=weight))).id)
                     except Rejected as refused:
                         assert refused.code == "queue_full"  # noqa: PT017
                 elif name == "cancel" and number < len(ids):
-                    pool.cancel(ids[number])
+                    await pool.cancel(ids[number])
                 elif name == "die":
                     engine.kill()
                 elif name == "resize":

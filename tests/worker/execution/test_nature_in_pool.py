@@ -22,7 +22,7 @@ def test_an_auto_kind_that_only_waits_moves_to_the_io_lane() -> None:
         try:
             seen = []
             for _ in range(ENOUGH + 1):
-                task = pool.submit(TaskRequest("waits", Call()))
+                task = await pool.submit(TaskRequest("waits", Call()))
                 seen.append(task.lane)
                 await pool.wait(task.id)
             verdict = pool.state().kinds["waits"]

@@ -46,7 +46,9 @@ def play(story) -> None:
 
 def test_a_task_gets_the_labels_of_its_model_and_the_tokens_that_were_read() -> None:
     async def story(pool: Dispatcher) -> None:
-        view = await pool.wait(pool.submit(TaskRequest("classify", Evaluate(rows(1, 4)))).id)
+        view = await pool.wait(
+            (await pool.submit(TaskRequest("classify", Evaluate(rows(1, 4))))).id
+        )
         assert view.state is TaskState.SUCCEEDED
         assert isinstance(view.result, Evaluated)
         assert view.result.prompt_tokens == 5
@@ -58,8 +60,8 @@ def test_a_task_gets_the_labels_of_its_model_and_the_tokens_that_were_read() -> 
 
 def test_what_tasks_cost_is_learned_so_that_long_ones_weigh_more() -> None:
     async def story(pool: Dispatcher) -> None:
-        short = pool.submit(TaskRequest("classify", Evaluate(rows(4))))
-        long = pool.submit(TaskRequest("classify", Evaluate(rows(*[256] * 40))))
+        short = await pool.submit(TaskRequest("classify", Evaluate(rows(4))))
+        long = await pool.submit(TaskRequest("classify", Evaluate(rows(*[256] * 40))))
         assert long.load_seconds > 10 * short.load_seconds
         await pool.wait(long.id)
 
@@ -77,7 +79,7 @@ def test_what_tasks_cost_is_learned_so_that_long_ones_weigh_more() -> None:
 def test_what_the_models_here_do_not_do_is_refused(request_: TaskRequest, code: str) -> None:
     async def story(pool: Dispatcher) -> None:
         with pytest.raises(Rejected) as refused:
-            pool.submit(request_)
+            await pool.submit(request_)
         assert refused.value.code == code
 
     play(story)

@@ -37,6 +37,14 @@ async def until(true) -> None:
     raise AssertionError("never happened")
 
 
+async def until_state(pool: Dispatcher, task_id: str, state: TaskState) -> None:
+    for _ in range(20_000):
+        if (await pool.get(task_id)).state is state:
+            return
+        await asyncio.sleep(0.0005)
+    raise AssertionError(f"never {state}")
+
+
 def run(story, engine: LettersEngine, **more) -> None:
     async def whole() -> None:
         clock, tokenizer = Clock(), more.pop("tokenizer", LetterTokenizer())
@@ -64,13 +72,13 @@ def test_embeddings_that_run_together_are_offered_as_their_share_of_the_engine()
     async def story(pool: Dispatcher, clock: Clock) -> None:
         text = TaskRequest("embed", Embed(letters("abc")))
         engine.hangs = True
-        tasks = [pool.submit(text) for _ in range(8)]
+        tasks = [await pool.submit(text) for _ in range(8)]
         clock.now += 8.0
         engine.hangs = False
         for task in tasks:
             assert (await pool.wait(task.id)).state is TaskState.SUCCEEDED
         before = pool.state().work.arrived_seconds_total
-        await pool.wait(pool.submit(text).id)
+        await pool.wait((await pool.submit(text)).id)
         assert pool.state().work.arrived_seconds_total - before == pytest.approx(1.0)
 
     run(story, engine)
@@ -90,7 +98,7 @@ def test_an_answer_that_cannot_be_decoded_fails_alone() -> None:
     engine = LettersEngine()
 
     async def story(pool: Dispatcher, _: Clock) -> None:
-        good, bad = pool.submit(chat("good" * 9)), pool.submit(chat("ba#d" * 9))
+        good, bad = await pool.submit(chat("good" * 9)), await pool.submit(chat("ba#d" * 9))
         failed = await pool.wait(bad.id)
         assert failed.state is TaskState.FAILED
         assert failed.error is not None
@@ -116,14 +124,14 @@ def test_those_who_wait_for_a_model_that_cannot_be_loaded_again_are_told() -> No
 
     async def story(pool: Dispatcher, _: Clock) -> None:
         engine.hangs = True
-        tasks = [pool.submit(chat("abc")) for _ in range(20)]  # 16 run, 4 wait
+        tasks = [await pool.submit(chat("abc")) for _ in range(20)]  # 16 run, 4 wait
         engine.kill()
         for task in tasks:
             view = await pool.wait(task.id)
             assert (view.state, view.error.code) == (TaskState.FAILED, "model_failed")
         assert pool.state().phase is Phase.FAILED
         with pytest.raises(Rejected) as refused:
-            pool.submit(chat("abc"))
+            await pool.submit(chat("abc"))
         assert refused.value.code == "model_failed"
 
     run(story, engine)
@@ -135,7 +143,7 @@ def test_a_model_that_could_not_be_loaded_and_is_tried_again_is_unready_until_it
     async def story(pool: Dispatcher, _: Clock) -> None:
         back, engine._be_ready = engine._be_ready, lambda: None
         engine.hangs = True
-        task = pool.submit(chat("abc"))
+        task = await pool.submit(chat("abc"))
         engine.kill()
         for wait in (1.0, 2.0):
             failed = LoadFailed("a file is away", may_pass=True, retrying_in_seconds=wait)
@@ -144,7 +152,7 @@ def test_a_model_that_could_not_be_loaded_and_is_tried_again_is_unready_until_it
         await until(lambda: pool.state().model_problems["letters"].code == "retrying")
         assert pool.state().model_problems["letters"].message == "a file is away"
         assert pool.state().phase is Phase.STARTING
-        waits = pool.submit(chat("later"))
+        waits = await pool.submit(chat("later"))
         back()
         for one in (task, waits):
             assert (await pool.wait(one.id)).state is TaskState.SUCCEEDED
@@ -166,9 +174,9 @@ def test_a_task_of_an_engine_that_stays_away_is_not_kept_for_ever() -> None:
 
     async def story(pool: Dispatcher, clock: Clock) -> None:
         engine.hangs = True
-        task = pool.submit(chat("abc"))
+        task = await pool.submit(chat("abc"))
         engine.kill()
-        await until(lambda: pool.get(task.id).state is TaskState.QUEUED)
+        await until_state(pool, task.id, TaskState.QUEUED)
         clock.now += 100.0
         view = await pool.wait(task.id)
         assert (view.state, view.error.code) == (TaskState.FAILED, "timeout")
@@ -195,7 +203,7 @@ def test_slow_answers_lower_the_cap_that_the_operator_reads() -> None:
             return pool.state().lanes[LaneName.COMPUTE].threads_cap
 
         assert cap() > 1
-        await pool.wait(pool.submit(chat("abcdef")).id)
+        await pool.wait((await pool.submit(chat("abcdef"))).id)
         clock.now += 10.0
         assert cap() == 1
         pool.set_threads(1, {LaneName.COMPUTE: 32})
@@ -226,7 +234,7 @@ def test_a_single_task_gets_three_attempts(dies: int, ends: str) -> None:
     engine = Unlucky(dies)
 
     async def story(pool: Dispatcher, _: Clock) -> None:
-        view = await pool.wait(pool.submit(chat("abc")).id)
+        view = await pool.wait((await pool.submit(chat("abc"))).id)
         assert (view.state.value, view.attempts) == (ends, 3)
         if view.error is not None:
             assert view.error.code == "crashed_engine_repeatedly"
@@ -246,10 +254,10 @@ def test_new_tasks_run_beside_suspects_as_soon_as_the_engine_is_back() -> None:
     engine = Dazed()
 
     async def story(pool: Dispatcher, _: Clock) -> None:
-        suspects = [pool.submit(chat(text)) for text in ("aaa", chr(POISON), "bbb")]
+        suspects = [await pool.submit(chat(text)) for text in ("aaa", chr(POISON), "bbb")]
         await until(lambda: engine.deaths == 1)
-        later = pool.submit(chat("ccc", weight=100.0))
-        await until(lambda: pool.get(later.id).state is TaskState.RUNNING)
+        later = await pool.submit(chat("ccc", weight=100.0))
+        await until_state(pool, later.id, TaskState.RUNNING)
         engine.hangs = False
         states = [(await pool.wait(task.id)).state.value for task in [*suspects, later]]
         assert states == ["succeeded", "failed", "succeeded", "succeeded"]
@@ -264,9 +272,9 @@ def test_one_poisonous_prompt_among_32_costs_six_crashes_and_harms_nobody() -> N
     async def story(pool: Dispatcher, _: Clock) -> None:
         pool.set_threads(1, {LaneName.COMPUTE: 32})
         engine.hangs = True
-        innocents = [pool.submit(chat("innocent")) for _ in range(16)]
-        poison = pool.submit(chat("bad" + chr(POISON)))
-        innocents += [pool.submit(chat("innocent")) for _ in range(15)]
+        innocents = [await pool.submit(chat("innocent")) for _ in range(16)]
+        poison = await pool.submit(chat("bad" + chr(POISON)))
+        innocents += [await pool.submit(chat("innocent")) for _ in range(15)]
         engine.hangs = False
         assert (await pool.wait(poison.id)).error.code == "crashed_engine_repeatedly"
         states = {(await pool.wait(task.id)).state.value for task in innocents}
@@ -300,16 +308,16 @@ def test_an_urgent_chat_takes_the_place_of_bulk_which_goes_on_where_it_stood() -
 
     async def story(pool: Dispatcher, _: Clock) -> None:
         pool.set_threads(1, {LaneName.COMPUTE: 2})
-        tasks = [pool.submit(bulk(letter)) for letter in "ab"]
+        tasks = [await pool.submit(bulk(letter)) for letter in "ab"]
         heard = [asyncio.create_task(said(pool, task.id)) for task in tasks]
         await until(lambda: engine.largest_batch == 2)
-        first = pool.submit(urgent("now"))
+        first = await pool.submit(urgent("now"))
         assert (await pool.wait(first.id)).result.text == "now"
-        states = [pool.get(task.id).state for task in tasks]
+        states = [(await pool.get(task.id)).state for task in tasks]
         assert states == [TaskState.RUNNING] * 2
         for letter, hearing in zip("ab", heard, strict=True):
             assert await hearing == (["queued", "running", "succeeded"], letter * 700)
-        views = [pool.get(task.id) for task in tasks]
+        views = [await pool.get(task.id) for task in tasks]
         assert [len(view.result.tokens) for view in views] == [700, 700]
         assert [view.attempts for view in views] == [1, 1]
         assert engine.parkings == 1
@@ -322,10 +330,10 @@ def test_the_place_that_is_made_is_for_the_urgent_and_not_for_those_who_have_age
 
     async def story(pool: Dispatcher, clock: Clock) -> None:
         pool.set_threads(1, {LaneName.COMPUTE: 1})
-        tasks = [pool.submit(bulk(letter)) for letter in "abc"]
+        tasks = [await pool.submit(bulk(letter)) for letter in "abc"]
         await until(lambda: engine.largest_batch == 1)
         clock.now += 301
-        assert (await pool.wait(pool.submit(urgent("now")).id)).result.text == "now"
+        assert (await pool.wait((await pool.submit(urgent("now"))).id)).result.text == "now"
         assert [chr(token) for token in engine.started] == ["a", "n"]
         assert engine.parkings == 1
         for task in tasks:
@@ -339,11 +347,11 @@ def test_a_task_makes_way_twice_at_most_and_never_for_its_equals() -> None:
 
     async def story(pool: Dispatcher, _: Clock) -> None:
         pool.set_threads(1, {LaneName.COMPUTE: 1})
-        task = pool.submit(bulk("a"))
+        task = await pool.submit(bulk("a"))
         await until(lambda: engine.largest_batch == 1)
-        equal = pool.submit(bulk("b"))
+        equal = await pool.submit(bulk("b"))
         for _ in range(4):
-            assert (await pool.wait(pool.submit(urgent("now")).id)).result.text == "now"
+            assert (await pool.wait((await pool.submit(urgent("now"))).id)).result.text == "now"
             await asyncio.sleep(0.01)
         assert (await pool.wait(task.id)).result.text == "a" * 700
         assert (await pool.wait(equal.id)).result.text == "b" * 700
@@ -358,12 +366,12 @@ def test_what_made_way_can_be_cancelled_and_survives_a_crash(end: str) -> None:
 
     async def story(pool: Dispatcher, _: Clock) -> None:
         pool.set_threads(1, {LaneName.COMPUTE: 1})
-        task = pool.submit(bulk("a"))
+        task = await pool.submit(bulk("a"))
         await until(lambda: engine.largest_batch == 1)
-        other = pool.submit(urgent("n" * 90))
+        other = await pool.submit(urgent("n" * 90))
         await until(lambda: engine.parkings == 1)
         if end == "cancel":
-            assert pool.cancel(task.id).state is TaskState.CANCELLED
+            assert (await pool.cancel(task.id)).state is TaskState.CANCELLED
         else:
             engine.kill()
             assert (await pool.wait(task.id)).result.text == "a" * 700

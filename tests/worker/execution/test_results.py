@@ -44,7 +44,9 @@ def test_choices_that_end_in_any_order_are_all_read_though_the_store_is_full(
 ) -> None:
     async def story(pool: Dispatcher) -> None:
         batch = Batch(pool)
-        batch.submit_all([chat("the longest of all " * 3), chat("b"), chat("cc"), chat("ddd")])
+        await batch.submit_all(
+            [chat("the longest of all " * 3), chat("b"), chat("cc"), chat("ddd")]
+        )
         others = Batch(pool)
         await others.run([chat("other") for _ in range(5)])
         views = await batch.results()
@@ -56,14 +58,14 @@ def test_choices_that_end_in_any_order_are_all_read_though_the_store_is_full(
 def test_a_slow_reader_of_a_stream_gets_its_end_though_the_store_is_full() -> None:
     async def story(pool: Dispatcher) -> None:
         batch = Batch(pool)
-        batch.submit_all([chat("abc")])
+        await batch.submit_all([chat("abc")])
         last = [event async for event in batch.events(0)][-1]
         others = Batch(pool)
         await others.run([chat("other") for _ in range(5)])
         others.cancel()
         assert isinstance(last, StateChanged)
-        assert batch.is_success(0, last)
-        assert batch.result(0).text == "abc"
+        assert await batch.is_success(0, last)
+        assert (await batch.result(0)).text == "abc"
         batch.cancel()
 
     play(story, ResultLimits(tasks=1))
@@ -71,13 +73,13 @@ def test_a_slow_reader_of_a_stream_gets_its_end_though_the_store_is_full() -> No
 
 def test_a_task_whose_result_cannot_be_kept_is_refused_and_leaves_nothing() -> None:
     async def story(pool: Dispatcher) -> None:
-        kept = pool.submit(chat("abc"))
+        kept = await pool.submit(chat("abc"))
         with pytest.raises(Rejected) as refused:
-            pool.submit(chat("abc"))
+            await pool.submit(chat("abc"))
         assert refused.value.code == "results_full"
         assert refused.value.retry_after_seconds >= 1
         assert (await pool.wait(kept.id)).result.text == "abc"
-        assert pool.get(kept.id).result.text == "abc"
+        assert (await pool.get(kept.id)).result.text == "abc"
         state = pool.state()
         assert (state.totals.accepted, state.totals.rejected) == (1, 1)
         assert sum(lane.queued for lane in state.lanes.values()) == 0

@@ -166,7 +166,7 @@ class LaneMachine(RuleBasedStateMachine):
         await self.pool.start()
         await until(lambda: self.pool.state().phase is Phase.READY, "ready")
 
-    def _submit(self, kind: str, lane: LaneName, seconds: float | None) -> str | None:
+    async def _submit(self, kind: str, lane: LaneName, seconds: float | None) -> str | None:
         if kind == "chat":
             payload, name = Generate(letters("y" * 400), 400), "chat"
             weight = 100.0 if seconds is None else 0.001  # the one may take the other's place
@@ -174,7 +174,7 @@ class LaneMachine(RuleBasedStateMachine):
             payload, name, weight = Call(), f"{kind}-{lane.value}", 1.0
         request = TaskRequest(name, payload, timeout_seconds=seconds, weight=weight)
         try:
-            task = self.pool.submit(request)
+            task = await self.pool.submit(request)
         except Rejected:
             self.rejected += 1
             return None
@@ -191,18 +191,18 @@ class LaneMachine(RuleBasedStateMachine):
     def submit(self, what, times: int) -> None:
         async def story() -> None:
             for _ in range(times):
-                self._submit(*what)
+                await self._submit(*what)
 
         self.run(story())
 
     @rule(what=st.tuples(*submitted), turns=st.integers(0, 3))
     def submit_and_cancel(self, what, turns: int) -> None:
         async def story() -> None:
-            task_id = self._submit(*what)
+            task_id = await self._submit(*what)
             for _ in range(turns):
                 await asyncio.sleep(0)
             if task_id is not None:
-                self.pool.cancel(task_id)
+                await self.pool.cancel(task_id)
 
         self.run(story())
 
@@ -210,7 +210,7 @@ class LaneMachine(RuleBasedStateMachine):
     def cancel(self, number: int) -> None:
         async def story() -> None:
             if self.ids:
-                self.pool.cancel(self.ids[number % len(self.ids)])
+                await self.pool.cancel(self.ids[number % len(self.ids)])
 
         self.run(story())
 
@@ -326,11 +326,11 @@ def play(story: Callable) -> None:
 def test_submitted_and_cancelled_in_one_turn_of_the_loop_leaves_the_lane_as_it_was() -> None:
     async def story(pool: Dispatcher, handlers: Handlers) -> None:
         for _ in range(10 * N):
-            task = pool.submit(TaskRequest("loop-io", Call()))
-            assert pool.cancel(task.id).state is TaskState.CANCELLED
+            task = await pool.submit(TaskRequest("loop-io", Call()))
+            assert (await pool.cancel(task.id)).state is TaskState.CANCELLED
         await until(lambda: active(pool, LaneName.IO) == 0, "no thread is held")
         handlers.let_all_go()
-        after = pool.submit(TaskRequest("loop-io", Call()))
+        after = await pool.submit(TaskRequest("loop-io", Call()))
         assert (await pool.wait(after.id)).state is TaskState.SUCCEEDED
 
     play(story)
@@ -341,9 +341,9 @@ def test_a_cancelled_handler_that_goes_on_keeps_its_place(kind: str) -> None:
     async def story(pool: Dispatcher, handlers: Handlers) -> None:
         lane = LaneName(kind.split("-")[1])
         for _ in range(20):
-            task = pool.submit(TaskRequest(kind, Call()))
+            task = await pool.submit(TaskRequest(kind, Call()))
             await asyncio.sleep(0.005)
-            pool.cancel(task.id)
+            await pool.cancel(task.id)
         await until(lambda: handlers.count(lane) == N, "N handlers run")
         assert handlers.most[lane] == N
         assert active(pool, lane) == N
@@ -376,7 +376,9 @@ def test_a_handler_that_leaves_by_sys_exit_or_cancels_itself_fails_its_own_task_
         pool = Dispatcher(kinds=registry)
         await pool.start()
         for name in registry.names():
-            view = await asyncio.wait_for(pool.wait(pool.submit(TaskRequest(name, Call())).id), 5)
+            view = await asyncio.wait_for(
+                pool.wait((await pool.submit(TaskRequest(name, Call()))).id), 5
+            )
             assert (view.state, view.error.code) == (TaskState.FAILED, "handler_failed")
         assert active(pool, LaneName.IO) == 0
         await pool.stop(0.0)

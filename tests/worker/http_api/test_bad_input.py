@@ -91,10 +91,10 @@ def refused(rig, path: str, body, *, field: str, status: int = 400) -> dict:
         ({"messages": [{"role": "user", "content": "x" * 500_000}]}, "messages"),
         ({"model": 5}, "model"),
         ({"model": "vectors"}, "model"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "tools[0].function.name"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"tools": [{"type": "function"}], "tool_choice": "auto"}, "tools"),
-        ({"tools": [5], "tool_choice": "none"}, "tools"),
+        ({"tools": [{"type": "function"}], "tool_choice": "auto"}, "tools[0].function"),
+        ({"tools": [5], "tool_choice": "none"}, "tools[0]"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"verbosity": "low"}, "verbosity"),
         ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content"),
@@ -107,8 +107,8 @@ def refused(rig, path: str, body, *, field: str, status: int = 400) -> dict:
             {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "a"}]}]},
             "messages[0].tool_calls[0].function",
         ),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logit_bias": {"1": 5}}, "logit_bias"),
+        ({"response_format": {"type": "json"}}, "response_format.type"),
+        ({"logit_bias": {"1": 500}}, "logit_bias.1"),
         ({"max_token": 5}, "max_token"),
         ({"x" * 10_000: 5}, "x" * 61 + "..."),
     ],
@@ -387,7 +387,7 @@ def test_no_path_traceback_or_prompt_is_in_an_answer_or_in_the_log(caplog):
     def broken_pool(clock):
         pool = FakePool(clock)
 
-        def submit(_request):
+        async def submit(_request):
             raise RuntimeError("boom secret-prompt /etc/passwd")
 
         pool.submit = submit

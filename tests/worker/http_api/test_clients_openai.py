@@ -5,7 +5,7 @@ from __future__ import annotations
 import openai
 import pytest
 from fakes.fake_pool import FakePool, Running, wait_for_ever
-from fakes.http_rig import KEY, serving, wait_until
+from fakes.http_rig import KEY, models, serving, wait_until
 from llmtaskpool_worker.contract import Phase
 
 HI = [{"role": "user", "content": "hi"}]
@@ -73,7 +73,7 @@ def test_embeddings_in_the_package_s_own_base64_and_as_floats(ai, form):
 
 
 def test_models(ai):
-    assert [model.id for model in ai.models.list()] == ["echo", "vectors"]
+    assert [model.id for model in ai.models.list()] == [model.name for model in models()]
     assert ai.models.retrieve("echo").owned_by == "llmtaskpool"
 
 
@@ -82,10 +82,10 @@ def test_a_bad_request_names_its_field(ai):
         ai.chat.completions.create(model="echo", messages=HI, max_tokens=0)
     assert raised.value.param == "max_tokens"
     assert raised.value.type == "invalid_request_error"
-    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    tools = [{"type": "function", "function": {"name": "f g", "parameters": {}}}]
     with pytest.raises(openai.BadRequestError) as raised:
         ai.chat.completions.create(model="echo", messages=HI, tools=tools)
-    assert raised.value.param == "tools"
+    assert raised.value.param == "tools[0].function.name"
 
 
 @pytest.mark.parametrize(
@@ -133,9 +133,9 @@ def test_the_package_s_own_retries_pass_a_queue_that_was_full():
     with serving(lambda clock: FakePool(clock, queue_limit=0)) as rig:
         refuse = rig.pool.submit
 
-        def submit_later(request):
+        async def submit_later(request):
             try:
-                return refuse(request)
+                return await refuse(request)
             finally:
                 rig.pool.queue_limit = 10
 

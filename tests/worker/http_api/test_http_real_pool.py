@@ -163,7 +163,8 @@ def living() -> int:
 
 def _keep_few_results(pool) -> None:
     """Ended tasks are kept by design, up to a bound: here a small one, so that a leak shows."""
-    from llmtaskpool_worker.brokers.memory import MemoryBroker
+    from llmtaskpool_worker.brokers.keeping import Keeping
     from llmtaskpool_worker.scheduling.limits import ResultLimits
 
-    pool._ledger.broker = MemoryBroker(ResultLimits(tasks=100))
+    broker = pool._ledger.broker
+    broker._keeping = Keeping(ResultLimits(tasks=100), broker._dropped)

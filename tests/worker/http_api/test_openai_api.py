@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 from fakes.fake_pool import FakePool, Running, queue_for_ever, wait_for_ever
-from fakes.http_rig import request_bytes, serving, wait_until
+from fakes.http_rig import models, request_bytes, serving, wait_until
 from llmtaskpool_worker.contract import Phase
 from llmtaskpool_worker.scheduling.task import Generated, TokenLogprob
 
@@ -150,7 +150,7 @@ def test_many_embeddings_pass_a_short_queue_in_one_request():
 
 def test_models_are_listed_and_found(rig):
     listed = rig.get("/v1/models").json()
-    assert [model["id"] for model in listed["data"]] == ["echo", "vectors"]
+    assert [model["id"] for model in listed["data"]] == [model.name for model in models()]
     assert rig.get("/v1/models/echo").json()["object"] == "model"
     missing = rig.get("/v1/models/none")
     assert missing.status_code == 404

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 
 import httpx
 import pytest
 import schemathesis
 from fakes.fake_pool import FakePool
 from fakes.http_rig import KEY, request_bytes, serving
+from fakes.pictures import picture
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llmtaskpool_worker.contract import OPEN_ROUTES
+from llmtaskpool_worker.http_api.one_pass_schema import SCHEMAS
 from schemathesis import GenerationMode
 
+ONE_PASS = tuple(f"/v1/{kind}" for kind in SCHEMAS)
 BODIES = (
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/embeddings",
-    "/v1/rerank",
-    "/v1/score",
-    "/v1/classify",
-    "/v1/tag",
-    "/v1/answer",
     "/v1/tasks",
+    "/v1/graphs",
+    *ONE_PASS,
 )
 EXAMPLES = settings(
     max_examples=100,
@@ -32,6 +33,27 @@ EXAMPLES = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+FEW = settings(EXAMPLES, max_examples=10)
+GOOD = {
+    "/v1/chat/completions": {"model": "echo", "messages": [{"role": "user", "content": "a"}]},
+    "/v1/completions": {"model": "echo", "prompt": "a"},
+    "/v1/embeddings": {"model": "vectors", "input": "a"},
+    "/v1/rerank": {"model": "pairs", "query": "a", "documents": ["b"]},
+    "/v1/score": {"model": "pairs", "text_1": "a", "text_2": "b"},
+    "/v1/classify": {"model": "moods", "input": "a"},
+    "/v1/tag": {"model": "names", "input": "a"},
+    "/v1/answer": {"model": "reader", "question": "a", "context": "b"},
+    "/v1/detect": {"model": "boxes", "image": b64encode(picture()).decode()},
+    "/v1/graphs": {"tasks": {"a": {"kind": "sum"}}},
+    "/v1/tasks": {"kind": "sum"},
+}
+
+
+def _examples(path: str) -> settings:
+    """Bodies of the routes that share their checks are drawn less often."""
+    return FEW if path in ONE_PASS else EXAMPLES
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +103,10 @@ def well_answered(answer: httpx.Response) -> None:
 def test_bodies_drawn_from_the_description_are_answered_and_never_500(rig, described, path, mode):
     """Models that are there, so that what is drawn reaches the checks behind the model's."""
     operation = schemathesis.openapi.from_dict(described)[path]["POST"]
-    model = "vectors" if path == "/v1/embeddings" else "echo"
+    model = GOOD.get(path, {}).get("model", "echo")
     with rig.client() as http:
 
-        @EXAMPLES
+        @_examples(path)
         @given(operation.as_strategy(generation_mode=mode), st.booleans())
         def send(case, known):
             body = case.body
@@ -117,15 +139,10 @@ def test_any_json_in_any_field_is_answered_and_never_500(rig, described, path):
     content = described["paths"][path]["post"]["requestBody"]["content"]
     name = content["application/json"]["schema"]["$ref"].rpartition("/")[2]
     fields = sorted(described["components"]["schemas"][name]["properties"])
-    good = {
-        "/v1/chat/completions": {"model": "echo", "messages": [{"role": "user", "content": "a"}]},
-        "/v1/completions": {"model": "echo", "prompt": "a"},
-        "/v1/embeddings": {"model": "vectors", "input": "a"},
-        "/v1/tasks": {"kind": "sum"},
-    }[path]
+    good = GOOD[path]
     with rig.client() as http:
 
-        @EXAMPLES
+        @_examples(path)
         @given(st.dictionaries(st.sampled_from([*fields, "tools", "metadata"]), VALUES, max_size=3))
         def send(changed):
             if changed.get("stream") is True:

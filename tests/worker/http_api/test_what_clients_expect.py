@@ -136,7 +136,8 @@ def test_a_top_p_of_0_takes_the_likeliest_token_as_at_openai(rig):
 def test_a_history_of_tool_calls_reaches_the_model(rig, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "fakes.http_rig.LetterCodec.encode_chat", lambda _, messages: seen.extend(messages) or [65]
+        "fakes.http_rig.LetterCodec.encode_chat",
+        lambda _, messages, tools: seen.extend([*messages, *tools]) or [65],
     )
     messages = [
         {"role": "user", "content": "weather in Bonn?"},
@@ -161,15 +162,16 @@ def test_a_history_of_tool_calls_reaches_the_model(rig, monkeypatch):
     assert seen[2] == {"role": "tool", "tool_call_id": "c1", "content": "22 degrees"}
     assert seen[3]["tool_calls"][0]["function"] == {"name": "weather", "arguments": "{"}
     assert seen[4] == {"role": "tool", "name": "weather", "content": "23 degrees"}
+    assert len(seen) == len(messages)  # tools that can't be called aren't told
     old = {"functions": [{"name": "weather"}], "function_call": "none"}
     assert rig.post("/v1/chat/completions", CHAT | old).status_code == 200
 
 
-def test_tools_that_may_be_called_are_refused_with_the_remedy(rig):
-    answer = rig.post("/v1/chat/completions", CHAT | {"tools": TOOLS})
+def test_functions_that_may_be_called_are_refused_with_the_remedy(rig):
+    answer = rig.post("/v1/chat/completions", CHAT | {"functions": [{"name": "weather"}]})
     assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "tools"
-    assert '"tool_choice": "none"' in answer.json()["error"]["message"]
+    assert answer.json()["error"]["param"] == "functions"
+    assert "send tools" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from llmtaskpool_worker.assembly.queue import check_pool, check_queue, read_queue
 from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT
 from llmtaskpool_worker.engines.model_option import parse_model
 from llmtaskpool_worker.engines.protocol import ModelSpec
@@ -119,6 +120,27 @@ class Settings(BaseSettings):
     )
     io_threads_max: Annotated[int, Field(ge=1, le=4096)] = Field(
         1024, description="The most threads that the io lane may be set to."
+    )
+    queue: str = Field(
+        "memory",
+        description="Where tasks wait: memory, sqlite:PATH for a file of this worker that outlives "
+        "it, or the URL of a Redis or Valkey that workers share (redis://, rediss://, unix://, "
+        "redis+sentinel://).",
+    )
+    queue_file: Path | None = Field(
+        None,
+        description="File with such a URL, read at the start: it is not seen by who lists "
+        "processes. Before LLMTASKPOOL_QUEUE.",
+    )
+    queue_pool: str = Field(
+        "local/pool",
+        description="Namespace and name of the pool on a shared queue: workers with the same share "
+        "its line.",
+    )
+    queue_allow_volatile: bool = Field(
+        False,
+        description="Take a shared queue's server also when it may lose tasks: without an "
+        "append-only file, or with eviction.",
     )
     queue_limit: Size = Field(
         10_000, description="Tasks that may wait in a lane; beyond, 429 is answered."
@@ -237,6 +259,23 @@ class Settings(BaseSettings):
             if not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"{origin[:80]!r} is no origin: a browser sends no path with it")
         return value
+
+    @field_validator("queue")
+    @classmethod
+    def _check_queue(cls, value: str) -> str:
+        return check_queue(value)
+
+    @field_validator("queue_file")
+    @classmethod
+    def _check_queue_file(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            read_queue(value)
+        return value
+
+    @field_validator("queue_pool")
+    @classmethod
+    def _check_queue_pool(cls, value: str) -> str:
+        return check_pool(value)
 
     @field_validator("profiles", mode="before")
     @classmethod

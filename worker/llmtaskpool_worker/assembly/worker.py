@@ -13,13 +13,14 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import msgspec
 
 from llmtaskpool_worker.assembly.descriptors import CONTROL_CONNECTIONS, connections_allowed
 from llmtaskpool_worker.assembly.engine_settings import tell_engines
-from llmtaskpool_worker.assembly.settings import Settings
+from llmtaskpool_worker.assembly.keys import keys_of
+from llmtaskpool_worker.assembly.queue import broker_of, ids_of, read_queue
+from llmtaskpool_worker.assembly.settings import Settings, SettingsError
 from llmtaskpool_worker.contract import GpuReading, Phase
 from llmtaskpool_worker.disclosure import where_raised
 from llmtaskpool_worker.engines.backoff import Backoff
@@ -37,7 +38,6 @@ from llmtaskpool_worker.engines.protocol import (
 )
 from llmtaskpool_worker.execution.dispatcher import Dispatcher
 from llmtaskpool_worker.gpu import gpu_reader
-from llmtaskpool_worker.http_api.auth import Keys
 from llmtaskpool_worker.http_api.catalog import Catalog, Codec, Model
 from llmtaskpool_worker.http_api.loop_lag import watch_loop
 from llmtaskpool_worker.http_api.metrics import Metrics
@@ -116,8 +116,11 @@ class CataloguedEngine:
         name = self.spec.name
         if self._model.codec is not None:
             return None  # a restart changes nothing of the text
+        self._model.about = ready.about
         if self.spec.forwards:
             return await self._count_by(ready)
+        if self.spec.task == "tensor" or ready.about.get("modality") == "image":
+            return None  # it reads no text
         try:
             codec = await asyncio.to_thread(self._load_codec, self.spec)
         except Exception as error:
@@ -250,36 +253,28 @@ def _pool(
     clocks: Clocks,
     gpus: Callable[[], tuple[GpuReading, ...]],
 ) -> Dispatcher:
+    limits = settings.pool_limits()
+    broker = broker_of(
+        settings.queue if settings.queue_file is None else read_queue(settings.queue_file),
+        limits,
+        clocks.monotonic,
+        clocks.wall,
+        pool=settings.queue_pool,
+        allow_volatile=settings.queue_allow_volatile,
+    )
     return Dispatcher(
         engines=engines,
         tokenizers=codecs,
         kinds=kinds,
-        limits=settings.pool_limits(),
+        limits=limits,
+        broker=broker,
         worker_id=settings.worker_id,
         clock=clocks.monotonic,
         wall_clock=clocks.wall,
-        new_id=lambda: f"{settings.worker_id}-{uuid4().hex}",  # tells who holds the task
+        new_id=ids_of(broker, settings.worker_id),
         gpus=gpus,
         rss_bytes=rss_bytes,
         profiles=settings.calibration(),
-    )
-
-
-def keys_of(settings: Settings, clock: Callable[[], float]) -> tuple[Keys, Keys]:
-    """The keys of the data port and the tokens of the control port. Raises KeysUnreadable."""
-    return (
-        Keys(
-            settings.api_keys,
-            settings.api_keys_file,
-            setting="LLMTASKPOOL_API_KEYS_FILE",
-            clock=clock,
-        ),
-        Keys(
-            settings.control_tokens,
-            settings.control_tokens_file,
-            setting="LLMTASKPOOL_CONTROL_TOKENS_FILE",
-            clock=clock,
-        ),
     )
 
 
@@ -352,6 +347,10 @@ async def run_worker(worker: Worker, settings: Settings, announce: Announce) -> 
     gc.freeze()
     stopping = asyncio.Event()
     _on_signals(stopping)
+    try:
+        await worker.pool.open()
+    except ValueError as error:
+        raise SettingsError(f"LLMTASKPOOL_QUEUE (--queue): {error}") from None
     ports = await worker.data.start(), await worker.control.start()
     announce({"event": "listening", "data_port": ports[0], "control_port": ports[1]})
     await worker.pool.start()

@@ -7,6 +7,7 @@ rest goes on.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
@@ -15,6 +16,8 @@ from llmtaskpool_worker.scheduling.task import (
     Call,
     Embed,
     Embedded,
+    Evaluate,
+    Evaluated,
     Forward,
     Forwarded,
     Generate,
@@ -35,12 +38,14 @@ _PAYLOADS: dict[str, type[Any]] = {
     "embed": Embed,
     "forward": Forward,
     "call": Call,
+    "evaluate": Evaluate,
 }
 _RESULTS: dict[str, type[Any]] = {
     "generated": Generated,
     "embedded": Embedded,
     "forwarded": Forwarded,
     "returned": Returned,
+    "evaluated": Evaluated,
     "error": TaskError,
 }
 _NAMES = {sort: name for name, sort in (_PAYLOADS | _RESULTS).items()}
@@ -50,7 +55,7 @@ class Unreadable(Exception):
     """Bytes that this version can't read: damaged, foreign, or of a future version."""
 
 
-class _Request(msgspec.Struct):
+class _Request(msgspec.Struct, array_like=True, omit_defaults=True):
     kind: str
     sort: str
     payload: msgspec.Raw
@@ -68,22 +73,25 @@ class _Result(msgspec.Struct):
     value: msgspec.Raw
 
 
+_NO_INPUT = Call()
+_AS_JSON = "+json"
+
 _pack = msgspec.msgpack.Encoder().encode
 _request = msgspec.msgpack.Decoder(_Request).decode
 _result = msgspec.msgpack.Decoder(_Result).decode
+_bytes = msgspec.msgpack.Decoder(bytes).decode
 _value_of = {
     name: msgspec.msgpack.Decoder(sort).decode for name, sort in (_PAYLOADS | _RESULTS).items()
 }
 
 
-def encode_request(request: TaskRequest) -> bytes:
-    """A request with its input."""
-    payload = request.payload
+def encode_request(request: TaskRequest, *, whole: bool = True) -> bytes:
+    """A request with its input; not ``whole``: without, as of one that has ended."""
+    payload = request.payload if whole else _NO_INPUT
     return bytes([SCHEMA]) + _pack(
         _Request(
             request.kind,
-            _NAMES[type(payload)],
-            msgspec.Raw(_pack(payload)),
+            *_packed(payload),
             request.model,
             request.weight,
             request.queue_timeout_seconds,
@@ -117,7 +125,7 @@ def decode_request(data: bytes) -> TaskRequest:
 
 def encode_result(result: Result | TaskError) -> bytes:
     """A result, or the error that stands in its place."""
-    return bytes([SCHEMA]) + _pack(_Result(_NAMES[type(result)], msgspec.Raw(_pack(result))))
+    return bytes([SCHEMA]) + _pack(_Result(*_packed(result)))
 
 
 def decode_result(data: bytes) -> Result | TaskError:
@@ -143,7 +151,23 @@ def _body(data: bytes) -> bytes:
     return data[1:]
 
 
+def _packed(value: Payload | Result | TaskError) -> tuple[str, msgspec.Raw]:
+    """Its sort and itself; as JSON in it where msgpack doesn't know its numbers or its letters."""
+    name = _NAMES[type(value)]
+    try:
+        return name, msgspec.Raw(_pack(value))
+    except (OverflowError, UnicodeEncodeError):
+        text = json.dumps(msgspec.to_builtins(value))
+        return name + _AS_JSON, msgspec.Raw(_pack(text.encode("ascii")))
+
+
 def _one_of(sorts: dict[str, type[Any]], name: str, value: msgspec.Raw) -> Any:
-    if name not in sorts:
+    sort = sorts.get(name.removesuffix(_AS_JSON))
+    if name.endswith(_AS_JSON) and sort is not None:
+        try:
+            return msgspec.convert(json.loads(_bytes(value)), type=sort)
+        except (ValueError, RecursionError):
+            raise Unreadable("its JSON is damaged") from None
+    if sort is None:
         raise Unreadable(f"it is of sort {name[:40]!r}, which this version doesn't know")
     return _value_of[name](value)

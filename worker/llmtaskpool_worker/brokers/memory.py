@@ -2,380 +2,386 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-from collections import OrderedDict
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Sequence
 from heapq import heappop, heappush
+from math import inf
 
-import msgspec
-
-from llmtaskpool_worker.brokers.own_books import Accepted, Claim, IdempotencyConflict, LeaseLost
-from llmtaskpool_worker.brokers.retention import NoRoom, Retention
-from llmtaskpool_worker.scheduling.limits import ResultLimits
-from llmtaskpool_worker.scheduling.sizes import event_bytes, record_bytes, result_bytes
+from llmtaskpool_worker.brokers.books import Books
+from llmtaskpool_worker.brokers.family import FAILED, Family, verdict
+from llmtaskpool_worker.brokers.keeping import NO_ROOM
+from llmtaskpool_worker.brokers.lines import Lines
+from llmtaskpool_worker.brokers.protocol import (
+    WORKER_LOST,
+    Claim,
+    Commit,
+    Committed,
+    Depth,
+    Durability,
+    Head,
+    Held,
+    IdempotencyConflict,
+    Outcome,
+    Receipt,
+    Release,
+    Submission,
+    Swept,
+    Wanted,
+)
+from llmtaskpool_worker.brokers.records import Record, fingerprint
+from llmtaskpool_worker.scheduling.limits import Limits
+from llmtaskpool_worker.scheduling.sizes import record_bytes, result_bytes
 from llmtaskpool_worker.scheduling.task import (
-    IN_FLIGHT,
-    TERMINAL,
-    WAITING,
-    Call,
+    LaneName,
     Result,
     StateChanged,
     TaskError,
-    TaskEvent,
-    TaskRequest,
     TaskState,
     TaskView,
 )
 
-
-@dataclass(slots=True, eq=False)
-class _Held:
-    """One task: what was accepted, where it is, what it said."""
-
-    task: Accepted
-    submitted_at: float
-    state: TaskState = TaskState.QUEUED
-    started_at: float | None = None
-    ended_at: float | None = None
-    attempts: int = 0
-    token: int = 0
-    result: Result | None = None
-    error: TaskError | None = None
-    events: list[TaskEvent] = field(default_factory=list)
-    watched: bool = False
-    readers: int = 0
-    """Who waits for it or follows it now."""
-    waiters: list[asyncio.Future[None]] = field(default_factory=list)
-    size_bytes: int = 0
-    keep_seconds: float | None = None
-    """How long its result was promised to be kept; None: nothing was."""
-    expected_bytes: int = 0
-    attended: bool = False
-    """Its submitter has not let go of it yet."""
-
-    @property
-    def expires_at(self) -> float | None:
-        if self.keep_seconds is None:
-            return None
-        since = self.submitted_at if self.ended_at is None else self.ended_at
-        return since + self.keep_seconds
-
-    def view(self) -> TaskView:
-        task = self.task
-        return TaskView(
-            id=task.id,
-            kind=task.request.kind,
-            lane=task.lane,
-            model=task.request.model,
-            state=self.state,
-            weight=task.request.weight,
-            load_seconds=task.load_seconds,
-            priority=task.priority,
-            submitted_at=self.submitted_at,
-            started_at=self.started_at,
-            ended_at=self.ended_at,
-            attempts=self.attempts,
-            result=self.result,
-            error=self.error,
-            result_expires_at=self.expires_at,
-            labels=task.request.labels,
-        )
-
-    def say(self, event: TaskEvent) -> None:
-        self.events.append(event)
-        waiters, self.waiters = self.waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def changed(self) -> None:
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.waiters.append(waiter)
-        await waiter
-
-
-class MemoryBroker:
-    """Broker over dicts.
-
-    What is promised is kept until it expires, and longer while somebody waits for it or follows
-    it. What isn't (attended tasks, once their submitter let go of them) is kept beside it while
-    there is room, for the least time of the limits.
-    """
-
-    def __init__(self, limits: ResultLimits) -> None:
-        self._limits = limits
-        self._held: dict[str, _Held] = {}
-        self._retention = Retention(limits)
-        self._expiring: list[tuple[float, str]] = []
-        self._spare: OrderedDict[str, _Held] = OrderedDict()
-        self._spare_bytes = 0
-        self._keys: dict[str, tuple[str, bytes]] = {}
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes of ended tasks, and of those whose results are promised."""
-        return self._retention.bytes + self._spare_bytes
-
-    def find(self, request: TaskRequest) -> TaskView | None:
-        """See Broker."""
-        known = self._keys.get(request.idempotency_key or "")
-        if known is None:
-            return None
-        task_id, fingerprint = known
-        if fingerprint != _fingerprint(request):
-            raise IdempotencyConflict
-        return self._held[task_id].view()
-
-    def accept(self, task: Accepted, now: float) -> TaskView:
-        """See Broker."""
-        request = task.request
-        held = _Held(task, now, size_bytes=record_bytes(request), attended=request.attended)
-        if not request.attended:
-            self._promise(held, now)
-        self._held[task.id] = held
-        if key := request.idempotency_key:
-            self._keys[key] = task.id, _fingerprint(request)
-        self._say(held, StateChanged(TaskState.QUEUED))
-        return held.view()
-
-    def _promise(self, held: _Held, now: float) -> None:
-        """Reserve room for the result. Raises NoRoom."""
-        room = self._retention
-        expected = room.expected(_sort(held))
-        keep = room.keep_seconds(held.size_bytes + expected)
-        if keep is None:
-            self.forget(now)
-            keep = room.keep_seconds(held.size_bytes + expected)
-        if keep is None:
-            first = self._expiring[0][0] if self._expiring else now
-            raise NoRoom(min(60.0, max(1.0, first - now)))
-        held.keep_seconds, held.expected_bytes = keep, expected
-        room.tasks += 1
-        room.bytes += held.size_bytes
-        room.reserved += expected
-
-    def claim(self, task_id: str, now: float, lease_seconds: float) -> Claim:
-        """See Broker. A lease of this broker lasts as long as its process."""
-        held = self._held[task_id]
-        if held.state not in WAITING:
-            raise LeaseLost(task_id)
-        held.state = TaskState.RUNNING
-        held.attempts += 1
-        held.token += 1
-        held.started_at = now if held.started_at is None else held.started_at
-        self._say(held, StateChanged(TaskState.RUNNING))
-        return Claim(held.attempts, held.token, now + lease_seconds)
-
-    def publish(self, task_id: str, token: int, event: TaskEvent) -> None:
-        """See Broker."""
-        held = self._running(task_id, token)
-        held.say(event)
-        size = event_bytes(event)
-        held.size_bytes += size
-        if held.keep_seconds is not None:
-            self._retention.bytes += size
-
-    def release(self, task_id: str, token: int, reason: str) -> None:
-        """See Broker."""
-        held = self._running(task_id, token)
-        held.state = TaskState.QUEUED
-        held.token += 1
-        self._unsay(held)
-        self._say(held, StateChanged(TaskState.QUEUED, reason))
-
-    def commit(self, task_id: str, token: int, result: Result | TaskError, now: float) -> TaskView:
-        """See Broker."""
-        held = self._running(task_id, token)
-        if isinstance(result, TaskError):
-            held.error = result
-            return self._end(held, TaskState.FAILED, now)
-        size = result_bytes(result)
-        if held.keep_seconds is not None:
-            self._retention.observe(_sort(held), size)
-            if self._retention.full(size):
-                if not held.readers:
-                    return self._lose(held, now)
-                self._unpromise(held)  # it is read now, and given up then
-        held.result = result
-        self._grow(held, size)
-        return self._end(held, TaskState.SUCCEEDED, now)
-
-    def _lose(self, held: _Held, now: float) -> TaskView:
-        """Give up the result of a task that succeeded, and say so."""
-        self._unsay(held)
-        held.error = _NO_ROOM
-        return self._end(held, TaskState.FAILED, now)
-
-    def end_waiting(
-        self, task_id: str, state: TaskState, error: TaskError | None, now: float
-    ) -> TaskView:
-        """See Broker."""
-        held = self._held[task_id]
-        if held.state not in WAITING:
-            raise LeaseLost(task_id)
-        held.error = error
-        return self._end(held, state, now)
-
-    def cancel_running(self, task_id: str, token: int, now: float) -> TaskView:
-        """See Broker."""
-        return self._end(self._running(task_id, token), TaskState.CANCELLED, now)
-
-    def get(self, task_id: str) -> TaskView | None:
-        """See Broker."""
-        held = self._held.get(task_id)
-        return None if held is None else held.view()
-
-    def watched(self, task_id: str) -> bool:
-        """See Broker."""
-        return self._held[task_id].watched
-
-    async def events(self, task_id: str) -> AsyncIterator[TaskEvent]:
-        """See Broker."""
-        held = self._held[task_id]
-        held.watched = True
-        held.readers += 1
-        try:
-            seen = 0
-            while True:
-                while seen < len(held.events):
-                    event = held.events[seen]
-                    seen += 1
-                    yield event
-                if held.state in TERMINAL:
-                    return
-                await held.changed()
-        finally:
-            held.readers -= 1
-
-    async def wait(self, task_id: str) -> TaskView:
-        """See Broker."""
-        held = self._held[task_id]
-        held.readers += 1
-        try:
-            while held.state not in TERMINAL:
-                await held.changed()
-            return held.view()
-        finally:
-            held.readers -= 1
-
-    def let_go(self, task_id: str) -> None:
-        """See Broker."""
-        held = self._held.get(task_id)
-        if held is None or not held.attended:
-            return
-        held.attended = False
-        if held.state in TERMINAL:
-            self._spared(held)
-
-    def forget(self, now: float) -> None:
-        """See Broker."""
-        while self._expiring and self._expiring[0][0] <= now:
-            held = self._held[heappop(self._expiring)[1]]
-            self._unpromise(held)
-            self._spared(held)
-            if not held.readers:
-                self._drop(held)
-        limits = self._limits
-        for _ in range(len(self._spare)):
-            held = next(iter(self._spare.values()))
-            ended_at = held.ended_at if held.ended_at is not None else now
-            tasks = self._retention.tasks + len(self._spare)
-            if (
-                tasks <= limits.tasks
-                and self.kept_bytes <= limits.bytes
-                and now - ended_at < min(limits.ttl_seconds, limits.ttl_least_seconds)
-            ):
-                return
-            if held.readers:
-                self._spare.move_to_end(held.task.id)
-            else:
-                self._drop(held)
-
-    def _running(self, task_id: str, token: int) -> _Held:
-        held = self._held[task_id]
-        if held.state not in IN_FLIGHT or held.token != token:
-            raise LeaseLost(task_id)
-        return held
-
-    def _say(self, held: _Held, event: TaskEvent) -> None:
-        held.say(event)
-        self._grow(held, event_bytes(event))
-
-    def _unsay(self, held: _Held) -> None:
-        """Forget what was said since the task was accepted."""
-        self._grow(held, -sum(event_bytes(event) for event in held.events))
-        held.events = []
-        self._say(held, StateChanged(TaskState.QUEUED))
-
-    def _grow(self, held: _Held, size: int) -> None:
-        held.size_bytes += size
-        if held.keep_seconds is not None:
-            self._retention.bytes += size
-
-    def _end(self, held: _Held, state: TaskState, now: float) -> TaskView:
-        held.state, held.ended_at = state, now
-        held.task = _without_input(held.task)
-        held.token += 1
-        self._say(held, StateChanged(state, held.error.code if held.error else ""))
-        if (expires_at := held.expires_at) is not None:
-            self._retention.reserved -= held.expected_bytes
-            held.expected_bytes = 0
-            heappush(self._expiring, (expires_at, held.task.id))
-        elif not held.attended:
-            self._spared(held)
-        view = held.view()
-        self.forget(now)
-        return view
-
-    def _unpromise(self, held: _Held) -> None:
-        """The time of a promised result is over, or it is too large: its room is free again."""
-        self._retention.tasks -= 1
-        self._retention.bytes -= held.size_bytes
-        self._retention.reserved -= held.expected_bytes
-        held.keep_seconds, held.expected_bytes = None, 0
-
-    def _spared(self, held: _Held) -> None:
-        """Nobody is promised this result: it stays while there is room, and while it is read."""
-        self._spare[held.task.id] = held
-        self._spare_bytes += held.size_bytes
-
-    def _drop(self, held: _Held) -> None:
-        del self._spare[held.task.id], self._held[held.task.id]
-        self._spare_bytes -= held.size_bytes
-        key = held.task.request.idempotency_key
-        if key and self._keys.get(key, ("",))[0] == held.task.id:
-            del self._keys[key]
-
-
-_NO_ROOM = TaskError(
-    "result_lost",
-    "the task succeeded and its result was given up: it found no room among the results that are "
-    "kept (LLMTASKPOOL_RESULT_BYTES); submit it again when those have expired",
+MEMORY = Durability(
+    "memory",
+    False,
+    "Kept in this worker's memory: if its pod is lost, the task is lost. Submit it again then, "
+    "with the same idempotency key.",
+)
+_EXPIRED = TaskError("queue_timeout", "the task waited longer than it may")
+DEAD = TaskError(
+    WORKER_LOST,
+    "each worker that ran this task was lost with it: look at what it asks for before it is "
+    "replayed",
 )
 
 
-def _without_input(task: Accepted) -> Accepted:
-    """What is kept of a task that has ended: nobody asks for its input any more."""
-    return replace(task, request=replace(task.request, payload=Call()))
+class MemoryBroker(Books):
+    """See Broker. Times are those of ``clock``."""
 
+    immediate = True
+    shared = False
+    durability = MEMORY
 
-def _sort(held: _Held) -> tuple[str, str | None]:
-    return held.task.request.kind, held.task.request.model
+    def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
+        super().__init__(limits.results)
+        self._clock = clock
+        self._keys: dict[str, tuple[str, bytes]] = {}
+        self._lines = Lines(limits)
+        self._family = Family(self._records, self._lines.reweigh)
+        self._running = self._dead = 0
+        self._leases: list[tuple[float, str]] = []
+        self._told: list[TaskView] = []
+        self._returned: list[str] = []
+        self._on_lost: Callable[[str], None] = lambda _: None
 
+    async def start(self, worker: str, on_lost: Callable[[str], None]) -> None:  # noqa: ARG002
+        """See Broker."""
+        self._on_lost = on_lost
 
-def _fingerprint(request: TaskRequest) -> bytes:
-    """Of what a request asks for; the same for two requests that ask for the same."""
-    asked = (
-        request.kind,
-        request.model,
-        request.payload,
-        request.weight,
-        request.queue_timeout_seconds,
-        request.timeout_seconds,
-    )
-    return hashlib.sha256(msgspec.json.encode(asked, order="sorted")).digest()
+    async def close(self) -> None:
+        """See Broker."""
+
+    # --- in ---------------------------------------------------------------------------------
+
+    async def accept(self, submission: Submission) -> Receipt:
+        """See Broker."""
+        known = self._known(submission)
+        if known is not None:
+            return Receipt(known.view(), known=True)
+        record = self._enter(submission)
+        self._admit(record)
+        return Receipt(record.view())
+
+    def _known(self, submission: Submission) -> Record | None:
+        """The record of a submission that was accepted before."""
+        if (record := self._records.get(submission.id)) is not None:
+            return record
+        known = self._keys.get(submission.request.idempotency_key or "")
+        if known is None:
+            return None
+        task_id, printed = known
+        if printed != fingerprint(submission):
+            raise IdempotencyConflict
+        return self._records[task_id]
+
+    def _enter(self, submission: Submission) -> Record:
+        """Into the books, and not in line yet. Raises what accept raises."""
+        now, request = self._clock(), submission.request
+        self._family.check(submission.dependencies)
+        self._lines.check_room(submission.lane, submission.size_bytes)
+        record = Record(
+            submission,
+            now,
+            weight=request.weight,
+            size_bytes=record_bytes(request),
+            attended=request.attended,
+        )
+        if not request.attended:
+            self._keeping.promise(record, now)
+        self._put_down(record)
+        return record
+
+    def _put_down(self, record: Record) -> None:
+        task = record.task
+        self._records[task.id] = record
+        if key := task.request.idempotency_key:
+            record.printed = record.printed or fingerprint(task)
+            self._keys[key] = task.id, record.printed
+        self._keeping.say(record, StateChanged(TaskState.QUEUED))
+
+    def _admit(self, record: Record) -> None:
+        """To where it waits: in line, for its time, or for its parents."""
+        self._family.join(record)
+        self._lines.work(record, 1)
+        state, task = verdict(record), record.task
+        if state is TaskState.FAILED:
+            self._end(record, state, FAILED)
+        elif state is TaskState.BLOCKED:
+            self._lines.block(record)
+        elif task.delay_seconds > 0:
+            self._lines.delay(record, record.submitted_at + task.delay_seconds)
+        else:
+            until = record.submitted_at + task.patience_seconds
+            if record.losses:  # it has waited for nothing
+                until = max(until, self._clock() + task.patience_seconds)
+            self._lines.stand(record, record.submitted_at, until)
+
+    # --- out --------------------------------------------------------------------------------
+
+    async def claim(self, wanted: Wanted) -> list[Claim]:
+        """See Broker."""
+        now = self._clock()
+        started, gone = self._lines.take(wanted, now)
+        self._expire(gone)
+        claims: list[Claim] = []
+        for task_id in started:
+            record = self._records[task_id]
+            self._give(record, f"{wanted.fence}.{len(claims)}", now, wanted.lease_seconds)
+            claims.append(record.claim())
+        return claims
+
+    def _give(self, record: Record, fence: str, now: float, lease_seconds: float) -> None:
+        record.state, record.fence = TaskState.RUNNING, fence
+        record.attempts += 1
+        record.started_at = now if record.started_at is None else record.started_at
+        record.lease_until = now + lease_seconds
+        self._running += 1
+        self._lines.work(record, -1)
+        if lease_seconds < inf:
+            heappush(self._leases, (record.lease_until, record.task.id))
+        self._keeping.say(record, StateChanged(TaskState.RUNNING))
+
+    async def peek(self, wanted: Wanted) -> Head | None:
+        """See Broker."""
+        return self._lines.head(wanted)
+
+    async def wait_for_work(
+        self,
+        lane: LaneName,
+        groups: Collection[str],  # noqa: ARG002  they wait in one line
+        seconds: float,
+    ) -> bool:
+        """See Broker."""
+        return await self._lines.wait(lane, seconds)
+
+    async def renew(self, held: Sequence[Held], lease_seconds: float) -> frozenset[str]:
+        """See Broker."""
+        until, lost = self._clock() + lease_seconds, []
+        for one in held:
+            record = self._claimed(one.id, one.fence)
+            if record is None:
+                lost.append(one.id)
+            elif record.lease_until < inf:
+                record.lease_until = until
+        return frozenset(lost)
+
+    async def release(self, released: Sequence[Release]) -> None:
+        """See Broker."""
+        for one in released:
+            record = self._claimed(one.id, one.fence)
+            if record is not None:
+                record.attempts -= not one.counts
+                record.alone = record.alone or one.alone
+                self._back_in_line(record, one.reason)
+
+    def _back_in_line(self, record: Record, reason: str) -> None:
+        task = record.task
+        record.fence, record.state, record.lease_until = "", TaskState.QUEUED, inf
+        self._running -= 1
+        self._lines.work(record, 1)
+        self._keeping.unsay(record)
+        self._keeping.say(record, StateChanged(TaskState.QUEUED, reason))
+        assert record.waiting is not None  # noqa: S101  it was taken from there
+        until = record.waiting.expires_at
+        if record.losses:  # it has waited for nothing
+            until = max(until, self._clock() + task.patience_seconds)
+        self._lines.stand_again(record, until)
+
+    async def recover(self, worker: str, known: Sequence[Held]) -> int:  # noqa: ARG002
+        """See Broker. No answer of this broker is ever lost."""
+        return 0
+
+    # --- ends -------------------------------------------------------------------------------
+
+    async def commit(self, outcomes: Sequence[Outcome]) -> list[Committed]:
+        """See Broker."""
+        return [self._commit(one) for one in outcomes]
+
+    def _commit(self, outcome: Outcome) -> Committed:
+        record = self._records.get(outcome.id)
+        if record is None:
+            return Committed(Commit.LOST, None)
+        if record.fence != outcome.fence:
+            return Committed(Commit.LOST, record.view())
+        if record.ended:
+            return Committed(Commit.HAD, record.view())
+        result = outcome.result
+        if isinstance(result, TaskError):
+            view = self._end(record, TaskState.FAILED, result, fence=outcome.fence)
+        elif self._fits(record, result):
+            view = self._end(record, TaskState.SUCCEEDED, None, fence=outcome.fence)
+        else:
+            self._keeping.unsay(record)
+            view = self._end(record, TaskState.FAILED, NO_ROOM, fence=outcome.fence)
+        return Committed(Commit.TAKEN, view)
+
+    def _fits(self, record: Record, result: Result) -> bool:
+        return self._keeping.fits(record, result, result_bytes(result))
+
+    async def cancel(self, task_id: str) -> Committed:
+        """See Broker."""
+        record = self._records.get(task_id)
+        if record is None:
+            return Committed(Commit.LOST, None)
+        if record.ended:
+            had = record.state is TaskState.CANCELLED
+            return Committed(Commit.HAD if had else Commit.LOST, record.view())
+        return Committed(Commit.TAKEN, self._cancel(record))
+
+    def _cancel(self, record: Record) -> TaskView:
+        held = record.claimed
+        view = self._end(record, TaskState.CANCELLED, None)
+        if held:
+            self._on_lost(record.task.id)
+        return view
+
+    async def give_up(self, error: TaskError, group: str | None = None) -> Sequence[TaskView]:
+        """See Broker."""
+        return [
+            self._end(record, TaskState.FAILED, error)
+            for record in [*self._records.values()]
+            if self._ends_with_us(record)
+            and not (record.ended or record.fence)
+            and group in (None, record.task.group)
+        ]
+
+    def _ends_with_us(self, record: Record) -> bool:  # noqa: ARG002
+        return True
+
+    async def replay(self, task_id: str) -> TaskView | None:
+        """See Broker."""
+        record = self._records.get(task_id)
+        if record is None or record.state is not TaskState.DEAD:
+            return None
+        self._revive(record)
+        return record.view()
+
+    def _revive(self, record: Record) -> None:
+        record.attempts = record.losses = 0
+        record.error = record.ended_at = None
+        self._dead -= 1
+        self._keeping.revive(record)
+        self._keeping.unsay(record)
+        self._lines.work(record, 1)
+        self._lines.stand(record, self._clock())
+
+    def _end(
+        self, record: Record, state: TaskState, error: TaskError | None, *, fence: str = ""
+    ) -> TaskView:
+        """However it ends; what depends on it is told."""
+        now, view = self._clock(), None
+        ends: list[tuple[Record, TaskState, TaskError | None]] = [(record, state, error)]
+        for one, into, why in ends:
+            self._leave(one)
+            one.state, one.ended_at, one.error = into, now, why
+            one.fence = fence if one is record else ""
+            if into is TaskState.DEAD:
+                self._dead += 1
+            else:
+                one.forget_input()
+            self._keeping.say(one, StateChanged(into, why.code if why else ""))
+            self._keeping.ended(one)
+            self._on_end(one)
+            if view is None:
+                view = one.view()
+            else:
+                self._told.append(one.view())
+            for child in self._family.left(one):
+                if verdict(child) is TaskState.FAILED:
+                    ends.append((child, TaskState.FAILED, FAILED))
+                else:
+                    self._lines.leave(child)
+                    self._lines.stand(child, now)
+        self._keeping.forget(now)
+        assert view is not None  # noqa: S101  the first of them is the record's
+        return view
+
+    def _on_end(self, record: Record) -> None:
+        """For those who keep more than this."""
+
+    def _leave(self, record: Record) -> None:
+        """From wherever it waits or runs."""
+        if record.fence:
+            self._running -= 1
+        else:
+            self._lines.work(record, -1)
+            self._lines.leave(record)
+
+    # --- time -------------------------------------------------------------------------------
+
+    async def sweep(self) -> Swept:
+        """See Broker."""
+        now = self._clock()
+        self._expire(self._lines.expired(now))
+        for record in self._lines.due(now):
+            self._lines.stand(record, now)
+        while self._leases and self._leases[0][0] <= now:
+            held = self._records.get(heappop(self._leases)[1])
+            if held is None or not held.claimed:
+                continue
+            if held.lease_until > now:
+                heappush(self._leases, (held.lease_until, held.task.id))
+            else:
+                self._lose(held)
+        self._keeping.forget(now)
+        told, self._told = self._told, []
+        returned, self._returned = self._returned, []
+        return Swept(told, returned)
+
+    def _lose(self, record: Record) -> None:
+        """Its worker is lost: it runs again, alone; or it did so too often."""
+        self._on_lost(record.task.id)
+        record.losses += 1
+        if record.losses >= record.task.max_attempts:
+            self._told.append(self._end(record, TaskState.DEAD, DEAD))
+            return
+        record.alone = True
+        self._back_in_line(record, WORKER_LOST)
+        self._returned.append(record.task.id)
+
+    def _expire(self, gone: Sequence[str]) -> None:
+        """Who has left the line as they have waited as long as they may."""
+        for task_id in gone:
+            self._told.append(self._end(self._records[task_id], TaskState.EXPIRED, _EXPIRED))
+
+    def depth(self) -> Depth:
+        """See Broker."""
+        return self._lines.depth(self._clock(), running=self._running, dead=self._dead)
+
+    def _dropped(self, record: Record) -> None:
+        super()._dropped(record)
+        self._dead -= record.state is TaskState.DEAD
+        self._forget_key(record)
+
+    def _forget_key(self, record: Record) -> None:
+        key = record.task.request.idempotency_key
+        if key and self._keys.get(key, ("",))[0] == record.task.id:
+            del self._keys[key]

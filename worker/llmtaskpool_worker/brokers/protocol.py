@@ -13,8 +13,7 @@ From a ``shared`` one other workers claim too; of the others a claim's lease may
 its holder can't be lost without it.
 
 A broker that can't be reached, or can't write, raises Unavailable from whatever it was asked, and
-nothing was done, or it is not known whether it was. So accept is idempotent by id, commit by
-fence, and both may be said again.
+it is not known whether it was done. So accept is idempotent by id, commit by fence: say it again.
 """
 
 from __future__ import annotations
@@ -22,52 +21,27 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from llmtaskpool_worker.contract import LaneName
+from llmtaskpool_worker.brokers.refusals import Full as Full
+from llmtaskpool_worker.brokers.refusals import IdempotencyConflict as IdempotencyConflict
+from llmtaskpool_worker.brokers.refusals import Unavailable as Unavailable
+from llmtaskpool_worker.brokers.refusals import UnknownParent as UnknownParent
 from llmtaskpool_worker.scheduling.task import (
+    Asked,
+    LaneName,
     Result,
     TaskError,
     TaskEvent,
     TaskRequest,
-    TaskState,
     TaskView,
 )
+from llmtaskpool_worker.scheduling.task import Dependencies as Dependencies
 
 MAX_ATTEMPTS = 3
 """K: so many workers may be lost with a task before it is a dead letter."""
-
 WORKER_LOST = "worker_lost"
-"""Code of the error of a dead letter, and reason of an event of one that runs again."""
 DEPENDENCY_FAILED = "dependency_failed"
-
-
-class IdempotencyConflict(Exception):
-    """The idempotency key belongs to a task with another body."""
-
-
-class Full(Exception):
-    """Nothing more may wait; ``bound`` says which bound of ``limit``: tasks or bytes."""
-
-    def __init__(self, bound: str, limit: int) -> None:
-        super().__init__(f"the queue is full: {limit} {bound}")
-        self.bound, self.limit = bound, limit
-
-
-class UnknownParent(Exception):
-    """A task depends on one that isn't there: it never was, or was forgotten."""
-
-    def __init__(self, parent: str) -> None:
-        super().__init__(f"there is no task {parent}")
-        self.parent = parent
-
-
-class Unavailable(Exception):
-    """The broker can't be reached or can't write; ``reason`` is for people, without paths."""
-
-    def __init__(self, reason: str, retry_after_seconds: float = 2.0) -> None:
-        super().__init__(reason)
-        self.reason, self.retry_after_seconds = reason, retry_after_seconds
 
 
 class Line(NamedTuple):
@@ -78,20 +52,6 @@ class Line(NamedTuple):
 
     cost_class: str
     tenant: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Dependencies:
-    """What must have ended before a task may be claimed.
-
-    ``need`` of ``parents`` must have succeeded (None: all). When too few still can, the task fails
-    with DEPENDENCY_FAILED and so do those that depend on it; with ``on_failure`` "continue" it
-    waits for all of them to end, however, and runs.
-    """
-
-    parents: tuple[str, ...]
-    need: int | None = None
-    on_failure: Literal["fail", "continue"] = "fail"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +86,7 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Of an accepted task. ``known``: its idempotency key or its id was there before."""
+    """Of an accepted task. ``known``: its idempotency key or id was there before."""
 
     view: TaskView
     known: bool = False
@@ -177,6 +137,8 @@ class Claim:
     run_seconds: float
     work_seconds: float
     alone: bool = False
+    parents: tuple[str, ...] = ()
+    """What it depends on, where results of it are to be filled into its arguments."""
 
 
 class Held(NamedTuple):
@@ -237,17 +199,6 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """Which tasks to list: newest first. ``after`` is the id of the last one seen."""
-
-    states: Collection[TaskState] = frozenset(TaskState)
-    labels: Mapping[str, str] = field(default_factory=dict)
-    tenant: str | None = None
-    after: str | None = None
-    limit: int = 20
-
-
-@dataclass(frozen=True, slots=True)
 class LaneDepth:
     """What waits in a lane: tasks, offered work in pod-seconds, since when the oldest does."""
 
@@ -284,8 +235,8 @@ class Depth:
 class Swept:
     """What time has decided in one sweep.
 
-    ``ended``: tasks that it ended (expired, dead, failed with a parent), each told by one sweep in
-    the whole pool. ``returned``: ids that wait again because their lease ended.
+    ``ended``: tasks that it ended (expired, dead, failed with a parent), each told by one sweep of
+    all. ``returned``: ids that wait again because their lease ended.
     """
 
     ended: Sequence[TaskView] = ()
@@ -309,12 +260,15 @@ class Broker(Protocol):
 
     immediate: bool
     shared: bool
-    durability: Durability
+
+    @property
+    def durability(self) -> Durability:
+        """Of a server, as it was when it was last seen."""
 
     async def start(self, worker: str, on_lost: Callable[[str], None]) -> None:
         """Open what there is. ``on_lost(id)``: a claim of this worker is not in force any more.
 
-        Raises ValueError with the remedy when it can't be used at all.
+        Raises ValueError with the remedy when it can't be used.
         """
 
     async def close(self) -> None:
@@ -333,10 +287,10 @@ class Broker(Protocol):
     async def claim(self, wanted: Wanted) -> list[Claim]:
         """Take at most ``most`` waiting tasks in the order of P = W / T, each for one attempt.
 
-        Attempt, lease and fence are set in one step, before this returns. A group without free
-        slots never holds up another. What waits beyond its patience is not given. Entries that
-        can't be read (damaged, foreign, of a future version) are put into quarantine with a
-        reason, and stop nobody. An answer that was lost is undone by ``recover``.
+        Attempt, lease and fence are set in one step, before this returns. A group without slots
+        never holds up another. What waits beyond its patience is not given. What can't be read
+        (damaged, foreign, of a future version) is put into quarantine with a reason, and stops
+        nobody. An answer that was lost is undone by ``recover``.
         """
 
     async def peek(self, wanted: Wanted) -> Head | None:
@@ -424,4 +378,4 @@ class Broker(Protocol):
         """
 
     def depth(self) -> Depth:
-        """The line as last seen; at once."""
+        """The line as last seen."""

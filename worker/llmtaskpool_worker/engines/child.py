@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from llmtaskpool_worker.disclosure import where_raised
@@ -190,23 +191,11 @@ def _load(spec: ModelSpec, connection: socket.socket) -> EngineLoop:
     try:
         folder = resolve(spec.source, progress)
         progress("loading", 0.0)
-        from llmtaskpool_worker.engines.generation import load_generation
         from llmtaskpool_worker.engines.weights import ModelRefused
 
         set_up_torch(options)
-        device, dtype = options.pop("device", None), options.pop("dtype", None)
-        loop: EngineLoop
         try:
-            if spec.task != "generate":
-                from llmtaskpool_worker.engines.one_pass.load import load_one_pass
-
-                loop = load_one_pass(
-                    folder, spec.task, device=device, dtype=dtype, threads=threads, options=options
-                )
-            else:
-                loop = load_generation(
-                    folder, device=device, dtype=dtype, threads=threads, options=options
-                )
+            loop = _loop(spec.task, folder, threads, options)
         except ModelRefused as error:
             raise _CanNotLoad(f"{spec.name}: {error}") from None
     except SourceRefused as error:
@@ -224,6 +213,22 @@ def _load(spec: ModelSpec, connection: socket.socket) -> EngineLoop:
         ) from None
     progress("loaded", 1.0)
     return loop
+
+
+def _loop(task: str, folder: Path, threads: int, options: dict[str, Any]) -> EngineLoop:
+    """The loop of a task. Each imports what it needs: transformers alone takes seconds."""
+    device, dtype = options.pop("device", None), options.pop("dtype", None)
+    if task == "tensor":
+        from llmtaskpool_worker.engines.one_pass.tables import load_table
+
+        return load_table(folder, threads=threads, options=options)
+    if task == "generate":
+        from llmtaskpool_worker.engines.generation import load_generation
+
+        return load_generation(folder, device=device, dtype=dtype, threads=threads, options=options)
+    from llmtaskpool_worker.engines.one_pass.load import load_one_pass
+
+    return load_one_pass(folder, task, device=device, dtype=dtype, threads=threads, options=options)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llmtaskpool_worker.engines.attention import SlotAttention, UnservableAttention, unservable
 from llmtaskpool_worker.engines.batching import Batch, Batching, Sequence
 from llmtaskpool_worker.engines.embedding_table import map_tied_embeddings
+from llmtaskpool_worker.engines.grammars import Grammars
 from llmtaskpool_worker.engines.linear import pack_linears
 from llmtaskpool_worker.engines.loop import LoopMessage
 from llmtaskpool_worker.engines.protocol import (
@@ -69,6 +70,7 @@ class GenerationLoop:
         cache_bytes: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
         cpu_clock: Callable[[], float] = time.process_time,
+        grammars: Grammars | None = None,
     ) -> None:
         self.model = model
         self.eos = frozenset(eos_token_ids)
@@ -78,7 +80,7 @@ class GenerationLoop:
         self.vocab_size = int(model.config.get_text_config().vocab_size)  # type: ignore[union-attr,operator]  # every transformers model has one
         self.cache = SlotCache()
         self.attention = SlotAttention(self.cache)
-        self.sampler = Sampler(self.device)
+        self.sampler = Sampler(self.device, self.eos, grammars)
         self.clock, self.cpu_clock = clock, cpu_clock
         self.steps = 0
         self._cancelled: list[Finished] = []
@@ -204,7 +206,8 @@ class GenerationLoop:
                 failed.append(RequestFailed(request.id, *(draw.fault or NOT_FINITE)))
                 self._release(sequence)
                 continue
-            if draw.token in self.eos and not request.ignore_eos:
+            own_end = draw.token in self.eos and (draw.ends or not request.ignore_eos)
+            if own_end or draw.token in request.stop_token_ids:
                 reason = "stop"
             else:
                 sequence.tokens.append(draw.token)
@@ -213,6 +216,7 @@ class GenerationLoop:
                     sequence.counts[draw.token] = sequence.counts.get(draw.token, 0) + 1
                 tokens.append(Token(request.id, draw.token, draw.logprob, list(draw.top)))
                 reason = "length" if self._at_length(sequence) else ""
+                reason = "stop" if draw.ends else reason
             if reason:
                 finished.append(Finished(request.id, reason))
                 self._release(sequence)
@@ -255,6 +259,9 @@ class GenerationLoop:
         if request.max_tokens < 1:
             return "invalid_max_tokens", "max_tokens is below 1"
         if not 0 <= min(request.prompt) <= max(request.prompt) < self.vocab_size:
+            return "token_out_of_range", f"a token id is not in 0 to {self.vocab_size - 1}"
+        named = [*request.stop_token_ids, *(token for token, _ in request.logit_bias)]
+        if named and not 0 <= min(named) <= max(named) < self.vocab_size:
             return "token_out_of_range", f"a token id is not in 0 to {self.vocab_size - 1}"
         return None
 
@@ -379,4 +386,5 @@ def load_generation(
         max_threads=int(options.get("max_threads", 256)),
         prefill_chunk=int(options.get("prefill_chunk", chunk)),
         cache_bytes=options.get("cache_bytes"),
+        grammars=Grammars(folder, int(text.vocab_size), eos_ids),
     )

@@ -30,6 +30,11 @@ class Admit(msgspec.Struct, frozen=True, tag="admit"):
     frequency_penalty: float = 0.0
     logprobs: int | None = None
     ignore_eos: bool = False
+    repetition_penalty: float = 1.0
+    logit_bias: list[tuple[int, float]] = []
+    min_tokens: int = 0
+    stop_token_ids: list[int] = []
+    grammar: str | None = None
 
 
 class AdmitEmbedding(msgspec.Struct, frozen=True, tag="embed"):
@@ -50,6 +55,15 @@ class TextRow(msgspec.Struct, frozen=True, array_like=True):
     end: int = 0
 
 
+class Tensor(msgspec.Struct, frozen=True):
+    """Numbers in little-endian order; ``datatype`` as Open Inference Protocol v2 has it: FP32."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: bytes
+
+
 class AdmitInputs(msgspec.Struct, frozen=True, tag="inputs"):
     """Run the model once over each row of one request; it is answered by Values.
 
@@ -59,6 +73,8 @@ class AdmitInputs(msgspec.Struct, frozen=True, tag="inputs"):
     id: int
     texts: list[TextRow] = []
     options: dict[str, Any] = {}
+    tensors: list[Tensor] = []
+    images: list[bytes] = []
 
 
 class AdmitForward(msgspec.Struct, frozen=True, tag="forward"):
@@ -184,7 +200,7 @@ class Vector(msgspec.Struct, frozen=True, tag="vector"):
 
 
 class Values(msgspec.Struct, frozen=True, tag="values"):
-    """What the model's head made of the rows of AdmitInputs; ``tokens`` is what it read."""
+    """What the model's head made of AdmitInputs; ``tokens``: what it read, rows of tensors too."""
 
     id: int
     values: list[Any]
@@ -280,7 +296,7 @@ class EngineDied(msgspec.Struct, frozen=True, tag="died"):
 EngineEvent = FromEngine | FromServer | EngineDied
 
 
-TASKS = ("generate", "embed", "rerank", "classify", "tag", "answer")
+TASKS = ("generate", "embed", "rerank", "classify", "tag", "answer", "detect", "tensor")
 """What a model can be loaded for."""
 
 

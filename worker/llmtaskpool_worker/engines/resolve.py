@@ -11,6 +11,7 @@ from typing import Any
 
 from llmtaskpool_worker.engines.conversion import convert_gguf
 from llmtaskpool_worker.engines.hub import download
+from llmtaskpool_worker.engines.image_files import IMAGE_ARCHITECTURES
 from llmtaskpool_worker.engines.sources import (
     HUB,
     Progress,
@@ -51,8 +52,10 @@ def check_folder(folder: Path, source: str, *, links_allowed: bool = False) -> N
         SourceRefused: remote code, pickled or spoilt weights, files outside of the folder, or
             parts missing.
     """
-    config = _json(folder, "config.json", source)
-    for name, content in (("config.json", config), ("tokenizer_config.json", None)):
+    is_table = (folder / "model.json").is_file()  # engines/one_pass/modules.py
+    config = _json(folder, "config.json", source, needed=not is_table)
+    others = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+    for name, content in (("config.json", config), *((other, None) for other in others)):
         content = content if content is not None else _json(folder, name, source, needed=False)
         if "auto_map" in content:
             raise SourceRefused(
@@ -79,7 +82,9 @@ def check_folder(folder: Path, source: str, *, links_allowed: bool = False) -> N
             raise SourceRefused(
                 f"source {source!r}: the index names {shard!r}, which is not a file of the folder"
             )
-    if not (folder / "tokenizer.json").is_file():
+    names = tuple(map(str, config.get("architectures") or ()))
+    of_images = any(name.endswith(IMAGE_ARCHITECTURES) for name in names)
+    if not is_table and not of_images and not (folder / "tokenizer.json").is_file():
         raise SourceRefused(
             f"source {source!r}: tokenizer.json is missing; save the tokenizer anew with "
             "transformers (tokenizer.save_pretrained)"

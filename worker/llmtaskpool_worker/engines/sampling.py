@@ -1,9 +1,10 @@
 """Drawing the next tokens from logits, for all rows of a step at once where that can be.
 
 The greedy path is one argmax. Rows that ask for more are treated by the definitions that
-transformers and OpenAI document: penalties on raw logits, then temperature, then top_k, top_p and
-min_p cut the distribution, then one draw with the request's own generator. So a seed gives the
-same tokens whatever else is in the batch.
+transformers and OpenAI document: bias and penalties on raw logits, then what must not come is
+barred (a grammar's mask, ends before min_tokens), then temperature, then top_k, top_p and min_p cut
+the distribution, then one draw with the request's own generator. So a seed gives the same tokens
+whatever else is in the batch.
 
 Every number that a client may send is sampled safely: the best logit is taken off before anything
 is divided, so that nothing grows beyond float32, and the likeliest token passes every cut. A row
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from llmtaskpool_worker.disclosure import where_raised
 from llmtaskpool_worker.engines.batching import Sequence
+from llmtaskpool_worker.engines.grammars import GrammarFailed, Grammars
 from llmtaskpool_worker.engines.protocol import Admit
 
 log = logging.getLogger("llmtaskpool.engine")
@@ -38,26 +41,48 @@ NOT_DRAWN = (
 )
 
 
+NO_GRAMMARS = (
+    "unsupported_value",
+    "this model's tokenizer can't follow a grammar; send the request without response_format",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One drawn token; or ``fault``: the code and the sentence why there is none."""
+    """One drawn token; or ``fault``: the code and the sentence why there is none.
+
+    ``ends``: the answer is whole with it.
+    """
 
     token: int | None
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     fault: tuple[str, str] | None = None
+    ends: bool = False
 
 
 class Sampler:
-    """Draws tokens; keeps one generator for each running request that needs one."""
+    """Draws tokens; keeps one generator for each running request that needs one.
 
-    def __init__(self, device: torch.device) -> None:
+    ``eos``: the model's own tokens that end an answer. ``grammars``: None where its tokenizer has
+    none to offer.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        eos: frozenset[int] = frozenset(),
+        grammars: Grammars | None = None,
+    ) -> None:
         self.device = device
+        self._eos, self._grammars = eos, grammars
         self._generators: dict[int, torch.Generator] = {}
 
     def forget(self, request_id: int) -> None:
         """The request has ended."""
         self._generators.pop(request_id, None)
+        if self._grammars is not None:
+            self._grammars.forget(request_id)
 
     def draw(self, logits: Tensor, sequences: list[Sequence]) -> list[Drawn]:
         """One token per row of ``logits`` (rows, vocabulary), each by its sequence's request."""
@@ -79,6 +104,9 @@ class Sampler:
             return self._draw_one(logits.float(), sequence)
         except torch.AcceleratorError:
             raise
+        except GrammarFailed as failed:
+            said = f"the answer can't follow its grammar any further ({failed}); send a simpler one"
+            return Drawn(None, fault=("grammar_failed", said))
         except Exception as error:
             # What it says may hold anything: its class and place must do.
             log.error("a row can't be drawn: %s", where_raised(error))  # noqa: TRY400
@@ -86,7 +114,9 @@ class Sampler:
 
     def _draw_one(self, logits: Tensor, sequence: Sequence) -> Drawn:
         request = sequence.request
-        logits = _penalized(logits, sequence)
+        if request.grammar is not None and self._grammars is None:
+            return Drawn(None, fault=NO_GRAMMARS)
+        logits = self._barred(_penalized(logits, sequence), sequence)
         if request.temperature > 0:
             probabilities = _distribution(logits, request)
             token = int(
@@ -94,12 +124,27 @@ class Sampler:
             )
         else:
             token = int(logits.argmax().item())
+        ends = False
+        if request.grammar is not None and self._grammars is not None:
+            ends = self._grammars.drawn(request.id, token)
         if request.logprobs is None:
-            return Drawn(token)
+            return Drawn(token, ends=ends)
         logprobs = torch.log_softmax(logits, dim=-1).clamp_(min=LEAST_LOGPROB)
         values, ids = logprobs.topk(min(request.logprobs, logprobs.numel()))
         top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-        return Drawn(token, float(logprobs[token].item()), top)
+        return Drawn(token, float(logprobs[token].item()), top, ends=ends)
+
+    def _barred(self, logits: Tensor, sequence: Sequence) -> Tensor:
+        """Without what must not come: outside of the grammar, or an end before min_tokens."""
+        request = sequence.request
+        if request.grammar is not None and self._grammars is not None:
+            logits = self._grammars.mask(request.id, request.grammar, logits)
+        ends = self._eos.union(request.stop_token_ids)
+        if sequence.drawn < request.min_tokens and ends:
+            without = logits.index_fill(0, _ids(ends, logits), -math.inf)
+            if bool(torch.isfinite(without).any()):  # else the grammar has nothing but an end
+                return without
+        return logits
 
     def _generator(self, request: Admit) -> torch.Generator:
         generator = self._generators.get(request.id)
@@ -119,12 +164,32 @@ def _special(request: Admit) -> bool:
         or request.logprobs is not None
         or request.presence_penalty
         or request.frequency_penalty
+        or request.repetition_penalty != 1
+        or request.logit_bias
+        or request.min_tokens
+        or request.grammar is not None
     )
 
 
 def _penalized(logits: Tensor, sequence: Sequence) -> Tensor:
-    """logit − presence · [drawn before] − frequency · (times drawn), as OpenAI documents."""
+    """logit + bias − presence · [drawn before] − frequency · (times drawn), as OpenAI documents.
+
+    And repetition, as transformers does: of tokens in prompt or answer a logit above 0 is divided
+    by it, another multiplied.
+    """
     request = sequence.request
+    if request.logit_bias:
+        logits = logits.clone()
+        values = torch.tensor([bias for _, bias in request.logit_bias], device=logits.device)
+        logits[_ids([token for token, _ in request.logit_bias], logits)] += values
+    if request.repetition_penalty != 1:
+        seen = _ids(set(sequence.tokens), logits)
+        old = logits[seen]
+        penalty = request.repetition_penalty
+        most = torch.finfo(logits.dtype).max
+        new = torch.where(old > 0, old / penalty, old * penalty).clamp_(-most, most)
+        # What can't come stays so; all else stays a number.
+        logits = logits.index_copy(0, seen, torch.where(torch.isfinite(old), new, old))
     if not (request.presence_penalty or request.frequency_penalty) or not sequence.counts:
         return logits
     ids = torch.tensor(list(sequence.counts), device=logits.device)
@@ -132,6 +197,10 @@ def _penalized(logits: Tensor, sequence: Sequence) -> Tensor:
     logits = logits.clone()
     logits[ids] -= request.presence_penalty + request.frequency_penalty * counts
     return logits
+
+
+def _ids(tokens: Iterable[int], logits: Tensor) -> Tensor:
+    return torch.tensor(list(tokens), device=logits.device, dtype=torch.long)
 
 
 def _distribution(logits: Tensor, request: Admit) -> Tensor:

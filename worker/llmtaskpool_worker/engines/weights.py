@@ -15,13 +15,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from llmtaskpool_worker.engines.image_files import IMAGE_ARCHITECTURES
+
 SHOWN_NAMES = 3
 _GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _MADE_FOR: Mapping[str, tuple[str, ...]] = {
     "rerank": ("ForSequenceClassification",),
-    "classify": ("ForSequenceClassification",),
+    "classify": ("ForSequenceClassification", "ForImageClassification"),
     "tag": ("ForTokenClassification",),
     "answer": ("ForQuestionAnswering",),
+    "detect": ("ForObjectDetection",),
 }
 """By task, how the names of architectures end that have a head for it."""
 _BUFFERS = re.compile(r"(rotary_emb\.inv_freq|position_ids|(attn|attention)\.(masked_)?bias)$")
@@ -59,13 +62,19 @@ def check_task(config: Any, folder: Path, task: str) -> None:
         )
 
 
+def of_images(config: Any) -> bool:
+    """Whether a model takes pictures, and no text."""
+    names: tuple[str, ...] = tuple(getattr(config, "architectures", None) or ())
+    return any(name.endswith(IMAGE_ARCHITECTURES) for name in names)
+
+
 def _check_head(names: tuple[str, ...], task: str) -> None:
     wanted = _MADE_FOR[task]
     if not any(name.endswith(wanted) for name in names):
         raise ModelRefused(
             f"it is {'a ' + names[0] if names else 'a model without architectures'}, and "
-            f"task={task} needs one that was trained for it (such as a Bert{wanted[0]}): name "
-            "another model or another task"
+            f"task={task} needs one that was trained for it (a ...{wanted[0]}): name another model "
+            "or another task"
         )
 
 

@@ -1,28 +1,55 @@
-"""Taking a task in, or saying why not: placed, costed, queued, entered in the books."""
+"""Taking a task in, or saying why not: placed, costed, handed to the broker."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 
-from llmtaskpool_worker.brokers.own_books import IdempotencyConflict
+from llmtaskpool_worker.brokers.protocol import (
+    Full,
+    IdempotencyConflict,
+    Line,
+    Receipt,
+    Submission,
+    Unavailable,
+    UnknownParent,
+)
 from llmtaskpool_worker.brokers.retention import NoRoom
-from llmtaskpool_worker.execution.active_task import ActiveTask
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.execution.ledger import TaskLedger
 from llmtaskpool_worker.execution.placement import Placement
 from llmtaskpool_worker.execution.pool import Rejected
-from llmtaskpool_worker.scheduling.cost import CostModel
+from llmtaskpool_worker.scheduling.cost import CostClass, CostModel
 from llmtaskpool_worker.scheduling.priority import priority
 from llmtaskpool_worker.scheduling.sizes import request_bytes
-from llmtaskpool_worker.scheduling.task import TaskRequest, TaskView
-from llmtaskpool_worker.scheduling.task_queue import QueueFullError, Waiting
+from llmtaskpool_worker.scheduling.task import TERMINAL, TaskRequest, TaskView
+
+
+@lru_cache(maxsize=4096)
+def _line_of(cost_class: CostClass) -> Line:
+    return Line(cost_class.text)
+
+
+@contextmanager
+def rejecting() -> Iterator[None]:
+    """A broker that is away is told as Rejected."""
+    try:
+        yield
+    except Unavailable as away:
+        raise Rejected(
+            "queue_unavailable",
+            f"{away.reason}; come back, and use an idempotency key, as it is not known what of "
+            "this was done",
+            retry_after_seconds=away.retry_after_seconds,
+        ) from None
 
 
 class Acceptance:
-    """Accepts requests into the lanes' queues.
+    """Accepts requests into the broker's line.
 
     ``patience_seconds``: the longest wait by default of a task that its client waits for,
-    ``unattended_seconds`` of one whose result is fetched later.
+    ``unattended_seconds`` of one whose result is fetched later; ``run_seconds``: the longest run.
     ``closed`` says whether the worker drains.
     """
 
@@ -36,73 +63,89 @@ class Acceptance:
         new_id: Callable[[], str],
         patience_seconds: float,
         unattended_seconds: float,
+        run_seconds: float,
+        worker: str,
         closed: Callable[[], bool],
     ) -> None:
         self._placement, self._ledger, self._cost = placement, ledger, cost
         self._clock, self._new_id = clock, new_id
         self._patience_seconds = patience_seconds
         self._unattended_seconds = unattended_seconds
+        self._run_seconds, self._worker = run_seconds, worker
         self._closed = closed
 
-    def accept(self, request: TaskRequest) -> tuple[TaskView, Lane | None]:
+    async def accept(self, request: TaskRequest) -> tuple[TaskView, Lane | None]:
         """The task and the lane it waits in; None: its idempotency key was known. Raises Rejected.
 
         Rejected work is offered work all the same.
         """
         request, lane = self._placement.place(request)
+        cost_class = self._cost.classify(request)
+        load = self._cost.load(cost_class)
+        work = self._cost.work(request, cost_class, lane.threads)
         try:
-            if (known := self._ledger.broker.find(request)) is not None:
-                return known, None
+            receipt = await self._enter(request, lane, cost_class, load, work)
+        except Rejected as rejected:
+            if rejected.code != "idempotency_conflict":
+                self._ledger.arrived(work)
+                self._ledger.reject()
+            raise
+        if receipt.known:
+            return receipt.view, None
+        self._ledger.arrived(work)
+        self._ledger.accepted()
+        if receipt.view.state in TERMINAL:  # what it depends on can't succeed any more
+            self._ledger.ended(receipt.view)
+        return receipt.view, lane
+
+    async def _enter(
+        self, request: TaskRequest, lane: Lane, cost_class: CostClass, load: float, work: float
+    ) -> Receipt:
+        """Hand the task to the broker. Raises Rejected."""
+        if self._closed():
+            raise Rejected("draining", "this worker is stopping", retry_after_seconds=1.0)
+        usual = self._patience_seconds if request.attended else self._unattended_seconds
+        submission = Submission(
+            id=self._new_id(),
+            request=request,
+            lane=lane.name,
+            group=request.model or request.kind,
+            line=_line_of(cost_class),
+            load_seconds=load,
+            priority=priority(request.weight, load),
+            work_seconds=work,
+            size_bytes=request_bytes(request),
+            patience_seconds=request.queue_timeout_seconds or usual,
+            run_seconds=request.timeout_seconds or self._run_seconds,
+            dependencies=request.dependencies,
+            bound_to=self._worker if request.attended else None,
+        )
+        try:
+            with rejecting():
+                return await self._ledger.broker.accept(submission)
         except IdempotencyConflict:
             raise Rejected(
                 "idempotency_conflict",
                 "idempotency_key belongs to a task with another body: use a new key",
                 field="idempotency_key",
             ) from None
-        cost_class = self._cost.classify(request)
-        now, load = self._clock(), self._cost.load(cost_class)
-        work = self._cost.work(request, cost_class, lane.threads)
-        self._ledger.arrived(work)
-        task = ActiveTask(self._new_id(), request, lane, cost_class, work, now)
-        try:
-            self._queue(task)
-            return self._enter(task, load), lane
-        except Rejected:
-            self._ledger.reject()
-            raise
-
-    def _enter(self, task: ActiveTask, load: float) -> TaskView:
-        try:
-            return self._ledger.enter(task, load, priority(task.request.weight, load))
+        except UnknownParent as unknown:
+            raise Rejected(
+                "unknown_task",
+                f"depends_on: there is no task {unknown.parent[:80]!r}: it never was, or its "
+                "result was kept as long as results are kept",
+                field="depends_on",
+            ) from None
+        except Full as full:
+            raise Rejected(
+                "queue_full",
+                f"the queue of lane {lane.name} is full ({full.limit} {full.bound})",
+                retry_after_seconds=self._ledger.retry_after(lane),
+            ) from None
         except NoRoom as full:
-            task.lane.queue.cancel(task.id)
             raise Rejected(
                 "results_full",
                 "there is no room to keep another result: come back when some have expired, or "
                 "raise LLMTASKPOOL_RESULT_BYTES",
                 retry_after_seconds=full.retry_after_seconds,
-            ) from None
-
-    def _queue(self, task: ActiveTask) -> None:
-        if self._closed():
-            raise Rejected("draining", "this worker is stopping", retry_after_seconds=1.0)
-        request, lane = task.request, task.lane
-        usual = self._patience_seconds if request.attended else self._unattended_seconds
-        patience = request.queue_timeout_seconds or usual
-        task.waiting = Waiting(
-            id=task.id,
-            group=request.model or request.kind,
-            cost_class=task.cost_class,
-            weight=request.weight,
-            arrived_at=task.arrived_at,
-            expires_at=task.arrived_at + patience,
-            size_bytes=request_bytes(request),
-        )
-        try:
-            lane.queue.push(task.waiting)
-        except QueueFullError as full:
-            raise Rejected(
-                "queue_full",
-                f"the queue of lane {lane.name} is full ({full.limit} {full.bound})",
-                retry_after_seconds=self._ledger.retry_after(lane),
             ) from None

@@ -1,4 +1,4 @@
-"""A task that has not ended, and what its run needs."""
+"""A task that this worker has claimed and that has not ended, and what its run needs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import asyncio
 from dataclasses import dataclass
 from math import inf
 
-from llmtaskpool_worker.brokers.own_books import Claim
-from llmtaskpool_worker.engines.protocol import Admit
+from llmtaskpool_worker.brokers.protocol import Claim, Held
+from llmtaskpool_worker.engines.protocol import Admit, AdmitInputs, Tensor, TextRow
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.kinds.registry import CallContext
 from llmtaskpool_worker.scheduling.cost import CostClass
 from llmtaskpool_worker.scheduling.task import (
+    Evaluate,
     Generate,
     Result,
     TaskError,
@@ -25,19 +26,23 @@ from llmtaskpool_worker.text.generated import GenerationText
 
 @dataclass(slots=True, eq=False)
 class ActiveTask:
-    """A task that has not ended, and what its run needs."""
+    """A task that this worker has claimed, and what its run needs."""
 
-    id: str
-    request: TaskRequest
+    claim: Claim
     lane: Lane
     cost_class: CostClass
-    work_seconds: float
-    arrived_at: float
-    claim: Claim | None = None
+    held: Held
+    """By what the broker knows its claim."""
+    number: int
+    """Of all that this worker has claimed."""
+    runs: bool = False
+    """Whether an engine or a handler is at work for it."""
+    again: bool = False
+    """Whether it has run under this claim and is to begin anew."""
     deadline: float = inf
     crashes: int = 0
     waiting: Waiting | None = None
-    """Its place in the queue when it waited last."""
+    """Its place among those that are claimed and wait for a thread here."""
     slots: EngineSlots | None = None
     request_id: int = 0
     """Of its run: unique among all runs of a worker, and its engine's name for it."""
@@ -54,6 +59,16 @@ class ActiveTask:
     began_at: float = 0.0
     share_began: float = 0.0
     """EngineSlots.shared_until at its start."""
+
+    @property
+    def id(self) -> str:
+        """The task's."""
+        return self.claim.id
+
+    @property
+    def request(self) -> TaskRequest:
+        """What is asked for."""
+        return self.claim.request
 
     @property
     def drawn(self) -> int:
@@ -78,5 +93,17 @@ def admit_message(request_id: int, payload: Generate) -> Admit:
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         logprobs=sampling.logprobs,
+        repetition_penalty=sampling.repetition_penalty,
+        logit_bias=list(sampling.logit_bias),
+        min_tokens=sampling.min_tokens,
+        stop_token_ids=list(sampling.stop_token_ids),
+        grammar=sampling.grammar,
         ignore_eos=payload.ignore_eos,
     )
+
+
+def inputs_message(request_id: int, payload: Evaluate) -> AdmitInputs:
+    """What a model runs once over, as its engine takes it."""
+    rows = [TextRow(row.tokens, row.second, row.end) for row in payload.rows]
+    tensors = [Tensor(t.name, t.datatype, list(t.shape), t.data) for t in payload.tensors]
+    return AdmitInputs(request_id, rows, payload.options, tensors, list(payload.images))

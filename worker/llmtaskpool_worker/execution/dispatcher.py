@@ -7,31 +7,35 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
-from uuid import uuid4
 
 from llmtaskpool_worker.brokers.memory import MemoryBroker
-from llmtaskpool_worker.brokers.own_books import Broker
+from llmtaskpool_worker.brokers.protocol import Broker, Durability, LaneDepth
 from llmtaskpool_worker.contract import (
     DrainAnswer,
     GpuReading,
     LaneName,
+    LaneState,
     ModelProblem,
     Phase,
     ThreadsAnswer,
     WorkerState,
 )
 from llmtaskpool_worker.disclosure import where_raised
-from llmtaskpool_worker.engines.protocol import Engine, Piece, Ping, SetThreads, Trim
-from llmtaskpool_worker.execution.acceptance import Acceptance
+from llmtaskpool_worker.engines.protocol import Engine, Piece
+from llmtaskpool_worker.execution.acceptance import Acceptance, rejecting
+from llmtaskpool_worker.execution.asking import Asking
 from llmtaskpool_worker.execution.capacity import Capacity
 from llmtaskpool_worker.execution.drain import Drain
 from llmtaskpool_worker.execution.engine_events import EngineEvents
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
+from llmtaskpool_worker.execution.engine_watch import tell_threads, watch_engine
+from llmtaskpool_worker.execution.ids import ids
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.execution.ledger import TaskLedger
 from llmtaskpool_worker.execution.making_way import MakingWay
 from llmtaskpool_worker.execution.placement import Placement
 from llmtaskpool_worker.execution.pool import StaleGeneration
+from llmtaskpool_worker.execution.queue_state import queue_state
 from llmtaskpool_worker.execution.running import Running
 from llmtaskpool_worker.kinds.registry import Kinds
 from llmtaskpool_worker.scheduling.cost import CostModel
@@ -40,18 +44,18 @@ from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.nature import Nature, kind_states
 from llmtaskpool_worker.scheduling.profile import CalibrationProfile
 from llmtaskpool_worker.scheduling.ramp import Ramp
-from llmtaskpool_worker.scheduling.reserve import beyond
 from llmtaskpool_worker.scheduling.seats import Seats
 from llmtaskpool_worker.scheduling.suspicion import Suspicion
-from llmtaskpool_worker.scheduling.task import TaskError, TaskEvent, TaskRequest, TaskView
+from llmtaskpool_worker.scheduling.task import Asked, TaskError, TaskEvent, TaskRequest, TaskView
 
 log = logging.getLogger("llmtaskpool.worker")
 
 TICK_SECONDS = 0.25
 """How late a timeout may be noticed."""
+LAST_WORD_SECONDS = 5.0
+"""At the end so long is tried to tell the queue what has ended."""
 ASLEEP_SECONDS = 1.0
 """A tick that is later than this tells that this process did not run, and no engine was heard."""
-log = logging.getLogger("llmtaskpool.worker")
 
 
 class Dispatcher:
@@ -71,7 +75,7 @@ class Dispatcher:
         worker_id: str = "worker",
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
-        new_id: Callable[[], str] = lambda: uuid4().hex,
+        new_id: Callable[[], str] | None = None,
         gpus: Callable[[], tuple[GpuReading, ...]] = tuple,
         rss_bytes: Callable[[], int | None] = lambda: None,
         broker: Broker | None = None,
@@ -100,9 +104,10 @@ class Dispatcher:
                 slots.seats, slots.ramp = Seats(self.limits.compute.threads_max), Ramp()
         self._worker_id, self._clock, self._wall_clock = worker_id, clock, wall_clock
         self._gpus, self._rss_bytes = gpus, rss_bytes
-        self._ledger = TaskLedger(
-            broker or MemoryBroker(self.limits.results), clock, self._slots.values()
-        )
+        new_id = new_id or ids()
+        if broker is None:
+            broker = MemoryBroker(self.limits, clock)
+        self._ledger = TaskLedger(broker, clock, self._slots.values())
         self._drain = Drain(self._ledger, clock)
         self._lanes = {name: Lane(name, self.limits, self._load_of) for name in LaneName}
         self._making_way = MakingWay(
@@ -130,6 +135,8 @@ class Dispatcher:
             new_id=new_id,
             patience_seconds=self.limits.queue_timeout_seconds,
             unattended_seconds=self.limits.task_queue_timeout_seconds,
+            run_seconds=self.limits.run_timeout_seconds,
+            worker=worker_id,
             closed=lambda: self._drain.begun,
         )
         self._running = Running(
@@ -143,8 +150,12 @@ class Dispatcher:
             clock=clock,
             making_way=self._making_way,
             timeout_seconds=self.limits.run_timeout_seconds,
+            worker=worker_id,
+            fences=f"{worker_id}.{new_id()}",
+            ends=lambda: self._drain.begun,
         )
-        self._generation = 0
+        self._asking = Asking(self._running, self._making_way, self._ledger, self._lanes)
+        self._generation, self._opened = 0, False
         self._started_at = wall_clock()
         self._loops: list[asyncio.Task[None]] = []
         for kind in kinds.by_name.values():
@@ -161,8 +172,20 @@ class Dispatcher:
 
     # --- life -------------------------------------------------------------------------------
 
+    async def open(self) -> None:
+        """Open the queue, and take up what is in it; idempotent.
+
+        Raises ValueError, with the remedy, when it can't be used.
+        """
+        if not self._opened:
+            await self._ledger.broker.start(self._worker_id, self._ledger.lost)
+            self._opened = True
+
     async def start(self) -> None:
         """Start the engines and the loops; returns at once (phase: starting)."""
+        await self.open()
+        self._ledger.desk.start()
+        self._asking.start()
         for slots in self._slots.values():
             slots.heard_at = self._clock()
             await slots.engine.start()
@@ -173,26 +196,29 @@ class Dispatcher:
         """Drain for at most ``grace_seconds``, then end everything; idempotent."""
         self._drain.begin(grace_seconds)
         await self._drain.finish(grace_seconds)
+        await self._asking.close()
+        await self._ledger.desk.close(LAST_WORD_SECONDS)
         await asyncio.gather(*(s.engine.stop(2.0) for s in self._slots.values()))
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         self._running.close()
+        await self._ledger.broker.close()
 
     # --- pool.TaskPool ----------------------------------------------------------------------
 
-    def submit(self, request: TaskRequest) -> TaskView:
+    async def submit(self, request: TaskRequest) -> TaskView:
         """See TaskPool."""
-        view, lane = self._acceptance.accept(request)
+        view, lane = await self._acceptance.accept(request)
         if lane is None:
             return view
-        self._running.schedule(lane)
-        self._making_way.look(self._running.start)
-        return self._ledger.broker.get(view.id) or view
+        self._asking.come(lane)
+        return await self._ledger.broker.get(view.id) or view
 
-    def get(self, task_id: str) -> TaskView | None:
+    async def get(self, task_id: str) -> TaskView | None:
         """See TaskPool."""
-        return self._ledger.broker.get(task_id)
+        with rejecting():
+            return await self._ledger.broker.get(task_id)
 
     async def wait(self, task_id: str) -> TaskView:
         """See TaskPool."""
@@ -202,10 +228,34 @@ class Dispatcher:
         """See TaskPool."""
         return self._ledger.broker.events(task_id)
 
-    def cancel(self, task_id: str) -> TaskView | None:
+    async def cancel(self, task_id: str) -> TaskView | None:
         """See TaskPool."""
-        task = self._ledger.active.get(task_id)
-        return self._ledger.broker.get(task_id) if task is None else self._ledger.cancel(task)
+        with rejecting():
+            answer = await self._ledger.broker.cancel(task_id)
+        self._ledger.cancelled(answer)
+        return answer.view
+
+    async def list(self, asked: Asked) -> Sequence[TaskView]:
+        """See TaskPool."""
+        with rejecting():
+            return await self._ledger.broker.list(asked)
+
+    async def replay(self, task_id: str) -> TaskView | None:
+        """See TaskPool."""
+        with rejecting():
+            view = await self._ledger.broker.replay(task_id)
+        if view is not None:
+            self._asking.come(self._lanes[view.lane])
+        return view
+
+    @property
+    def durability(self) -> Durability:
+        """See TaskPool."""
+        return self._ledger.broker.durability
+
+    def abandon(self, task_id: str) -> None:
+        """See TaskPool."""
+        self._ledger.desk.cancel(task_id, self._ledger.cancelled)
 
     def let_go(self, task_id: str) -> None:
         """See TaskPool."""
@@ -219,8 +269,8 @@ class Dispatcher:
         for name, n in threads.items():
             self._lanes[name].resize(n, self._capacity.of(name))
         if LaneName.COMPUTE in threads:
-            self._tell_threads(*self._slots.values())
-        self._running.schedule(*self._lanes.values())
+            tell_threads(self._lanes[LaneName.COMPUTE].threads, *self._slots.values())
+        self._asking.schedule(*self._lanes.values())
         in_force = {name: lane.threads for name, lane in self._lanes.items()}
         return ThreadsAnswer(generation=generation, threads=in_force)
 
@@ -230,21 +280,18 @@ class Dispatcher:
         return DrainAnswer(
             phase=self._phase(),
             active=sum(len(lane.running) for lane in self._lanes.values()),
-            queued=sum(len(lane.queue) for lane in self._lanes.values()),
+            queued=sum(lane.queued for lane in self._states().values()),
         )
 
     def state(self) -> WorkerState:
         """See TaskPool."""
-        now = self._clock()
         return WorkerState(
             worker_id=self._worker_id,
             started_at=self._started_at,
             observed_at=self._wall_clock(),
             phase=self._phase(),
             threads_generation=self._generation,
-            lanes={
-                name: lane.state(self._capacity.of(name), now) for name, lane in self._lanes.items()
-            },
+            lanes=self._states(),
             work=self._ledger.work(),
             totals=self._ledger.totals,
             gpus=self._gpus(),
@@ -266,6 +313,7 @@ class Dispatcher:
                 for name, slots in self._slots.items()
                 if (upstream := slots.upstream()) is not None
             },
+            queue=queue_state(self._ledger.broker, self._clock(), self._wall_clock()),
         )
 
     def alive(self) -> bool:
@@ -297,22 +345,14 @@ class Dispatcher:
                     extra={"model": slots.name, "error": where_raised(error)},
                 )
             if not isinstance(happened, Piece):  # which frees no place
-                self._running.schedule(self._lanes[LaneName.COMPUTE])
+                self._asking.schedule(self._lanes[LaneName.COMPUTE])
                 if slots.seats is not None:
-                    self._making_way.look(self._running.start)
+                    self._asking.look()
 
     def _became_ready(self, slots: EngineSlots) -> None:
         compute = self._lanes[LaneName.COMPUTE]
         compute.resize(compute.threads, self._capacity.of(LaneName.COMPUTE))
-        self._tell_threads(slots)
-
-    def _tell_threads(self, *told: EngineSlots) -> None:
-        """N, and at a server what may go beyond it; an engine that loads is told later."""
-        threads = self._lanes[LaneName.COMPUTE].threads
-        for slots in told:
-            if slots.ready is not None:
-                more = 0 if slots.seats is None else beyond(threads)
-                slots.engine.send(SetThreads(threads + more))
+        tell_threads(compute.threads, slots)
 
     # --- time -------------------------------------------------------------------------------
 
@@ -329,42 +369,24 @@ class Dispatcher:
             for lane in self._lanes.values():
                 for task_id in [*lane.running.values()]:
                     task = self._ledger.active.get(task_id)
-                    if task is not None and task.claim is not None and task.deadline <= now:
+                    if task is not None and task.runs and task.deadline <= now:
                         error = TaskError("timeout", "the task ran longer than it may")
                         self._ledger.stop(task, error)
             self._capacity.look()
-            self._running.schedule(*self._lanes.values())
-            self._making_way.look(self._running.start)
-            self._watch_engines(now)
-            self._ledger.broker.forget(now)
-            self._drain.look(now)
-
-    def _watch_engines(self, now: float) -> None:
-        for slots in self._slots.values():
-            problem = slots.problem(now, self.limits.stall_seconds)
-            stalled = problem is not None and problem.code == "stalled"
-            if stalled and not slots.stall_told:
-                seconds = round(slots.stalled_for(now), 1)
-                told = {"model": slots.name, "seconds": seconds, "in_flight": len(slots.in_flight)}
-                log.warning("engine stalled", extra=told)
-            slots.stall_told = stalled
-            if slots.is_due(now, self.limits.ping_seconds):
-                slots.asked_at = now
-                slots.engine.send(Ping())
-            silent = slots.silent_for(now)
-            if silent >= self.limits.load_silent_seconds:
-                told = {"model": slots.name, "seconds": round(silent, 1)}
-                log.warning("engine silent while it loads", extra=told)
-                slots.heard_at = now
-                slots.engine.kill()
-            if slots.seats is None and slots.stalled_for(now) >= self.limits.stall_kill_seconds:
-                slots.engine.kill()
-            idle = slots.idle_since
-            if slots.ready and idle is not None and now - idle >= self.limits.trim_idle_seconds:
-                slots.engine.send(Trim())
-                slots.idle_since = None
+            self._asking.schedule(*self._lanes.values())
+            self._asking.look()
+            for slots in self._slots.values():
+                watch_engine(slots, now, self.limits)
+            await self._drain.look(now)
 
     # --- what others read -------------------------------------------------------------------
+
+    def _states(self) -> dict[LaneName, LaneState]:
+        now, depths = self._clock(), self._ledger.broker.depth().lanes
+        return {
+            name: lane.state(self._capacity.of(name), now, depths.get(name, LaneDepth()))
+            for name, lane in self._lanes.items()
+        }
 
     def _load_of(self, cost_class: Any) -> float:
         return self.cost.load(cost_class)

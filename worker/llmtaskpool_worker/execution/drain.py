@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+from llmtaskpool_worker.brokers.protocol import Unavailable
 from llmtaskpool_worker.contract import Phase
 from llmtaskpool_worker.execution.ledger import TaskLedger
 from llmtaskpool_worker.scheduling.task import TaskError
@@ -31,7 +32,7 @@ class Drain:
     @property
     def phase(self) -> Phase:
         """DRAINING while accepted tasks are left, else DRAINED."""
-        return Phase.DRAINING if self._ledger.active else Phase.DRAINED
+        return Phase.DRAINING if self._ledger.left else Phase.DRAINED
 
     def begin(self, budget_seconds: float) -> None:
         """Refuse new tasks. A second drain can shorten the budget, never lengthen it."""
@@ -41,20 +42,28 @@ class Drain:
     async def finish(self, grace_seconds: float) -> None:
         """Wait at most so long for what is accepted, then end what is left."""
         deadline = self._clock() + grace_seconds
-        while self._ledger.active and self._clock() < deadline:
+        while self._ledger.left and self._clock() < deadline:
             self._ledger.emptied.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(
                     self._ledger.emptied.wait(), min(1.0, deadline - self._clock())
                 )
-        self._give_up_the_rest()
+        await self._give_up_the_rest()
 
-    def look(self, now: float) -> None:
+    async def look(self, now: float) -> None:
         """End what is left once the budget is used up."""
         if self._until is not None and now >= self._until:
-            self._give_up_the_rest()
+            await self._give_up_the_rest()
 
-    def _give_up_the_rest(self) -> None:
+    async def _give_up_the_rest(self) -> None:
+        """Of a durable broker only what ends with this worker: the next one runs the others."""
+        ledger = self._ledger
         error = TaskError("draining", "the worker stopped before the task had ended; try again")
-        for task in list(self._ledger.active.values()):
-            self._ledger.stop(task, error)
+        for task in list(ledger.active.values()):
+            if ledger.broker.durability.durable and not task.request.attended:
+                ledger.let_others(task, "its worker stopped")
+            else:
+                ledger.stop(task, error)
+        with contextlib.suppress(Unavailable):
+            for view in await ledger.broker.give_up(error):
+                ledger.ended(view)

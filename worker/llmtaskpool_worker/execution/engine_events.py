@@ -36,7 +36,6 @@ from llmtaskpool_worker.scheduling.task import (
     Evaluated,
     FinishReason,
     TaskError,
-    TaskState,
     TokenLogprob,
 )
 from llmtaskpool_worker.text.conclusions import conclude
@@ -188,7 +187,7 @@ class EngineEvents:
         slots.ready, slots.asked_at = None, None
         active = self._ledger.active
         lost = [active[i] for i in slots.in_flight.values() if i in active]
-        lost.sort(key=lambda task: task.waiting.sequence if task.waiting else 0)
+        lost.sort(key=lambda task: (task.claim.submitted_at, task.number))
         alone = len(slots.in_flight) == 1
         for request_id in slots.in_flight:
             self._lane.left(request_id)
@@ -196,8 +195,8 @@ class EngineEvents:
         convicted = slots.suspicion.crashed([task.id for task in lost], alone=alone)
         again: list[ActiveTask] = []
         for task in self._parked_of(slots):  # what the engine kept of them is gone too
-            task.lane.queue.cancel(task.id)
-            task.parked_at = None
+            task.lane.held.cancel(task.id)
+            task.parked_at = task.waiting = None
             self._retry_or_tell(task, again)
         for task in lost:
             task.crashes += 1
@@ -209,7 +208,7 @@ class EngineEvents:
                 self._ledger.commit(task, error)
             else:
                 self._retry_or_tell(task, again)
-        self._ledger.give_back(again, "the engine crashed; trying again", slots.group_of)
+        self._ledger.hold(again, "the engine crashed; trying again", slots.group_of)
 
     def _retry_or_tell(self, task: ActiveTask, again: list[ActiveTask]) -> None:
         """A task of a crash runs again, unless somebody has read what it drew."""
@@ -219,7 +218,7 @@ class EngineEvents:
             self._ledger.commit(task, TaskError("engine_crashed", "the engine crashed; try again"))
 
     def _parked_of(self, slots: EngineSlots) -> list[ActiveTask]:
-        waiting = (self._ledger.active.get(item.id) for item in self._lane.queue)
+        waiting = (self._ledger.active.get(item.id) for item in self._lane.held)
         return [
             t for t in waiting if t is not None and t.parked_at is not None and t.slots is slots
         ]
@@ -228,8 +227,9 @@ class EngineEvents:
         """The model will not be there again: tell those who wait for it."""
         error = TaskError("model_failed", f"the model {slots.name} could not be loaded")
         for task in list(self._ledger.active.values()):
-            if task.claim is None and task.request.model == slots.name:
-                self._ledger.end_waiting(task, TaskState.FAILED, error)
+            if not task.runs and task.request.model == slots.name:
+                self._ledger.commit(task, error)
+        self._ledger.desk.give_up(error, slots.name, self._ledger.ended)
 
     def _of(self, slots: EngineSlots, request_id: int) -> ActiveTask | None:
         """The task of a request that left the engine; None when it has ended meanwhile."""

@@ -1,4 +1,4 @@
-"""Lanes: N threads each, a queue of their own, resized while they run.
+"""Lanes: N threads each, resized while they run, and what is claimed and waits for one.
 
 A lane of engines takes a thread for each running sequence; a lane of calls for each running
 handler. Shrinking N stops nobody: fewer are started until enough have ended.
@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
+from llmtaskpool_worker.brokers.protocol import LaneDepth
 from llmtaskpool_worker.contract import LaneName, LaneState
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.task_queue import TaskQueue
 
 
 class Lane:
-    """One lane: its queue, its N and who runs in it."""
+    """One lane: its N, who runs in it, and who is claimed and waits to go on or to begin again."""
 
     def __init__(self, name: LaneName, limits: Limits, load: Callable[[Hashable], float]) -> None:
         self.name = name
@@ -26,7 +27,7 @@ class Lane:
         self.threads = self.limits.threads
         self.running: dict[int, str] = {}
         """Run to task id: what engines and handlers are really at work for."""
-        self.queue = TaskQueue(
+        self.held = TaskQueue(
             load=load,
             max_tasks=self.limits.queue_tasks,
             max_bytes=self.limits.queue_bytes,
@@ -55,14 +56,14 @@ class Lane:
         self.threads = max(1, min(threads, cap))
         return self.threads
 
-    def state(self, cap: int, now: float) -> LaneState:
-        """The lane as the operator reads it."""
-        oldest = self.queue.oldest_arrival()
+    def state(self, cap: int, now: float, depth: LaneDepth) -> LaneState:
+        """The lane as the operator reads it; ``depth`` is the broker's line."""
+        since = [at for at in (depth.oldest_at, self.held.oldest_arrival()) if at is not None]
         return LaneState(
             threads=self.threads,
             threads_cap=cap,
             active=len(self.running),
-            queued=len(self.queue),
+            queued=depth.waiting + len(self.held),
             queue_limit=self.limits.queue_tasks,
-            oldest_wait_seconds=0.0 if oldest is None else max(0.0, now - oldest),
+            oldest_wait_seconds=max(0.0, now - min(since)) if since else 0.0,
         )

@@ -1,18 +1,31 @@
-"""The books of a pool: which tasks have not ended, what became of the others, offered work."""
+"""The books of a worker: what it has claimed, what became of it, offered work."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Iterable
+from functools import partial
 
-from llmtaskpool_worker.brokers.own_books import Accepted, Broker, LeaseLost
+from llmtaskpool_worker.brokers.protocol import (
+    Broker,
+    Claim,
+    Commit,
+    Committed,
+    Held,
+    Outcome,
+    Release,
+)
 from llmtaskpool_worker.contract import LaneName, Totals, Work
 from llmtaskpool_worker.engines.protocol import Cancel
 from llmtaskpool_worker.execution.active_task import ActiveTask
+from llmtaskpool_worker.execution.desk import Desk
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
 from llmtaskpool_worker.execution.lanes import Lane
+from llmtaskpool_worker.scheduling.cost import CostClass
 from llmtaskpool_worker.scheduling.task import (
     Result,
+    StateChanged,
     TaskError,
     TaskEvent,
     TaskState,
@@ -22,120 +35,146 @@ from llmtaskpool_worker.scheduling.task_queue import Waiting, again
 
 
 class TaskLedger:
-    """Every task is entered once and ends once; the broker has what others may see of it."""
+    """Every task that is claimed here ends here once; the broker has what others may see of it."""
 
     def __init__(
         self, broker: Broker, clock: Callable[[], float], slots: Iterable[EngineSlots]
     ) -> None:
         self.broker = broker
+        self.desk = Desk(broker)
         self.active: dict[str, ActiveTask] = {}
         self.totals = Totals()
         self.on_ended: Callable[[TaskView], None] = lambda _: None
         self.emptied = asyncio.Event()
         self._clock = clock
         self._slots = tuple(slots)
-        self._arrived = self._done = self._waiting_work = 0.0
+        self._numbers = itertools.count(1)
+        self._arrived = self._done = self._held_work = 0.0
+
+    @property
+    def left(self) -> int:
+        """How many tasks are not ended and end with this worker, or are at work in it."""
+        return len(self.active) + self.desk.untold + self.broker.depth().bound
 
     def work(self) -> Work:
         """Offered work, in pod-seconds."""
+        lanes = self.broker.depth().lanes.values()
+        waiting = sum(lane.work_seconds for lane in lanes) + self._held_work
         return Work(
             arrived_seconds_total=self._arrived,
             done_seconds_total=self._done,
-            waiting_seconds=max(0.0, self._waiting_work),
+            waiting_seconds=max(0.0, waiting),
         )
 
     def arrived(self, work_seconds: float) -> None:
         """Work was offered; if its task is rejected it is demand all the same."""
         self._arrived += work_seconds
 
+    def accepted(self) -> None:
+        """A task was taken in."""
+        self._count(accepted=1)
+
     def reject(self) -> None:
         """A task was turned away."""
         self._count(rejected=1)
 
-    def enter(self, task: ActiveTask, load: float, rank: float) -> TaskView:
-        """The task waits in its lane's queue from now on. Raises NoRoom for its result."""
-        accepted = Accepted(task.id, task.request, task.lane.name, load, rank)
-        view = self.broker.accept(accepted, task.arrived_at)
-        self.active[task.id] = task
-        self._waiting_work += task.work_seconds
-        self._count(accepted=1)
-        return view
+    def claimed(self, claim: Claim, lane: Lane, cost_class: CostClass) -> ActiveTask:
+        """A task is this worker's from now on."""
+        task = ActiveTask(claim, lane, cost_class, Held(claim.id, claim.fence), next(self._numbers))
+        self.active[claim.id] = task
+        return task
 
     def start(self, task: ActiveTask, timeout: float) -> None:
         """The task runs from now on, at most ``timeout`` seconds; its lane has a place for it."""
+        if task.waiting is not None:
+            self._held_work -= task.claim.work_seconds
+            task.waiting = None
+        if task.again:
+            self.broker.publish(task.held, StateChanged(TaskState.RUNNING))
+            task.again = False
         now = self._clock()
-        task.claim = self.broker.claim(task.id, now, timeout)
+        task.runs = True
         task.deadline, task.began_at = now + timeout, now
-        self._waiting_work -= task.work_seconds
 
     def publish(self, task: ActiveTask, event: TaskEvent) -> None:
         """Something of a running task is there for those who follow it."""
-        if task.claim is not None:
-            self.broker.publish(task.id, task.claim.token, event)
+        if task.runs:
+            self.broker.publish(task.held, event)
 
     def may_run_again(self, task: ActiveTask) -> bool:
         """Whether nobody has read what a running task has said."""
         return not (self.broker.watched(task.id) and task.drawn)
 
-    def give_back(
-        self,
-        tasks: Iterable[ActiveTask],
-        why: str,
-        group_of: Callable[[str], str],
-        *,
-        patient: bool = False,
-    ) -> None:
-        """Running tasks wait again, at most until their deadlines.
+    def hold(self, tasks: Iterable[ActiveTask], why: str, group_of: Callable[[str], str]) -> None:
+        """Running tasks are to begin again here, at the latest at their deadlines.
 
-        ``group_of`` tells the group of the queue by a task's id. ``patient``: they have not begun,
-        so they wait at most as long as they would have.
+        ``group_of`` tells by a task's id what must have a free slot for it.
         """
-        waiting: dict[Lane, list[Waiting]] = {}
         for task in tasks:
-            assert task.claim is not None  # noqa: S101 - only running tasks are given back
-            assert task.waiting is not None  # noqa: S101 - and those have waited
-            self.broker.release(task.id, task.claim.token, why)
-            task.claim, task.text, task.forwarded, task.slots = None, None, None, None
-            self._waiting_work += task.work_seconds
-            until = task.waiting.expires_at if patient else task.deadline
-            task.waiting = again(task.waiting, group_of(task.id), until)
-            waiting.setdefault(task.lane, []).append(task.waiting)
-        for lane, items in waiting.items():
-            lane.queue.restore(items)
+            task.again = True
+            self.broker.publish(task.held, StateChanged(TaskState.QUEUED, why))
+            self.wait_here(task, group_of(task.id), task.deadline)
+
+    def wait_here(self, task: ActiveTask, group: str, until: float) -> None:
+        """A claimed task waits for a thread of this worker."""
+        claim = task.claim
+        task.runs, task.text, task.forwarded, task.slots = False, None, None, None
+        self._held_work += claim.work_seconds
+        item = Waiting(
+            id=task.id,
+            group=group,
+            cost_class=task.cost_class,
+            weight=claim.request.weight,
+            arrived_at=claim.submitted_at,
+            sequence=task.number,
+        )
+        task.waiting = again(item, group, until)
+        task.lane.held.restore([task.waiting])
+
+    def give_back(self, task: ActiveTask, why: str) -> None:
+        """A claimed task that has not begun waits for anybody again."""
+        if self._left(task):
+            released = Release(task.id, task.claim.fence, why, counts=False)
+            self.desk.release(released, bound=task.request.attended)
+
+    def let_others(self, task: ActiveTask, why: str) -> None:
+        """A running task that survives this worker is run again by the next."""
+        if self._left(task):
+            self.desk.release(Release(task.id, task.claim.fence, why), bound=False)
+            self.stop_running(task)
 
     def commit(self, task: ActiveTask, outcome: Result | TaskError) -> None:
-        """A running task ends."""
-        assert task.claim is not None  # noqa: S101 - only running tasks are committed
-        try:
-            view = self.broker.commit(task.id, task.claim.token, outcome, self._clock())
-        except LeaseLost:
-            return
-        if view.state is TaskState.SUCCEEDED:
-            self._done += task.work_seconds
-        self._ended(task, view)
+        """A claimed task ends."""
+        if self._left(task):
+            self.desk.commit(
+                Outcome(task.id, task.claim.fence, outcome),
+                partial(self._committed, task),
+                bound=task.request.attended,
+            )
 
-    def cancel(self, task: ActiveTask) -> TaskView:
-        """The task is not wanted any more, wherever it is."""
-        if task.claim is None:
-            return self.end_waiting(task, TaskState.CANCELLED, None)
-        view = self.broker.cancel_running(task.id, task.claim.token, self._clock())
-        self.stop_running(task)
-        self._ended(task, view)
-        return view
+    def _committed(self, task: ActiveTask, committed: Committed) -> None:
+        if committed.commit is not Commit.LOST and committed.view is not None:
+            if committed.view.state is TaskState.SUCCEEDED:
+                self._done += task.claim.work_seconds
+            self.ended(committed.view)
+        self._look_empty()
 
-    def end_waiting(self, task: ActiveTask, state: TaskState, error: TaskError | None) -> TaskView:
-        """A waiting task ends."""
-        task.lane.queue.cancel(task.id)
-        return self.finish_waiting(task, state, error)
+    def lost(self, task_id: str) -> None:
+        """The claim of a task is not in force any more: whatever runs for it is to end."""
+        task = self.active.get(task_id)
+        if task is not None and self._left(task):
+            self.stop_running(task)
 
-    def finish_waiting(
-        self, task: ActiveTask, state: TaskState, error: TaskError | None
-    ) -> TaskView:
-        """The same for a task that has left the queue already."""
-        view = self.broker.end_waiting(task.id, state, error, self._clock())
-        self._waiting_work -= task.work_seconds
-        self._ended(task, view)
-        return view
+    def cancelled(self, answer: Committed) -> None:
+        """The broker has cancelled a task, if it still could."""
+        if answer.commit is Commit.TAKEN and answer.view is not None:
+            self.ended(answer.view)
+
+    def ended(self, view: TaskView) -> None:
+        """A task has ended, of whoever it was."""
+        self._count(**{view.state.value: 1})
+        self.on_ended(view)
+        self._look_empty()
 
     def stop_running(self, task: ActiveTask) -> None:
         """The result of a running task is no longer wanted: ask what runs for it to end.
@@ -150,25 +189,28 @@ class TaskLedger:
             task.calling.cancel()
 
     def stop(self, task: ActiveTask, error: TaskError) -> None:
-        """End a task with this error, running or waiting."""
-        if task.claim is None:
-            self.end_waiting(task, TaskState.FAILED, error)
-        else:
-            self.commit(task, error)
-            self.stop_running(task)
+        """End a claimed task with this error."""
+        self.commit(task, error)
+        self.stop_running(task)
 
     def retry_after(self, lane: Lane) -> float:
         """Seconds until about a tenth of the queue has run, from 1 to 60."""
-        return min(60.0, max(1.0, 1.0 if lane.name is LaneName.IO else self._waiting_work / 10))
+        waiting = self.work().waiting_seconds
+        return min(60.0, max(1.0, 1.0 if lane.name is LaneName.IO else waiting / 10))
 
-    def _ended(self, task: ActiveTask, view: TaskView) -> None:
-        del self.active[task.id]
-        if task.parked_at is not None:
-            task.lane.queue.cancel(task.id)
+    def _left(self, task: ActiveTask) -> bool:
+        """It is this worker's no more; False: it wasn't."""
+        if self.active.pop(task.id, None) is None:
+            return False
+        if task.waiting is not None:
+            task.lane.held.cancel(task.id)
+            if task.parked_at is None:
+                self._held_work -= task.claim.work_seconds
         for slots in self._slots:
             slots.suspicion.left(task.id)
-        self._count(**{view.state.value: 1})
-        self.on_ended(view)
+        return True
+
+    def _look_empty(self) -> None:
         if not self.active:
             self.emptied.set()
 

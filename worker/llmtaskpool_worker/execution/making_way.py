@@ -9,9 +9,9 @@ when these are full.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from math import inf
+from collections.abc import Awaitable, Callable, Mapping
 
+from llmtaskpool_worker.brokers.protocol import Head, Wanted
 from llmtaskpool_worker.engines.protocol import Park, Resume
 from llmtaskpool_worker.execution.active_task import ActiveTask
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
@@ -27,7 +27,7 @@ from llmtaskpool_worker.scheduling.preemption import (
 from llmtaskpool_worker.scheduling.priority import priority
 from llmtaskpool_worker.scheduling.reserve import beyond, is_urgent
 from llmtaskpool_worker.scheduling.task import WHOLE_ROUTES, Forward, Generate
-from llmtaskpool_worker.scheduling.task_queue import again
+from llmtaskpool_worker.scheduling.task_queue import Waiting
 
 
 class MakingWay:
@@ -46,37 +46,50 @@ class MakingWay:
         self._cost, self._rule, self._clock = cost, rule, clock
         self._asked: int | None = None
         """The run that was asked to make way and goes on still: one at a time."""
+        self.made_for_urgent = False
+        """Whether the next free thread was made for an urgent one, and not for the aged."""
 
-    def look(self, start: Callable[[ActiveTask], None]) -> None:
-        """Find a place for the most urgent in the queue: ``start`` takes it out and starts it."""
-        waiting = self._lane.queue.most_urgent(lambda name: name in self._slots)
-        if waiting is None or waiting.group is None:
+    async def look(self, wanted: Wanted, start: Callable[[Head], Awaitable[None]]) -> None:
+        """Find a place for the most urgent that waits: ``start`` takes and starts it beyond N.
+
+        ``wanted``: the broker is asked by it who is the most urgent in line.
+        """
+        waiting = self._most_urgent(await self._ledger.broker.peek(wanted))
+        if waiting is None:
             return
         slots = self._slots[waiting.group]
         if slots.ready is None or slots.suspicion.tried is not None:
             return
         if self._lane.free_threads and slots.free(waiting.group):
             return
-        task = self._ledger.active[waiting.id]
-        urgent = priority(waiting.weight, self._cost.load(task.cost_class))
-        if slots.seats is not None and self._goes_beyond(slots, urgent):
-            start(task)
+        if slots.seats is not None and self._goes_beyond(slots, waiting.priority):
+            await start(waiting)
             return
-        if self._asked in self._lane.running:
+        if self._asked in self._lane.running or not self._outranks_any(slots, waiting.priority):
             return
-        asked = who_makes_way(urgent, self._occupants(slots), self._rule)
+        asked = who_makes_way(waiting.priority, self._occupants(slots), self._rule)
         if asked is not None:
             self._asked = self._ledger.active[asked].request_id
             slots.engine.send(Park(self._asked))
-            self._lane.queue.pass_aged(waiting)
+            self.made_for_urgent = True
+
+    def _most_urgent(self, in_line: Head | None) -> Head | None:
+        """Of those in line and those that are claimed and wait here."""
+        held = self._lane.held.most_urgent(lambda name: name in self._slots)
+        if held is None:
+            return in_line
+        task = self._ledger.active[held.id]
+        rank = priority(held.weight, self._cost.load(task.cost_class))
+        if in_line is not None and in_line.priority >= rank:
+            return in_line
+        return Head(held.id, held.group or "", rank)
 
     def _goes_beyond(self, slots: EngineSlots, urgent: float) -> bool:
         """Whether one of P ``urgent`` is to be sent to a server beyond its N, now."""
         assert slots.seats is not None  # noqa: S101 - the caller has looked
         active = self._ledger.active
         running = (active[one] for one in slots.in_flight.values() if one in active)
-        ranks = (priority(one.request.weight, self._cost.load(one.cost_class)) for one in running)
-        if not is_urgent(urgent, ranks, self._rule.factor):
+        if not is_urgent(urgent, map(self._rank, running), self._rule.factor):
             return False
         now = self._clock()
         slots.seats.urgent_came(now)
@@ -87,11 +100,19 @@ class MakingWay:
     def parked(self, task: ActiveTask) -> None:
         """The engine has put a task aside: it waits for a thread again."""
         self._asked = None
-        assert task.waiting is not None  # noqa: S101 - it has waited before it ran
         task.parked_at = self._clock()
         task.made_way += 1
-        task.waiting = again(task.waiting, task.waiting.group, inf)
-        self._lane.queue.restore([task.waiting])
+        claim = task.claim
+        item = Waiting(
+            id=task.id,
+            group=claim.group,
+            cost_class=task.cost_class,
+            weight=claim.request.weight,
+            arrived_at=claim.submitted_at,
+            sequence=task.number,
+        )
+        task.waiting = item
+        self._lane.held.restore([item])
 
     def resume(self, task: ActiveTask) -> None:
         """A thread is free for it: it goes on where it stood, and its time with it."""
@@ -99,10 +120,18 @@ class MakingWay:
         assert task.parked_at is not None  # noqa: S101 - the caller has looked
         now = self._clock()
         task.deadline += now - task.parked_at
-        task.parked_at = None
+        task.parked_at = task.waiting = None
         task.lane.began(task.request_id, task.id)
         task.slots.began(task.request_id, task.id, now)
         task.slots.engine.send(Resume(task.request_id))
+
+    def _outranks_any(self, slots: EngineSlots, urgent: float) -> bool:
+        """Whether there is anybody for ``who_makes_way`` to choose from: it is cheaper to ask."""
+        active = (self._ledger.active.get(task_id) for task_id in slots.in_flight.values())
+        return any(urgent >= self._rule.factor * self._rank(task) for task in active if task)
+
+    def _rank(self, task: ActiveTask) -> float:
+        return priority(task.request.weight, self._cost.load(task.cost_class))
 
     def _occupants(self, slots: EngineSlots) -> list[Occupant]:
         step = self._cost.step_seconds(slots.name, len(slots.in_flight))
@@ -114,7 +143,7 @@ class MakingWay:
                 continue
             expected = self._cost.expected_tokens(task.cost_class)
             left = expected_tokens_left(expected, task.drawn, most)
-            rank = priority(task.request.weight, self._cost.load(task.cost_class))
+            rank = self._rank(task)
             found.append(Occupant(task_id, rank, left * step, task.made_way, task.drawn))
         return found
 

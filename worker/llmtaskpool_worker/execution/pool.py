@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
+from llmtaskpool_worker.brokers.protocol import Durability
 from llmtaskpool_worker.contract import (
     DrainAnswer,
     LaneName,
@@ -12,13 +13,14 @@ from llmtaskpool_worker.contract import (
     ThreadsAnswer,
     WorkerState,
 )
-from llmtaskpool_worker.scheduling.task import TaskEvent, TaskRequest, TaskView
+from llmtaskpool_worker.scheduling.task import Asked, TaskEvent, TaskRequest, TaskView
 
 
 class Rejected(Exception):
     """A task was not accepted: nothing of it is kept.
 
-    ``code`` is one of queue_full, results_full (no room to keep its result), draining, starting,
+    ``code`` is one of queue_full, results_full (no room to keep its result), queue_unavailable
+    (the queue can't be written or reached), draining, starting,
     unknown_kind, unknown_model, invalid, model_failed (the model can't be loaded),
     idempotency_conflict (the key belongs to a task with another body);
     ``retry_after_seconds`` is set where trying again later can help; ``field`` names the part
@@ -59,15 +61,19 @@ class StaleGeneration(Exception):
 class TaskPool(Protocol):
     """What runs tasks. All calls are from one asyncio loop."""
 
-    def submit(self, request: TaskRequest) -> TaskView:
+    @property
+    def durability(self) -> Durability:
+        """What is promised of tasks whose results are fetched later."""
+
+    async def submit(self, request: TaskRequest) -> TaskView:
         """Accept a task (or return the one that holds its idempotency key).
 
         Raises:
-            Rejected: the queue is full, the worker drains, or the kind or model is unknown.
+            Rejected: the queue is full or away, the worker drains, the kind or model is unknown.
         """
 
-    def get(self, task_id: str) -> TaskView | None:
-        """The task as it is now; None when unknown or forgotten."""
+    async def get(self, task_id: str) -> TaskView | None:
+        """The task as it is now; None when unknown or forgotten. Raises Rejected."""
 
     async def wait(self, task_id: str) -> TaskView:
         """The task once it has ended. Raises KeyError when unknown."""
@@ -75,8 +81,20 @@ class TaskPool(Protocol):
     def events(self, task_id: str) -> AsyncIterator[TaskEvent]:
         """All events of a task from its beginning, until it ends. Raises KeyError when unknown."""
 
-    def cancel(self, task_id: str) -> TaskView | None:
-        """Cancel: at once when it waits, at the next step boundary when it runs."""
+    async def cancel(self, task_id: str) -> TaskView | None:
+        """Cancel: at once when it waits, at the next step boundary when it runs.
+
+        The view of it now; None when unknown. Raises Rejected.
+        """
+
+    async def list(self, asked: Asked) -> Sequence[TaskView]:
+        """Tasks without their results, newest first. Raises Rejected."""
+
+    async def replay(self, task_id: str) -> TaskView | None:
+        """A dead letter waits again; None when it is none. Raises Rejected."""
+
+    def abandon(self, task_id: str) -> None:
+        """The submitter of an attended task is gone: nobody wants it. Idempotent."""
 
     def let_go(self, task_id: str) -> None:
         """The submitter of an attended task has read its result, or won't. Idempotent."""

@@ -1,30 +1,37 @@
-"""Starting what the scheduler decides, on an engine or as a call, and taking in what calls did."""
+"""Starting what the broker gives, on an engine or as a call, and taking in what calls did."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from math import inf
 from typing import Any
 
-from llmtaskpool_worker.contract import LaneName
-from llmtaskpool_worker.engines.protocol import (
-    AdmitEmbedding,
-    AdmitForward,
-    AdmitInputs,
-    TextRow,
+from llmtaskpool_worker.brokers.protocol import (
+    Claim,
+    Head,
+    Held,
+    Line,
+    Release,
+    Unavailable,
+    Wanted,
 )
-from llmtaskpool_worker.execution.active_task import ActiveTask, admit_message
+from llmtaskpool_worker.contract import LaneName
+from llmtaskpool_worker.engines.protocol import AdmitEmbedding, AdmitForward
+from llmtaskpool_worker.execution.active_task import ActiveTask, admit_message, inputs_message
 from llmtaskpool_worker.execution.calls import Calls
 from llmtaskpool_worker.execution.engine_slots import EngineSlots, model_of
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.execution.ledger import TaskLedger
 from llmtaskpool_worker.execution.making_way import MakingWay
+from llmtaskpool_worker.execution.references import with_results
 from llmtaskpool_worker.kinds.registry import CallContext, HandlerError, Kind, Kinds
-from llmtaskpool_worker.scheduling.cost import CostModel
+from llmtaskpool_worker.scheduling.cost import CostClass, CostModel
 from llmtaskpool_worker.scheduling.nature import Nature
-from llmtaskpool_worker.scheduling.scheduler import Expire, schedule
+from llmtaskpool_worker.scheduling.priority import priority
 from llmtaskpool_worker.scheduling.task import (
     Call,
     Evaluate,
@@ -33,16 +40,19 @@ from llmtaskpool_worker.scheduling.task import (
     Result,
     Returned,
     TaskError,
-    TaskState,
 )
 from llmtaskpool_worker.text.forwarded import ForwardedChoice
 from llmtaskpool_worker.text.generated import GenerationText
+
+LEASE_SECONDS = 15.0
+"""What a worker has claimed is taken for lost when it was not heard of for so long."""
 
 
 class Running:
     """Fills the lanes' free threads. ``tokenizers`` are looked up when a task starts.
 
-    ``timeout_seconds`` bounds every run.
+    ``timeout_seconds`` bounds every run. ``ends`` says whether only what ends with this worker is
+    claimed any more. ``worker`` and ``fences`` make the texts of its claims.
     """
 
     def __init__(
@@ -58,6 +68,9 @@ class Running:
         clock: Callable[[], float],
         making_way: MakingWay,
         timeout_seconds: float,
+        worker: str,
+        fences: str,
+        ends: Callable[[], bool],
     ) -> None:
         self._ledger, self._slots, self._lanes = ledger, slots, lanes
         self._kinds, self._nature, self._cost = kinds, nature, cost
@@ -65,47 +78,181 @@ class Running:
         self._clock = clock
         self._making_way = making_way
         self._timeout_seconds = timeout_seconds
+        self._worker, self._fences, self._ends = worker, fences, ends
+        self._asked = itertools.count(1)
         self._request_ids = itertools.count(1)
         self._calls = Calls()
+        self.place_is_free: Callable[[Lane], None] = lambda _: None
+        """Called when a handler has ended and its thread is free."""
+        self._alone: ActiveTask | None = None
+        """What runs alone, or does so as soon as nothing else runs."""
 
-    def schedule(self, *lanes: Lane) -> None:
-        """Start and expire what the scheduler decides."""
-        for lane in lanes:
-            decided = schedule(lane.queue, lane.free_threads, self._free_of_group, self._clock())
-            for decision in decided:
-                task = self._ledger.active[decision.task.id]
-                if isinstance(decision, Expire):
-                    self._expire(task)
-                else:
-                    self._start(task)
+    def wanted(self, lane: Lane, most: int, *, above: float = 0.0, by_age: bool = True) -> Wanted:
+        """What the broker is asked for a lane's free threads."""
+        shared = self._ledger.broker.shared
+        return Wanted(
+            self._worker,
+            f"{self._fences}.{next(self._asked)}",
+            lane.name,
+            self.groups(lane) if shared else tuple(self._slots),
+            self.free,
+            most,
+            self.load_of,
+            LEASE_SECONDS if shared else inf,
+            above,
+            by_age,
+            self._ends(),
+        )
 
-    def start(self, task: ActiveTask) -> None:
-        """Start a waiting task out of its turn: whoever calls this has a place for it."""
-        task.lane.queue.cancel(task.id)
-        self._start(task)
+    def groups(self, lane: Lane) -> tuple[str, ...]:
+        """What this worker can run in a lane: its models, and its kinds that belong there."""
+        kinds = (name for name in self._kinds.names() if self._nature.lane(name) is lane.name)
+        return (*(self._slots if lane.name is LaneName.COMPUTE else ()), *kinds)
+
+    def free(self, group: str | None) -> int:
+        """How many more of a group could start."""
+        slots = self._slots.get(model_of(group))
+        if slots is not None:
+            return slots.free(group)
+        return 1 << 30 if self._kinds.get(group or "") is not None else 0
+
+    def load_of(self, line: Line) -> float:
+        """T of the tasks of a line, in thread-seconds."""
+        return self._cost.load(CostClass.of(line.cost_class))
+
+    def progressing(self) -> list[Held]:
+        """The claims whose engines have not stood still for a whole lease."""
+        now = self._clock()
+        return [
+            task.held
+            for task in self._ledger.active.values()
+            if task.slots is None or task.slots.stalled_for(now) < LEASE_SECONDS
+        ]
+
+    async def fill(self, lane: Lane) -> None:
+        """Start what is to start: of what is claimed and waits here, and of what the broker gives.
+
+        Raises Unavailable.
+        """
+        now = self._clock()
+        for item in lane.held.expired(now):
+            self._too_late(self._ledger.active[item.id])
+        if self._stands_aside():
+            return
+        while lane.free_threads > 0:
+            first = lane.held.most_urgent(self._has_slot) if len(lane.held) else None
+            if first is None:
+                await self._claim(lane, lane.free_threads, 0.0)
+                return
+            urgent, due = self._for_urgent(lane), lane.held.aged_is_due(now, self._has_slot)
+            rank = priority(first.weight, self._cost.load(first.cost_class))  # type: ignore[arg-type]  # as held
+            if (urgent or not due) and (started := await self._claim(lane, 1, rank)):
+                lane.held.started_elsewhere(self._cost.load(started[0].cost_class), now)
+                continue
+            mine = lane.held.take(now, self._has_slot)
+            if mine is None:
+                return
+            self._start(self._ledger.active[mine.id])
+
+    async def _claim(self, lane: Lane, most: int, above: float) -> list[ActiveTask]:
+        by_age = not self._for_urgent(lane)
+        claims = await self._ledger.broker.claim(
+            self.wanted(lane, most, above=above, by_age=by_age)
+        )
+        if claims and not by_age:
+            self._making_way.made_for_urgent = False
+        return [self._begin(claim, lane) for claim in await self._with_results(claims)]
+
+    async def _with_results(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Claims with what they ask for of their parents; those that can't have it now go back."""
+        whole = []
+        for claim in claims:
+            try:
+                whole.append(await with_results(claim, self._ledger.broker))
+            except Unavailable as away:
+                released = Release(claim.id, claim.fence, away.reason, counts=False)
+                self._ledger.desk.release(released, bound=claim.request.attended)
+        return whole
+
+    def _for_urgent(self, lane: Lane) -> bool:
+        return lane.name is LaneName.COMPUTE and self._making_way.made_for_urgent
+
+    def _begin(self, claim: Claim, lane: Lane) -> ActiveTask:
+        """A task is ours: it starts, or waits here when its place went while we asked for it."""
+        task = self._take(claim, lane)
+        if self._stands_aside():
+            # It would be taken for lost with the one that runs, if that takes this worker along.
+            self._ledger.give_back(task, "another one runs alone")
+        elif claim.alone:
+            self._alone = task
+            self._stands_aside()
+        elif lane.free_threads > 0 and self.free(claim.group) > 0:
+            self._start(task)
+        else:
+            self._ledger.wait_here(task, claim.group, inf)
+        return task
+
+    def _take(self, claim: Claim, lane: Lane) -> ActiveTask:
+        return self._ledger.claimed(claim, lane, CostClass.of(claim.line.cost_class))
+
+    @property
+    def one_runs_alone(self) -> bool:
+        """Whether nothing else is to be started now."""
+        return self._stands_aside()
+
+    def _stands_aside(self) -> bool:
+        """Whether a task runs alone now, or does so as soon as all others have ended."""
+        task = self._alone
+        if task is None or task.id not in self._ledger.active:
+            return False
+        nobody = not any(lane.running for lane in self._lanes.values())
+        group = task.claim.group if task.waiting is None else task.waiting.group
+        if not task.runs and nobody and self.free(group) > 0:
+            task.lane.held.cancel(task.id)
+            self._start(task)
+        return True
+
+    async def start_urgent(self, head: Head) -> None:
+        """Start one out of its turn: whoever calls this has a place for it beyond N.
+
+        Raises Unavailable.
+        """
+        lane = self._lanes[LaneName.COMPUTE]
+        if lane.held.cancel(head.id) is not None:
+            self._start(self._ledger.active[head.id])
+            return
+        just_below = head.priority * (1 - 1e-9)
+        wanted = replace(
+            self.wanted(lane, 1, above=just_below),
+            groups=(head.group,),
+            free=lambda group: int(group == head.group),
+        )
+        for claim in await self._ledger.broker.claim(wanted):
+            if claim.alone:
+                self._begin(claim, lane)
+            else:
+                self._start(self._take(claim, lane))
 
     def close(self) -> None:
         """Let the threads of calls go."""
         self._calls.close()
 
-    def _free_of_group(self, group: str | None) -> int:
-        slots = self._slots.get(model_of(group))
-        return 1 << 30 if slots is None else slots.free(group)
+    def _has_slot(self, group: str | None) -> bool:
+        return self.free(group) > 0
 
-    def _expire(self, task: ActiveTask) -> None:
-        if task.crashes:
-            error = TaskError("timeout", "the engine crashed and was not back in time")
-            self._ledger.finish_waiting(task, TaskState.FAILED, error)
-        else:
-            error = TaskError("queue_timeout", "the task waited longer than it may")
-            self._ledger.finish_waiting(task, TaskState.EXPIRED, error)
+    def _too_late(self, task: ActiveTask) -> None:
+        """It was to run again, and could not."""
+        task.waiting, crashed = None, "the engine crashed and was not back in time"
+        self._ledger.commit(
+            task,
+            TaskError("timeout", crashed if task.crashes else "it could not run again in time"),
+        )
 
     def _start(self, task: ActiveTask) -> None:
         if task.parked_at is not None:
             self._making_way.resume(task)
             return
-        timeout = task.request.timeout_seconds or self._timeout_seconds
-        self._ledger.start(task, min(timeout, self._timeout_seconds))
+        self._ledger.start(task, min(task.claim.run_seconds, self._timeout_seconds))
         task.request_id = next(self._request_ids)
         task.lane.began(task.request_id, task.id)
         payload = task.request.payload
@@ -123,8 +270,7 @@ class Running:
             task.forwarded = ForwardedChoice(chat=payload.route == "chat/completions")
             slots.engine.send(AdmitForward(task.request_id, payload.route, payload.body))
         elif isinstance(payload, Evaluate):
-            rows = [TextRow(row.tokens, row.second, row.end) for row in payload.rows]
-            slots.engine.send(AdmitInputs(task.request_id, rows, payload.options))
+            slots.engine.send(inputs_message(task.request_id, payload))
         else:
             slots.engine.send(AdmitEmbedding(task.request_id, list(payload.tokens)))
 
@@ -165,4 +311,4 @@ class Running:
             else:
                 outcome = calling.result()
             self._ledger.commit(task, outcome)
-        self.schedule(task.lane)
+        self.place_is_free(task.lane)

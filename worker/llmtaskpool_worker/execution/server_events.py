@@ -51,7 +51,7 @@ class ServerEvents:
                 if task is not None and reason == "parked":
                     task.made_way += 1
                     why = "it made way for an urgent one; it begins again"
-                    self._ledger.give_back([task], why, slots.group_of)
+                    self._ledger.hold([task], why, slots.group_of)
                 elif task is not None and reason != "cancelled":
                     self._took(slots)
                     self._answered(task, happened, share - task.share_began)
@@ -63,7 +63,7 @@ class ServerEvents:
                 self.settle(slots)
                 if task is not None:
                     why = "the server behind the model has enough; waiting"
-                    self._ledger.give_back([task], why, slots.group_of, patient=True)
+                    self._ledger.give_back(task, why)
             case ConnectionLost(id=request_id):
                 task = self._of(slots, request_id)
                 if task is not None:
@@ -101,7 +101,7 @@ class ServerEvents:
             self._ledger.commit(task, error)
         else:
             why = "the connection to the upstream broke; trying again"
-            self._ledger.give_back([task], why, slots.group_of)
+            self._ledger.hold([task], why, slots.group_of)
 
     def _gauges(self, slots: EngineSlots, now_told: Gauges) -> None:
         before, slots.gauges = slots.gauges, now_told

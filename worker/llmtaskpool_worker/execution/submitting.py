@@ -38,17 +38,17 @@ class Batch:
         """How many tasks were submitted."""
         return len(self._ids)
 
-    def submit_all(self, requests: Sequence[TaskRequest]) -> TaskView:
+    async def submit_all(self, requests: Sequence[TaskRequest]) -> TaskView:
         """Submit all or none; the first one's view. Raises Rejected when one is."""
         try:
-            views = [self._submit(request) for request in requests]
-        except Rejected:
+            views = [await self._submit(request) for request in requests]
+        except BaseException:
             self.cancel()
             raise
         return views[0]
 
-    def _submit(self, request: TaskRequest) -> TaskView:
-        view = self._pool.submit(replace(request, attended=True))
+    async def _submit(self, request: TaskRequest) -> TaskView:
+        view = await self._pool.submit(replace(request, attended=True))
         self._ids.append(view.id)
         return view
 
@@ -66,7 +66,7 @@ class Batch:
         while waiting or len(views) < len(self._ids):
             try:
                 while waiting and len(self._ids) - len(views) < WINDOW:
-                    self._submit(waiting[-1])
+                    await self._submit(waiting[-1])
                     waiting.pop()
             except Rejected as rejected:
                 if rejected.code != "queue_full" or len(self._ids) == len(views):
@@ -87,42 +87,42 @@ class Batch:
         for task_id in self._ids:
             if task_id not in self._ended:
                 self._ended.add(task_id)
-                self._pool.cancel(task_id)
+                self._pool.abandon(task_id)
             self._pool.let_go(task_id)
 
     def events(self, index: int) -> AsyncIterator[TaskEvent]:
         """All events of the index-th task."""
         return self._pool.events(self._ids[index])
 
-    def is_success(self, index: int, happened: StateChanged) -> bool:
+    async def is_success(self, index: int, happened: StateChanged) -> bool:
         """Whether a task ended well. Raises Unsuccessful when it ended otherwise."""
         if happened.state not in TERMINAL:
             return False
         self._ended.add(self._ids[index])
         if happened.state is TaskState.SUCCEEDED:
             return True
-        view = self._pool.get(self._ids[index])
+        view = await self._pool.get(self._ids[index])
         if view is None:  # forgotten already: its event must do
             raise _lost()
         raise Unsuccessful(view)
 
-    def result(self, index: int) -> Generated:
+    async def result(self, index: int) -> Generated:
         """The result of a generation that succeeded. Raises Rejected when it is not kept."""
-        view = self._pool.get(self._ids[index])
+        view = await self._pool.get(self._ids[index])
         if view is None or not isinstance(view.result, Generated):
             raise _lost()
         return view.result
 
-    def forwarded(self, index: int) -> Forwarded:
+    async def forwarded(self, index: int) -> Forwarded:
         """What a server answered to the index-th task. Raises Rejected when it is not kept."""
-        view = self._pool.get(self._ids[index])
+        view = await self._pool.get(self._ids[index])
         if view is None or not isinstance(view.result, Forwarded):
             raise _lost()
         return view.result
 
-    def generated(self) -> list[Generated]:
+    async def generated(self) -> list[Generated]:
         """The results of all."""
-        return [self.result(index) for index in range(self.size)]
+        return [await self.result(index) for index in range(self.size)]
 
 
 def _lost() -> Rejected:

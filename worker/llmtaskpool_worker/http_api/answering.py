@@ -47,7 +47,7 @@ class Answering:
         """
         batch = Batch(self._pool)
         try:
-            first = batch.submit_all(tasks)
+            first = await batch.submit_all(tasks)
             self._bodies.give_back(request)
             forms = forms_of(first)
             if not stream:

@@ -145,6 +145,26 @@ class Bodies:
             self._parsing, lambda: convert(parse_json(body, limits, marks))
         )
 
+    async def read_bytes(
+        self, request: Request, convert: Callable[[bytes, Callable[[bytes], dict[str, Any]]], T]
+    ) -> T:
+        """The body of a request as it came, converted; limits and errors are those of ``read``.
+
+        ``convert`` is given a function that parses a part of it as a JSON object.
+        """
+        lease = _Lease(self.budget)
+        request.scope[_LEASE] = lease
+        read = await self._read(request, lease)
+        if read.size < BIG_BODY_BYTES:
+            return convert(read.whole(), self.parse)
+        lease.grow(VALUE_BYTES * min(read.size // 2, self._limits.json_values))
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._parsing, lambda: convert(read.whole(), self.parse))
+
+    def parse(self, body: bytes) -> dict[str, Any]:
+        """A part of a body as a JSON object, within the limits. Raises ApiError 400."""
+        return parse_json(body, self._limits)
+
     async def _read(self, request: Request, lease: _Lease) -> _Pieces:
         limits = self._limits
         unpacker = unpacker_of(request.headers.get("content-encoding", ""))

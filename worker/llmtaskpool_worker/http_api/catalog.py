@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from llmtaskpool_worker.disclosure import shown
@@ -40,8 +40,13 @@ class Codec(Protocol):
     def complete(self, tokens: Sequence[int]) -> list[int]:
         """Ids of this tokenizer with the special tokens around them that are missing."""
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
         """Token ids of a conversation by the model's template, ready for an answer."""
+
+    def reads_tools(self) -> bool:
+        """Whether the template tells the model of tools."""
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that one token stands for; not always whole UTF-8."""
@@ -58,7 +63,8 @@ class Model:
     fit without tokenizing it. ``token_ids``: clients of this embedding model are known to use its
     own tokenizer, so that ids they send are its ids. ``aliases``: other names that clients may
     ask for; answers and metrics have ``name``. ``forwards``: a server answers for it, and takes
-    requests as they are; ``counter`` counts the tokens of its prompts, where one was given.
+    requests as they are; ``about`` is what its engine said of it (a table's inputs); ``counter``
+    counts the tokens of its prompts, where one was given.
     """
 
     name: str
@@ -72,6 +78,7 @@ class Model:
     token_ids: bool = False
     aliases: tuple[str, ...] = ()
     forwards: bool = False
+    about: Mapping[str, Any] = field(default_factory=dict)
     counter: Counter | None = None
 
     async def count(self, texts: Sequence[str]) -> int:
@@ -87,13 +94,17 @@ class Model:
     def ready_codec(self) -> Codec:
         """Its tokenizer. Raises ApiError 503 while it loads."""
         if self.codec is None:
-            raise ApiError(
-                503,
-                f"The model {self.name} is still loading: try again later.",
-                code="starting",
-                retry_after_seconds=2.0,
-            )
+            raise self.starting()
         return self.codec
+
+    def starting(self) -> ApiError:
+        """What is told of a model that is not loaded yet."""
+        return ApiError(
+            503,
+            f"The model {self.name} is still loading: try again later.",
+            code="starting",
+            retry_after_seconds=2.0,
+        )
 
     async def encode(self, value: str | Sequence[int], field: str) -> tuple[int, ...]:
         """Token ids of a prompt or a text to embed, or the given ids once checked.
@@ -136,14 +147,16 @@ class Model:
             code="token_ids_refused",
         )
 
-    async def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    async def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[int, ...]:
         """Token ids of a conversation. Raises ApiError naming ``messages``."""
         codec = self.ready_codec()
-        letters = sum(_letters(message) for message in messages)
+        letters = sum(_letters(one) for one in (*messages, *tools))
         self.may_fit(letters, "messages")
         size = letters + 64 * len(messages)
         try:
-            tokens = await off_loop(size, lambda: codec.encode_chat(messages))
+            tokens = await off_loop(size, lambda: codec.encode_chat(messages, tools))
         except ValueError as error:
             raise invalid("messages", f"messages can't be used with {self.name}: {error}") from None
         return self._fitting(tokens, "messages")
@@ -155,6 +168,20 @@ class Model:
     def is_in_text(self, token: int) -> bool:
         """Whether an answer's text holds it: special tokens are left out of it."""
         return self.ready_codec().is_in_text(token)
+
+    def check_tokens(self, field: str, tokens: Iterable[int]) -> None:
+        """Raises ApiError 400 naming ``field`` for an id that the model doesn't have."""
+        most = self.vocab_size
+        foreign = next((one for one in tokens if most is not None and one >= most), None)
+        if foreign is not None and most is not None:
+            raise invalid(
+                field,
+                f"{field} holds the token id {foreign}: {self.name} knows 0 to {most - 1}.",
+            )
+
+    def reads_tools(self) -> bool:
+        """Whether its chat template tells the model of tools."""
+        return self.ready_codec().reads_tools()
 
     def _checked(self, value: Sequence[int], field: str) -> tuple[int, ...]:
         tokens = self._fitting(value, field)
@@ -251,6 +278,8 @@ _DOES = {
     "classify": "classifies (task: classify)",
     "tag": "tags tokens (task: tag)",
     "answer": "finds answers in a text (task: answer)",
+    "detect": "finds objects in pictures (task: detect)",
+    "tensor": "runs over tables (task: tensor)",
 }
 
 

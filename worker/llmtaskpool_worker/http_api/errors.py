@@ -25,7 +25,7 @@ from llmtaskpool_worker.scheduling.task import TaskError, TaskState, TaskView
 
 PROSE_FIELDS = frozenset(
     {"messages", "prompt", "input", "content", "arguments", "stop", "query", "queries"}
-    | {"documents", "text_1", "text_2", "question", "context"}
+    | {"documents", "text_1", "text_2", "question", "context", "image"}
 )
 """Fields whose values are the client's own text: never repeated in an answer or a log line."""
 
@@ -39,11 +39,13 @@ _TYPES = {
 _REJECTED_STATUS = {
     "queue_full": 429,
     "results_full": 429,
+    "queue_unavailable": 503,
     "lost": 500,
     "draining": 503,
     "starting": 503,
     "unknown_model": 404,
     "unknown_kind": 404,
+    "unknown_task": 400,
     "model_failed": 503,
     "idempotency_conflict": 409,
 }

@@ -6,15 +6,18 @@ Rows are made here, in the API process: an engine sees token ids and no text.
 from __future__ import annotations
 
 from array import array
+from base64 import b64decode
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
+from llmtaskpool_worker.engines.image_files import BadImage, opened
 from llmtaskpool_worker.http_api.catalog import Catalog, Model, off_loop
 from llmtaskpool_worker.http_api.errors import invalid
 from llmtaskpool_worker.http_api.one_pass_schema import (
     AnswerRequest,
     ClassifyRequest,
+    DetectRequest,
     OnePassFields,
     RerankRequest,
     ScoreRequest,
@@ -45,9 +48,23 @@ async def evaluation(kind: str, body: CommonFields, catalog: Catalog) -> tuple[M
             fields = [f"{name}[{place}]" for place in range(len(pairs))]
             return model, await _scored(model, body, pairs, fields, {}, None)
         case ClassifyRequest():
+            options: dict[str, Any] = {"use_activation": body.use_activation}
+            told = {"top_k": body.top_k}
+            if model.about.get("modality") == "image":
+                images = await pictures(model, body.image, body.input)
+                return model, Evaluate((), options, told, images=images)
+            if body.input is None:
+                raise invalid(
+                    "input",
+                    f"input is missing: {model.name} classifies texts. Send a text, or a list of "
+                    "them.",
+                    code="invalid_missing",
+                )
             rows = await _texts(model, body, body.input)
-            options = {"use_activation": body.use_activation}
-            return model, Evaluate(_packed(rows), options, {"top_k": body.top_k})
+            return model, Evaluate(_packed(rows), options, told)
+        case DetectRequest():
+            images = await pictures(model, body.image, None)
+            return model, Evaluate((), {"threshold": body.threshold}, images=images)
         case TagRequest():
             rows = await _texts(model, body, body.input, spans=True)
             spelled = _spelled(rows, _listed(body.input))
@@ -55,6 +72,39 @@ async def evaluation(kind: str, body: CommonFields, catalog: Catalog) -> tuple[M
         case AnswerRequest():
             return model, await _answers(model, body)
     raise invalid("kind", f"kind {kind} takes another body: see /openapi.json.")
+
+
+async def pictures(model: Model, given: str | list[str] | None, text: object) -> tuple[bytes, ...]:
+    """Pictures in base64 as files, whose headers were read. Raises ApiError naming ``image``."""
+    if not model.about:
+        raise model.starting()
+    if given is None or text is not None:
+        raise invalid(
+            "image",
+            f"{model.name} takes pictures: send image, a picture in base64 or a list of them, and "
+            "no input.",
+        )
+    listed = _listed(given)
+    names = ["image"] if isinstance(given, str) else [f"image[{n}]" for n in range(len(listed))]
+    letters = sum(map(len, listed))
+    return await off_loop(
+        letters, lambda: tuple(_picture(one, name) for one, name in zip(listed, names, strict=True))
+    )
+
+
+def _picture(given: str, name: str) -> bytes:
+    """A file of a picture from base64, or from a data: URL of it."""
+    if given.startswith("data:"):
+        given = given.partition(",")[2]
+    try:
+        packed = b64decode(given, validate=True)
+    except ValueError:
+        raise invalid(name, f"{name} is not base64: send the file's bytes in base64.") from None
+    try:
+        opened(packed).close()
+    except BadImage as error:
+        raise invalid(name, f"{name} {error}.", code="bad_image") from None
+    return packed
 
 
 async def _scored(

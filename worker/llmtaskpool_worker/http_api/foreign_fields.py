@@ -40,19 +40,13 @@ _WITHOUT_EFFECT = frozenset(
 """Fields that can't change what is generated here: named in the log once and passed over."""
 
 _NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "tools": (
-        ([],),
-        'tools can\'t be called here: leave it out, or send "tool_choice": "none" where only '
-        "earlier calls are in the messages",
-    ),
+    "tools": (([],), "send it to /v1/chat/completions"),
     "tool_choice": (("none", "auto"), "leave it out"),
     "functions": (
         ([],),
-        'functions can\'t be called here: leave it out, or send "function_call": "none"',
+        'functions are OpenAI\'s older form: send tools, or "function_call": "none"',
     ),
     "function_call": (("none", "auto"), "leave it out"),
-    "response_format": (({"type": "text"},), 'send {"type": "text"} or leave it out'),
-    "logit_bias": (({},), "leave it out"),
     "modalities": ((["text"],), 'send ["text"] or leave it out'),
     "audio": ((), "leave it out"),
     "prediction": ((), "leave it out"),
@@ -63,12 +57,9 @@ _NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "verbosity": (("medium",), 'send "medium" or leave it out'),
     "suffix": (("",), "leave it out"),
     "best_of": ((1,), "use n"),
-    "repetition_penalty": ((1, 1.0), "use frequency_penalty"),
     "length_penalty": ((1, 1.0), "leave it out"),
     "typical_p": ((1, 1.0), "use top_p"),
     "use_beam_search": ((False,), "leave it out"),
-    "min_tokens": ((0,), "leave it out"),
-    "stop_token_ids": (([],), "use stop"),
     "bad_words": (([],), "leave it out"),
     "include_stop_str_in_output": ((False,), "leave it out"),
     "skip_special_tokens": ((True,), "leave it out"),
@@ -76,16 +67,13 @@ _NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "add_generation_prompt": ((True,), "leave it out"),
     "continue_final_message": ((False,), "leave it out"),
     "truncate_prompt_tokens": ((), "shorten the prompt before sending it"),
-    "guided_json": ((), "leave it out"),
-    "guided_regex": ((), "leave it out"),
-    "structured_outputs": ((), "leave it out"),
     "chat_template": ((), "leave it out: the model's own template is used"),
     "chat_template_kwargs": (({},), "leave it out"),
     "input_type": ((), "put what the model wants before a text into the text itself"),
 }
 """Fields known elsewhere that aren't done here: the values that ask for nothing, and the remedy."""
 
-_CALLABLE = {"tools": "tool_choice", "functions": "function_call"}
+_CALLABLE = {"functions": "function_call"}
 """What could be called, and the field that says whether it is."""
 
 _told: set[str] = set()
@@ -122,13 +110,6 @@ def _only_objects(name: str, value: object) -> None:
 def _only_neutral(name: str, value: object) -> None:
     neutral, remedy = _NEUTRAL[name]
     if not any(type(value) is type(other) and value == other for other in neutral):
-        if name == "response_format" and isinstance(value, dict):
-            value = value.get("type")
-            raise invalid(
-                name,
-                f"response_format of type {shown(value)} is not supported: {remedy}.",
-                code="unsupported_value",
-            )
         raise invalid(name, f"{name} is not supported: {remedy}.", code="unsupported_parameter")
 
 

@@ -100,8 +100,8 @@ async def _frames(batch: Batch, shape: ForwardedShape, *, with_usage: bool) -> A
                 started = True
                 yield shape.chunk(index, happened.choice, with_usage=with_usage)
             elif isinstance(happened, StateChanged):
-                batch.is_success(index, happened)
-        results = [batch.forwarded(index) for index in range(batch.size)]
+                await batch.is_success(index, happened)
+        results = [await batch.forwarded(index) for index in range(batch.size)]
     except ANSWERED as error:
         if not started:
             raise

@@ -72,6 +72,7 @@ class _StateCollector:
         yield from _gpus(state)
         yield from _kinds(state)
         yield from _upstreams(state)
+        yield from _queue(state)
         problems = GaugeMetricFamily(
             "llmtaskpool_model_problem",
             "1 for a model that takes nothing now, and why",
@@ -142,6 +143,23 @@ def _vllm(state: WorkerState) -> Iterator[Metric]:
         family = GaugeMetricFamily(name, text, labels=["model_name", "engine"])
         family.add_metric([",".join(state.models), "0"], value)
         yield family
+
+
+def _queue(state: WorkerState) -> Iterator[Metric]:
+    """What lies in the queue and is not in line; of a shared one every worker tells the same."""
+    tasks = GaugeMetricFamily(
+        "llmtaskpool_queue_tasks",
+        "Tasks that are in no line: blocked, delayed, dead, quarantined",
+        labels=["state"],
+    )
+    error = GaugeMetricFamily(
+        "llmtaskpool_queue_error", "1 while the queue can't be reached or written", labels=["queue"]
+    )
+    if (queue := state.queue) is not None:
+        for name in ("blocked", "delayed", "dead", "quarantined"):
+            tasks.add_metric([name], getattr(queue, name))
+        error.add_metric([queue.durability], float(queue.error is not None))
+    yield from (tasks, error)
 
 
 def _gpus(state: WorkerState) -> Iterator[Metric]:

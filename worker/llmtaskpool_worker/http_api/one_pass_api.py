@@ -53,6 +53,7 @@ class OnePassRoutes:
             "/classify": self.classify,
             "/v1/tag": self.tag,
             "/v1/answer": self.answer,
+            "/v1/detect": self.detect,
         }
         return [Route(path, handler, methods=["POST"]) for path, handler in handlers.items()]
 
@@ -79,6 +80,10 @@ class OnePassRoutes:
     async def answer(self, request: Request) -> Response:
         """POST /v1/answer: the words of a text that answer a question."""
         return await self._run(request, "answer", _listed)
+
+    async def detect(self, request: Request) -> Response:
+        """POST /v1/detect: the objects in pictures, and where they are."""
+        return await self._run(request, "detect", _listed)
 
     async def _run(self, request: Request, kind: str, shape: Shape) -> Response:
         """An answer in ``shape``, or a server's own. Raises one of ANSWERED."""

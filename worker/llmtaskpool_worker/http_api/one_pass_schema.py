@@ -25,6 +25,11 @@ _Text = Annotated[str, Field(strict=True, min_length=1)]
 _Texts = Annotated[list[_Text], Field(min_length=1, max_length=INPUTS_MAX, fail_fast=True)]
 
 
+IMAGES_MAX = 64
+_Images = Annotated[list[_Text], Field(min_length=1, max_length=IMAGES_MAX, fail_fast=True)]
+_IMAGE = f"a picture in base64, or a list of at most {IMAGES_MAX}"
+
+
 class TextDocument(BaseModel):
     """A document with its text in a field, as Cohere's older clients and Jina's send it."""
 
@@ -115,13 +120,25 @@ class ScoreRequest(_Scored):
 class ClassifyRequest(OnePassFields):
     """The body of POST /v1/classify."""
 
-    input: _Text | _Texts = Field(description=f"a text, or a list of at most {INPUTS_MAX}")
+    input: _Text | _Texts | None = Field(
+        None, description=f"a text, or a list of at most {INPUTS_MAX}"
+    )
+    image: _Text | _Images | None = Field(None, description=_IMAGE)
     use_activation: _Flag = Field(True, description="true or false")
     top_k: _Whole | None = Field(
         None,
         ge=1,
         le=TOP_MAX,
         description=f"how many of the best labels are wanted beside, 1 to {TOP_MAX}",
+    )
+
+
+class DetectRequest(CommonFields):
+    """The body of POST /v1/detect."""
+
+    image: _Text | _Images = Field(description=_IMAGE)
+    threshold: Annotated[float, Field(strict=True, allow_inf_nan=False)] = Field(
+        0.5, ge=0, le=1, description="how sure it must be of an object, 0 to 1"
     )
 
 
@@ -165,6 +182,7 @@ SCHEMAS: Mapping[str, type[CommonFields]] = {
     "classify": ClassifyRequest,
     "tag": TagRequest,
     "answer": AnswerRequest,
+    "detect": DetectRequest,
 }
 """By kind."""
 
@@ -175,6 +193,7 @@ def parse_one_pass(kind: str, body: Mapping[str, Any]) -> Any:
     """A body as its kind's schema. Raises ApiError 400 naming the field."""
     for name in _LISTS:
         count_list(body.get(name), name, DOCUMENTS_MAX)
+    count_list(body.get("image"), "image", IMAGES_MAX)
     documents = body.get("documents")
     for place, one in enumerate(documents if isinstance(documents, Sequence) else ()):
         count_keys(one, f"documents[{place}]")

@@ -59,6 +59,14 @@ class Shape(ABC):
     def last(self, index: int, result: Generated) -> Json:
         """The chunk with the reason of the end."""
 
+    def deltas(self, index: int, delta: TextDelta) -> list[Json]:
+        """The chunks of some text."""
+        return [self.delta(index, delta)]
+
+    def lasts(self, index: int, result: Generated) -> list[Json]:
+        """The chunks that end a choice."""
+        return [self.last(index, result)]
+
     @abstractmethod
     def _head(self, *, chunk: bool) -> Json:
         """What all answers of the route begin with."""

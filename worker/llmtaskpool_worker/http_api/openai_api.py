@@ -6,6 +6,7 @@ import asyncio
 import base64
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from llmtaskpool_worker.http_api.catalog import Catalog, Model
 from llmtaskpool_worker.http_api.errors import ANSWERED, as_answer, invalid
 from llmtaskpool_worker.http_api.forwarded_requests import Forwarding
 from llmtaskpool_worker.http_api.forwarding import ForwardRoutes
+from llmtaskpool_worker.http_api.inference import InferenceRoutes
 from llmtaskpool_worker.http_api.one_pass_api import OnePassRoutes
 from llmtaskpool_worker.http_api.openai_answers import ChatShape, CompletionShape, Shape
 from llmtaskpool_worker.http_api.openai_schema import (
@@ -39,6 +41,8 @@ from llmtaskpool_worker.http_api.sse import (
     encode,
     event,
 )
+from llmtaskpool_worker.http_api.structured import checked
+from llmtaskpool_worker.http_api.tool_answers import ToolShape
 from llmtaskpool_worker.scheduling.task import (
     ChoiceDelta,
     Embed,
@@ -70,6 +74,7 @@ class OpenAIRoutes:
         self._wall_clock = wall_clock
         self._answering = Answering(pool, bodies, heartbeat_seconds)
         self._forward = ForwardRoutes(self._answering, catalog, wall_clock=wall_clock)
+        self._tables = InferenceRoutes(pool, self._answering, catalog, bodies)
         self._once = OnePassRoutes(
             self._forward, self._answering, catalog, bodies, wall_clock=wall_clock
         )
@@ -83,6 +88,7 @@ class OpenAIRoutes:
             Route("/v1/models", self.models, methods=["GET"]),
             Route("/v1/models/{model:path}", self.model, methods=["GET"]),
             *self._once.routes(),
+            *self._tables.routes(),
         ]
 
     async def models(self, _request: Request) -> Response:
@@ -104,11 +110,21 @@ class OpenAIRoutes:
         body, messages = wanted
         del wanted
         model = self._catalog.get(body.model, "generate")
-        prompt = await model.encode_chat(messages)
+        calls, grammar = body.calling(), await grammar_of(body)
+        if calls is not None and body.tool_choice in (None, "auto") and not model.reads_tools():
+            raise invalid(
+                "tools",
+                f"the chat template of {model.name} tells a model of no tools: send tool_choice "
+                '"required" or one by name, "none", or ask a model that knows tools.',
+                code="unsupported_value",
+            )
+        prompt = await model.encode_chat(messages, () if calls is None else calls.told)
         del messages
-        tasks = generations("chat", body, model, [prompt], _header(request))
-        body = body.model_copy(update={"messages": []})  # not kept for as long as it is answered
-        return await self._generate(request, body, model, tasks, ChatShape)
+        tasks = generations("chat", body, model, [prompt], _header(request), grammar)
+        # Not kept for as long as it is answered.
+        body = body.model_copy(update={"messages": [], "tools": []})
+        shape = ChatShape if calls is None else partial(ToolShape, calling=calls)
+        return await self._generate(request, body, model, tasks, shape)
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
@@ -118,7 +134,8 @@ class OpenAIRoutes:
             return await self._forward.serve(request, body)
         model = self._catalog.get(body.model, "generate")
         prompts = [await model.encode(one, field) for field, one in named("prompt", body.prompt)]
-        tasks = generations("generate", body, model, prompts, _header(request))
+        grammar = await grammar_of(body)
+        tasks = generations("generate", body, model, prompts, _header(request), grammar)
         body = body.model_copy(update={"prompt": ""})  # as in a chat
         return await self._generate(request, body, model, tasks, CompletionShape)
 
@@ -128,7 +145,7 @@ class OpenAIRoutes:
         body: ChatRequest | CompletionRequest,
         model: Model,
         tasks: Sequence[TaskRequest],
-        shape_of: type[Shape],
+        shape_of: Callable[..., Shape],
     ) -> Response:
         def forms_of(first: TaskView) -> Forms:
             shape = shape_of(
@@ -161,7 +178,7 @@ class OpenAIRoutes:
             yield event(encode(as_answer(error).body()))
             return
         if body.stream_options is not None and body.stream_options.include_usage:
-            yield event(encode(shape.usage_chunk(batch.generated(), body.n)))
+            yield event(encode(shape.usage_chunk(await batch.generated(), body.n)))
         yield DONE
 
     async def embeddings(self, request: Request) -> Response:
@@ -213,8 +230,14 @@ def generations(
     model: Model,
     prompts: Sequence[tuple[int, ...]],
     weight_header: str | None,
+    grammar: str | None,
 ) -> list[TaskRequest]:
-    """One task per prompt and choice, in OpenAI's order: all choices of a prompt together."""
+    """One task per prompt and choice, in OpenAI's order: all choices of a prompt together.
+
+    ``grammar`` is ``grammar_of(body)``. Raises ApiError 400.
+    """
+    model.check_tokens("logit_bias", map(int, body.logit_bias))
+    model.check_tokens("stop_token_ids", body.stop_token_ids)
     weight = weight_of(body, weight_header)
     field, wanted = body.wanted_tokens()
     of = "messages" if kind == "chat" else "prompt"
@@ -229,7 +252,7 @@ def generations(
             payload=Generate(
                 prompt=prompt,
                 max_tokens=bound,
-                sampling=body.sampling(choice),
+                sampling=replace(body.sampling(choice), grammar=grammar),
                 stop=body.stops(),
                 ignore_eos=body.ignore_eos,
             ),
@@ -241,6 +264,12 @@ def generations(
         for prompt, bound in zip(prompts, bounds, strict=True)
         for choice in range(body.n)
     ]
+
+
+async def grammar_of(body: ChatRequest | CompletionRequest) -> str | None:
+    """What the answer has to keep, checked; None: nothing. Raises ApiError 400."""
+    wish = body.wish()
+    return None if wish is None else await checked(wish)
 
 
 _COMPLETION_TOKENS = 16
@@ -274,11 +303,11 @@ async def _chunks(batch: Batch, shape: Shape) -> AsyncIterator[list[dict[str, An
     opened = False
     async for index, happened in merged_events(batch):
         if isinstance(happened, TextDelta):
-            chunks = [shape.delta(index, happened)]
+            chunks = shape.deltas(index, happened)
         elif isinstance(happened, ChoiceDelta):
             continue  # of a server's model: served by http_api/forwarding.py
-        elif batch.is_success(index, happened):
-            chunks = [shape.last(index, batch.result(index))]
+        elif await batch.is_success(index, happened):
+            chunks = shape.lasts(index, await batch.result(index))
         elif happened.state is TaskState.RUNNING and not opened:
             chunks = []
         else:
@@ -286,7 +315,8 @@ async def _chunks(batch: Batch, shape: Shape) -> AsyncIterator[list[dict[str, An
         if not opened:
             opened = True
             chunks = shape.opening(batch.size) + chunks
-        yield chunks
+        if chunks:
+            yield chunks
 
 
 def _prompt_tokens(task: TaskRequest) -> int:

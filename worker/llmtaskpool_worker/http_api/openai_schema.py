@@ -16,11 +16,30 @@ from llmtaskpool_worker.http_api.chat_messages import Message
 from llmtaskpool_worker.http_api.counting import MESSAGES_MAX, count_chat, count_keys
 from llmtaskpool_worker.http_api.errors import from_validation, invalid
 from llmtaskpool_worker.http_api.foreign_fields import pass_over
+from llmtaskpool_worker.http_api.structured import (
+    FORMAT_REMEDY,
+    Choices,
+    Pattern,
+    ResponseFormat,
+    Schema,
+    StructuredOutputs,
+    Wish,
+    wish_of,
+)
+from llmtaskpool_worker.http_api.tools import (
+    CHOICE_REMEDY,
+    TOOLS_REMEDY,
+    Calling,
+    ToolChoice,
+    Tools,
+    calling,
+)
 from llmtaskpool_worker.scheduling.task import Sampling
 
 MAX_TOKENS_MAX = 1_048_576
 CHOICES_MAX = 16
 STOPS_MAX = 4
+BIASED_MAX = 1024
 INPUTS_MAX = 2048
 PROMPTS_MAX = 64
 
@@ -38,6 +57,7 @@ _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _Whole = Annotated[int, Field(strict=True)]
 _Flag = Annotated[bool, Field(strict=True)]
 _TokenId = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+_BiasedToken = Annotated[str, Field(strict=True, pattern=r"^[0-9]{1,9}$")]
 _TokenIds = Annotated[list[_TokenId], Field(min_length=1, fail_fast=True)]
 _Text = Annotated[str, Field(strict=True)]
 _Stop = Annotated[str, Field(strict=True, min_length=1, max_length=1024)]
@@ -120,6 +140,29 @@ class _Generation(CommonFields):
     presence_penalty: _Number = Field(0.0, ge=-2, le=2, description="a number from -2 to 2")
     frequency_penalty: _Number = Field(0.0, ge=-2, le=2, description="a number from -2 to 2")
     ignore_eos: _Flag = Field(False, description="true or false")
+    repetition_penalty: _Number = Field(
+        1.0, ge=0.01, le=10, description="a number from 0.01 to 10, 1 changes nothing"
+    )
+    logit_bias: Annotated[
+        dict[_BiasedToken, Annotated[_Number, Field(ge=-100, le=100)]],
+        Field(max_length=BIASED_MAX),
+    ] = Field(
+        default_factory=dict,
+        description=f"an object of at most {BIASED_MAX} token ids with numbers from -100 to 100",
+    )
+    min_tokens: _Whole = Field(
+        0, ge=0, le=MAX_TOKENS_MAX, description="a whole number from 0, at most max_tokens"
+    )
+    stop_token_ids: Annotated[list[_TokenId], Field(max_length=128, fail_fast=True)] = Field(
+        default_factory=list, description="a list of at most 128 token ids"
+    )
+    response_format: ResponseFormat | None = Field(None, description=FORMAT_REMEDY)
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="an object with one of json (a schema), regex and choice (a list)"
+    )
+    guided_json: Schema | None = Field(None, description="a JSON schema")
+    guided_regex: Pattern | None = Field(None, description="a regular expression")
+    guided_choice: Choices | None = Field(None, description="a list of texts")
     stream: _Flag = Field(False, description="true or false")
     stream_options: StreamOptions | None = Field(
         None, description='an object such as {"include_usage": true}, with "stream": true'
@@ -153,7 +196,17 @@ class _Generation(CommonFields):
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             logprobs=self.alternatives(),
+            repetition_penalty=self.repetition_penalty,
+            logit_bias=tuple((int(token), bias) for token, bias in self.logit_bias.items()),
+            min_tokens=self.min_tokens,
+            stop_token_ids=tuple(self.stop_token_ids),
         )
+
+    def wish(self) -> Wish | None:
+        """The grammar that the answer has to keep. Raises ApiError 400."""
+        names = ("guided_json", "guided_regex", "guided_choice")
+        guided = {name: getattr(self, name) for name in names}
+        return wish_of(self.response_format, self.structured_outputs, guided)
 
 
 class ChatRequest(_Generation):
@@ -168,6 +221,9 @@ class ChatRequest(_Generation):
     max_completion_tokens: _Whole | None = Field(
         None, ge=1, le=MAX_TOKENS_MAX, description="a whole number of tokens from 1"
     )
+    tools: Tools = Field(default_factory=list, description=TOOLS_REMEDY)
+    tool_choice: ToolChoice | None = Field(None, description=CHOICE_REMEDY)
+    parallel_tool_calls: _Flag = Field(True, description="true or false")
     logprobs: _Flag = Field(False, description="true or false")
     top_logprobs: _Whole | None = Field(
         None, ge=0, le=20, description='a whole number from 0 to 20, with "logprobs": true'
@@ -178,6 +234,21 @@ class ChatRequest(_Generation):
         if self.max_completion_tokens is not None:
             return "max_completion_tokens", self.max_completion_tokens
         return "max_tokens", self.max_tokens
+
+    def calling(self) -> Calling | None:
+        """How calls of its tools are asked for. Raises ApiError 400."""
+        return calling(self.tools, self.tool_choice, several=self.parallel_tool_calls)
+
+    def wish(self) -> Wish | None:
+        """The grammar that the answer, or its call, has to keep. Raises ApiError 400."""
+        wish, calls = super().wish(), self.calling()
+        if calls is None or calls.wish is None:
+            return wish
+        if wish is not None:
+            raise invalid(
+                wish.field, f"{wish.field} and a tool_choice that asks for a call: send one."
+            )
+        return calls.wish
 
     def alternatives(self) -> int | None:
         """``top_logprobs`` where ``logprobs`` is on."""
@@ -217,6 +288,9 @@ def parse(schema: type[Parsed], body: Mapping[str, Any]) -> Parsed:
     known = schema.model_fields
     count_keys(body, "body")
     count_keys(body.get("stream_options"), "stream_options")
+    if isinstance(bias := body.get("logit_bias"), dict) and len(bias) > BIASED_MAX:
+        said = f"logit_bias has {len(bias)} tokens: send {BIASED_MAX} at most."
+        raise invalid("logit_bias", said)
     count_chat(body)
     kept = {}
     for name, value in body.items():
@@ -236,6 +310,12 @@ def parse(schema: type[Parsed], body: Mapping[str, Any]) -> Parsed:
 
 def _check_together(parsed: CommonFields) -> None:
     """Fields that are right alone and wrong together."""
+    if isinstance(parsed, _Generation):
+        field, most = parsed.wanted_tokens()
+        if most is not None and parsed.min_tokens > most:
+            raise invalid(
+                "min_tokens", f"min_tokens is {parsed.min_tokens} and {field} {most}: lower it."
+            )
     if isinstance(parsed, _Generation) and parsed.stream_options and not parsed.stream:
         raise invalid(
             "stream_options", 'stream_options needs "stream": true: set it or leave both out.'

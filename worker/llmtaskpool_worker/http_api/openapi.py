@@ -13,9 +13,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llmtaskpool_worker.contract import OPEN_ROUTES
+from llmtaskpool_worker.http_api.graphs_api import GraphBody
 from llmtaskpool_worker.http_api.one_pass_schema import (
     AnswerRequest,
     ClassifyRequest,
+    DetectRequest,
     RerankRequest,
     ScoreRequest,
     TagRequest,
@@ -26,7 +28,8 @@ from llmtaskpool_worker.http_api.openai_schema import (
     EmbeddingRequest,
 )
 from llmtaskpool_worker.http_api.sse import answer
-from llmtaskpool_worker.http_api.tasks_api import TaskBody
+from llmtaskpool_worker.http_api.task_body import TaskBody
+from llmtaskpool_worker.http_api.tensors import InferRequest
 
 PATH = "/openapi.json"
 
@@ -43,8 +46,13 @@ _BODIES: dict[str, type[BaseModel]] = {
     "/classify": ClassifyRequest,
     "/v1/tag": TagRequest,
     "/v1/answer": AnswerRequest,
+    "/v1/detect": DetectRequest,
+    "/v2/models/{model}/infer": InferRequest,
     "/v1/tasks": TaskBody,
+    "/v1/graphs": GraphBody,
 }
+_LATER = ("/v1/tasks", "/v1/graphs")
+"""Their answers come before the work is done."""
 _SHAPE = "#/components/schemas/{model}"
 _ERROR: dict[str, Any] = {
     "type": "object",
@@ -94,7 +102,7 @@ def _operation(path: str, method: str, route: Route) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "summary": text.partition("\n")[0].partition(": ")[2].rstrip(".") or f"{method} {path}",
         "responses": {
-            "202" if (method, path) == ("POST", "/v1/tasks") else "200": {"description": "Done."},
+            "202" if path in _LATER and method == "POST" else "200": {"description": "Done."},
             "default": {
                 "description": "An error; `param` names the field at fault.",
                 "content": {"application/json": {"schema": error}},

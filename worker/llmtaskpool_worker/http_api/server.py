@@ -27,12 +27,14 @@ from llmtaskpool_worker.http_api.catalog import Catalog
 from llmtaskpool_worker.http_api.connections import guarded_protocol
 from llmtaskpool_worker.http_api.control import ControlRoutes
 from llmtaskpool_worker.http_api.errors import ANSWERED, ApiError, answer_error
+from llmtaskpool_worker.http_api.graphs_api import GraphRoutes
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.http_api.metrics import Metrics
 from llmtaskpool_worker.http_api.openai_api import OpenAIRoutes
 from llmtaskpool_worker.http_api.openapi import description_route
 from llmtaskpool_worker.http_api.route_hints import hint
 from llmtaskpool_worker.http_api.sse import answer
+from llmtaskpool_worker.http_api.task_lists import TaskListRoutes
 from llmtaskpool_worker.http_api.tasks_api import TaskRoutes
 
 CONTROL_BODY_BYTES = 64 * 1024
@@ -150,6 +152,7 @@ def data_app(
         wall_clock=clocks.wall,
     )
     routes = Health(pool, metrics, leaving).routes() + openai.routes() + tasks.routes()
+    routes += TaskListRoutes(pool, tasks).routes() + GraphRoutes(pool, tasks, bodies).routes()
     routes.append(description_route(routes))
     app = _assemble(routes, keys, OPEN_ROUTES, leaving)
     return Cors(app, cors_origins) if cors_origins else app

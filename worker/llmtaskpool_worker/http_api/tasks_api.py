@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -16,15 +15,15 @@ from llmtaskpool_worker.disclosure import shown
 from llmtaskpool_worker.execution.pool import TaskPool
 from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.catalog import Catalog
-from llmtaskpool_worker.http_api.counting import count_keys
-from llmtaskpool_worker.http_api.errors import ApiError, blaming, from_validation, invalid
+from llmtaskpool_worker.http_api.errors import ApiError, blaming, invalid
 from llmtaskpool_worker.http_api.evaluations import evaluation
 from llmtaskpool_worker.http_api.forwarded_requests import KINDS, OURS
 from llmtaskpool_worker.http_api.forwarded_scores import score_payload
 from llmtaskpool_worker.http_api.forwarding import counted, payload_of
+from llmtaskpool_worker.http_api.inference import about_of
 from llmtaskpool_worker.http_api.long_text import with_texts_encoded
 from llmtaskpool_worker.http_api.one_pass_schema import parse_one_pass
-from llmtaskpool_worker.http_api.openai_api import chat_of, generations
+from llmtaskpool_worker.http_api.openai_api import chat_of, generations, grammar_of
 from llmtaskpool_worker.http_api.openai_schema import (
     WEIGHT_HEADER,
     CompletionRequest,
@@ -33,6 +32,8 @@ from llmtaskpool_worker.http_api.openai_schema import (
 )
 from llmtaskpool_worker.http_api.sse import EventStream, answer, encode, event, while_connected
 from llmtaskpool_worker.http_api.task_answers import event_json, result_json
+from llmtaskpool_worker.http_api.task_body import TaskBody, dependencies_of, task_of
+from llmtaskpool_worker.http_api.tensors import parse_infer, tensors_of
 from llmtaskpool_worker.kinds.registry import (
     EMBED_KINDS,
     EVALUATE_KINDS,
@@ -43,6 +44,7 @@ from llmtaskpool_worker.scheduling.task import (
     TERMINAL,
     Call,
     Embed,
+    Evaluate,
     ForwardRoute,
     Payload,
     TaskRequest,
@@ -56,52 +58,10 @@ LONG_LIST = 64
 
 T = TypeVar("T")
 
-DURABILITY = (
-    "Kept in this worker's memory: if its pod is lost, the task is lost. Submit it again then, "
-    "with the same idempotency key."
-)
-
 _ELSEWHERE = {"model": "model", "messages": "input", "prompt": "input", "input": "input"}
 """Where a task has what the bodies of the OpenAI routes call so."""
 
 _ROUTES: Mapping[str, ForwardRoute] = {kind: route for route, kind in KINDS.items()}
-
-_Seconds = Annotated[float, Field(strict=True, gt=0, le=86_400, allow_inf_nan=False)]
-_Key = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
-_Label = Annotated[str, Field(strict=True, max_length=256)]
-
-
-class TaskBody(BaseModel):
-    """The body of POST /v1/tasks."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Annotated[str, Field(strict=True, min_length=1, max_length=128)] = Field(
-        description="the kind of task: chat, generate, embed, or a kind that is registered here"
-    )
-    model: Annotated[str, Field(strict=True, min_length=1, max_length=256)] | None = Field(
-        None, description="the name of a model that /v1/models lists"
-    )
-    input: Any = Field(
-        None, description="for chat its messages, for generate and embed a text or token ids"
-    )
-    arguments: dict[str, Any] = Field(
-        default_factory=dict,
-        description="an object: sampling fields for chat and generate, else what the kind reads",
-    )
-    weight: Annotated[float, Field(strict=True, allow_inf_nan=False)] | None = Field(
-        None, gt=0, le=1e6, description="a number above 0, 1 is ordinary, more goes earlier"
-    )
-    deadline_seconds: _Seconds | None = Field(
-        None, description="the most seconds it may wait to be started, above 0, at most 86400"
-    )
-    timeout_seconds: _Seconds | None = Field(
-        None, description="the most seconds it may run, above 0, at most 86400"
-    )
-    idempotency_key: _Key | None = Field(None, description="a text of 1 to 256 letters")
-    labels: Annotated[dict[_Key, _Label], Field(max_length=32)] = Field(
-        default_factory=dict, description="an object of at most 32 short texts by name"
-    )
 
 
 class TaskRoutes:
@@ -135,14 +95,14 @@ class TaskRoutes:
 
     async def submit(self, request: Request) -> Response:
         """POST /v1/tasks: 202 and where to look for it."""
-        task = await self._bodies.read(request, _task_of)
-        wanted = await self._request_of(task, request)
-        view = self._pool.submit(wanted)
+        task = await self._bodies.read(request, task_of)
+        wanted = await self.request_of(task, request)
+        view = await self._pool.submit(wanted)
         self._bodies.give_back(request)
-        shown_task = self.task_json(view) | {"durable": False, "note": DURABILITY}
-        return answer(shown_task, 202, {"location": f"/v1/tasks/{view.id}"})
+        return answer(self.accepted_json(view), 202, {"location": f"/v1/tasks/{view.id}"})
 
-    async def _request_of(self, task: TaskBody, request: Request) -> TaskRequest:
+    async def request_of(self, task: TaskBody, request: Request) -> TaskRequest:
+        """What a body asks for, checked. Raises ApiError."""
         weight = task.weight
         if weight is None:
             header = request.headers.get(WEIGHT_HEADER)
@@ -163,6 +123,7 @@ class TaskRoutes:
             timeout_seconds=task.timeout_seconds,
             idempotency_key=key,
             labels=dict(task.labels),
+            dependencies=dependencies_of(task),
         )
 
     async def _payload(self, task: TaskBody) -> Payload:
@@ -204,17 +165,25 @@ class TaskRoutes:
             if task.kind == "chat":
                 given = {**task.arguments, "model": model.name, "messages": task.input}
                 chat, messages = await _off_loop_when_long(task.input, partial(chat_of, given))
+                if chat.calling() is not None:
+                    raise invalid(
+                        "tools", "a task can't call tools: send them to /v1/chat/completions."
+                    )
                 prompt = await model.encode_chat(messages)
-                return generations("chat", chat, model, [prompt], None)[0].payload
+                grammar = await grammar_of(chat)
+                return generations("chat", chat, model, [prompt], None, grammar)[0].payload
             given = {**task.arguments, "model": model.name, "prompt": _one_input(task.input)}
             body = await _off_loop_when_long(task.input, partial(parse, CompletionRequest, given))
             prompt = await model.encode(task.input, "prompt")
-            return generations("generate", body, model, [prompt], None)[0].payload
+            grammar = await grammar_of(body)
+            return generations("generate", body, model, [prompt], None, grammar)[0].payload
 
     async def _evaluation(self, task: TaskBody) -> Payload:
         """What runs a model once, checked as on its route; ``input`` is the route's own field."""
         model = self._catalog.get(_model_of(task))
         _none_of(task, ("model", "weight", "timeout_seconds", "return_documents"))
+        if task.kind == "infer":
+            return self._inference(task)
         given = {**task.arguments, "model": model.name}
         if task.input is not None:
             given["input"] = task.input
@@ -222,28 +191,38 @@ class TaskRoutes:
             body = await _off_loop_when_long(task.input, partial(parse_one_pass, task.kind, given))
             return (await evaluation(task.kind, body, self._catalog))[1]
 
+    def _inference(self, task: TaskBody) -> Payload:
+        """Tensors for a model of tables, as Open Inference Protocol v2 writes them in JSON."""
+        model = self._catalog.get(_model_of(task), "tensor")
+        if task.input is not None:
+            raise invalid("input", "input can't be used with kind infer: use arguments.inputs.")
+        with blaming("arguments.", {"model": "model"}):
+            return Evaluate(
+                tensors=tensors_of(parse_infer(task.arguments), about_of(model), memoryview(b""))
+            )
+
     async def look(self, request: Request) -> Response:
         """GET /v1/tasks/{id}: as it is now, or once it has ended with ``?wait=seconds``."""
-        view = self._view(request)
+        view = await self._view(request)
         seconds = _wait_seconds(request)
         if seconds > 0 and view.state not in TERMINAL:
             try:
                 async with asyncio.timeout(seconds):
                     view = await while_connected(request.receive, self._pool.wait(view.id))
             except TimeoutError:
-                view = self._pool.get(view.id) or view
+                view = await self._pool.get(view.id) or view
         return answer(await with_texts_encoded(self.task_json(view)))
 
     async def cancel(self, request: Request) -> Response:
         """DELETE /v1/tasks/{id}: cancels what has not ended."""
-        view = self._pool.cancel(self._view(request).id)
+        view = await self._pool.cancel(request.path_params["id"])
         if view is None:
-            raise _unknown(request)
+            raise unknown_task(request)
         return answer(self.task_json(view))
 
     async def events(self, request: Request) -> Response:
         """GET /v1/tasks/{id}/events: from the beginning, or after the header Last-Event-ID."""
-        view = self._view(request)
+        view = await self._view(request)
         last = request.headers.get("last-event-id", "")
         after = int(last) if last.isdecimal() and len(last) < 12 else -1
         return EventStream(self._frames(view.id, after), heartbeat_seconds=self._heartbeat_seconds)
@@ -255,16 +234,21 @@ class TaskRoutes:
                 name, data = event_json(happened)
                 yield event(encode(data), name=name, number=number)
             number += 1
-        view = self._pool.get(task_id)
+        view = await self._pool.get(task_id)
         if view is not None:
             task = await with_texts_encoded(self.task_json(view))
             yield event(encode(task), name="end", number=number)
 
-    def _view(self, request: Request) -> TaskView:
-        view = self._pool.get(request.path_params["id"])
+    async def _view(self, request: Request) -> TaskView:
+        view = await self._pool.get(request.path_params["id"])
         if view is None:
-            raise _unknown(request)
+            raise unknown_task(request)
         return view
+
+    def accepted_json(self, view: TaskView) -> dict[str, Any]:
+        """A task that was accepted now, with what is promised of it."""
+        promised = self._pool.durability
+        return self.task_json(view) | {"durable": promised.durable, "note": promised.note}
 
     def task_json(self, view: TaskView) -> dict[str, Any]:
         """A task as JSON; times are seconds since the epoch."""
@@ -289,6 +273,7 @@ class TaskRoutes:
             "result": None if view.result is None else result_json(view.result),
             "error": None if error is None else {"code": error.code, "message": error.message},
             "labels": view.labels,
+            "depends_on": list(view.depends_on),
         }
 
 
@@ -302,15 +287,6 @@ def _none_of(task: TaskBody, fields: Sequence[str]) -> None:
         if field in task.arguments:
             name = f"arguments.{field}"
             raise invalid(name, f"{name} can't be used here: leave it out.")
-
-
-def _task_of(body: Mapping[str, Any]) -> TaskBody:
-    count_keys(body, "body")
-    count_keys(body.get("labels"), "labels")
-    try:
-        return TaskBody.model_validate({k: v for k, v in body.items() if v is not None})
-    except ValidationError as error:
-        raise from_validation(error, TaskBody) from None
 
 
 def _model_of(task: TaskBody) -> str:
@@ -348,7 +324,8 @@ def _wait_seconds(request: Request) -> float:
     return seconds
 
 
-def _unknown(request: Request) -> ApiError:
+def unknown_task(request: Request) -> ApiError:
+    """404."""
     return ApiError(
         404,
         f"There is no task {shown(request.path_params['id'])} here: it never was, or its result "

@@ -13,7 +13,7 @@ from llmtaskpool_worker.contract import LaneName
 ENTRY_POINT_GROUP = "llmtaskpool.kinds"
 GENERATE_KINDS = frozenset({"chat", "generate"})
 EMBED_KINDS = frozenset({"embed"})
-EVALUATE_KINDS = frozenset({"rerank", "score", "classify", "tag", "answer"})
+EVALUATE_KINDS = frozenset({"rerank", "score", "classify", "tag", "answer", "detect", "infer"})
 ENGINE_KINDS = GENERATE_KINDS | EMBED_KINDS | EVALUATE_KINDS
 KIND_TASKS: Mapping[str, tuple[str, ...]] = {
     "chat": ("generate",),
@@ -24,6 +24,8 @@ KIND_TASKS: Mapping[str, tuple[str, ...]] = {
     "classify": ("classify",),
     "tag": ("tag",),
     "answer": ("answer",),
+    "detect": ("detect",),
+    "infer": ("tensor",),
 }
 """The tasks of models that do a kind."""
 LANES = ("compute", "io", "auto")

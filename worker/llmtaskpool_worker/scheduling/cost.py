@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections import deque
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import lru_cache
+from json import dumps, loads
 from math import ceil, log2
 from statistics import median
 from typing import NamedTuple
@@ -35,7 +37,7 @@ OUTPUT_PRIOR_TOKENS = 150
 ENOUGH = 8
 """A class speaks for itself from so many finished tasks on; before, its kind and model do."""
 CALL_PRIOR_SECONDS = 0.5
-READS = frozenset({"embed", "rerank", "score", "classify", "tag", "answer"})
+READS = frozenset({"embed", "rerank", "score", "classify", "tag", "answer", "detect", "infer"})
 """Kinds whose cost is that of reading their tokens, until one of them has finished."""
 FORWARD_PRIOR_TOKENS = 4096
 """The most output that is expected of a server behind a model, where a request has no bound."""
@@ -61,6 +63,26 @@ class CostClass(NamedTuple):
     size: int
     output: int = 0
     fixed: bool = False
+
+    @property
+    def text(self) -> str:
+        """As others keep it; ``of`` reads it again."""
+        return _text_of(self)
+
+    @staticmethod
+    @lru_cache(maxsize=4096)
+    def of(text: str) -> CostClass:
+        """What ``text`` was made of. What nobody wrote is a class of its own, priced by default."""
+        try:
+            kind, model, size, output, fixed = loads(text)
+            return CostClass(str(kind), model, int(size), int(output), bool(fixed))
+        except (ValueError, TypeError):
+            return CostClass("", None, 1)
+
+
+@lru_cache(maxsize=4096)
+def _text_of(cost_class: CostClass) -> str:
+    return dumps(cost_class, ensure_ascii=False, separators=(",", ":"))
 
 
 class _Lengths:

@@ -71,7 +71,17 @@ def _evaluation_bytes(payload: Evaluate) -> int:
     texts = {id(one.text): sys.getsizeof(one.text) for one in payload.spelled}  # windows share one
     spans = sum(_ROW + len(one.spans) for one in payload.spelled)
     options = json_bytes(payload.options) + json_bytes(payload.shown)
-    return rows + spans + sum(texts.values()) + options + len(payload.groups) * _POINTER
+    tensors = sum(_ROW + len(one.data) for one in payload.tensors)
+    images = sum(_ROW + len(one) for one in payload.images)
+    return (
+        images
+        + tensors
+        + rows
+        + spans
+        + sum(texts.values())
+        + options
+        + len(payload.groups) * _POINTER
+    )
 
 
 def event_bytes(event: TaskEvent) -> int:

@@ -5,12 +5,12 @@ Pure: no torch, no asyncio, no clock. Times are seconds of the caller's monotoni
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
-from llmtaskpool_worker.contract import LaneName
+from llmtaskpool_worker.contract import LaneName as LaneName  # brokers have it from here
 
 
 class TaskState(StrEnum):
@@ -60,6 +60,16 @@ class Sampling:
     frequency_penalty: float = 0.0
     logprobs: int | None = None
     """How many alternatives to report beside each drawn token; None reports no logprobs."""
+    repetition_penalty: float = 1.0
+    """Of tokens in prompt or answer: a logit above 0 is divided by it, another multiplied."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Added to the logits of these tokens."""
+    min_tokens: int = 0
+    """Before so many are drawn the answer doesn't end by itself."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the answer, beside the model's own."""
+    grammar: str | None = None
+    """What the answer has to be, as llguidance reads it; checked when the request came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,24 +133,44 @@ class Spelled:
 
 
 @dataclass(frozen=True, slots=True)
+class Tensor:
+    """Numbers in little-endian order; ``datatype`` as Open Inference Protocol v2 has it: FP32."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+IMAGE_TOKENS = 256
+"""A picture takes about as long as so many tokens, until one has been measured."""
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluate:
     """Payload: run a model once over each row, and make a result of what comes of them.
+
+    A model of tables takes ``tensors``, whose first dimension are the table's rows; one of pictures
+    takes ``images``, files as they came.
 
     ``options`` is what the model's head reads, ``shown`` what of it the client wants to see
     (text/conclusions.py). ``spelled``: for each row its text, where the result tells places in it;
     ``groups``: for each row the input that it is a part of, where one has several rows.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     shown: dict[str, Any] = field(default_factory=dict)
     spelled: tuple[Spelled, ...] = ()
     groups: tuple[int, ...] = ()
+    tensors: tuple[Tensor, ...] = ()
+    images: tuple[bytes, ...] = ()
 
     @property
     def size(self) -> int:
-        """Tokens of all rows."""
-        return sum(row.size for row in self.rows)
+        """Tokens of all rows, or rows of the table, or what pictures weigh in tokens."""
+        rows = self.tensors[0].shape[0] if self.tensors else 0
+        return sum(row.size for row in self.rows) + rows + IMAGE_TOKENS * len(self.images)
 
 
 ForwardRoute = Literal[
@@ -178,6 +208,20 @@ Payload = Generate | Embed | Evaluate | Forward | Call
 
 
 @dataclass(frozen=True, slots=True)
+class Dependencies:
+    """What must have ended before a task may be claimed.
+
+    ``need`` of ``parents`` must have succeeded (None: all). When too few still can, the task fails
+    with ``dependency_failed`` and so do those that depend on it; with ``on_failure`` "continue" it
+    waits for all of them to end, however, and runs.
+    """
+
+    parents: tuple[str, ...]
+    need: int | None = None
+    on_failure: Literal["fail", "continue"] = "fail"
+
+
+@dataclass(frozen=True, slots=True)
 class TaskRequest:
     """What a client asks for.
 
@@ -195,6 +239,7 @@ class TaskRequest:
     labels: dict[str, str] = field(default_factory=dict)
     attended: bool = False
     """Whether its submitter waits for it and says when it has read it: nothing is kept after."""
+    dependencies: Dependencies | None = None
 
 
 FinishReason = Literal["stop", "length"]
@@ -312,6 +357,17 @@ class TaskError:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """Which tasks to list: newest first. ``after`` is the id of the last one seen."""
+
+    states: Collection[TaskState] = frozenset(TaskState)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    tenant: str | None = None
+    after: str | None = None
+    limit: int = 20
+
+
+@dataclass(frozen=True, slots=True)
 class TaskView:
     """A task as others may see it, at one moment."""
 
@@ -333,4 +389,5 @@ class TaskView:
     result_expires_at: float | None = None
     """Until when its result is kept at least, on the caller's clock. It moves on until the task
     has ended. None: nothing is promised, as its submitter reads it at once."""
+    depends_on: tuple[str, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)

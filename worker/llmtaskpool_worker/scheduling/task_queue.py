@@ -123,11 +123,14 @@ class TaskQueue:
     def __iter__(self) -> Iterator[Waiting]:
         return iter(self._items.values())
 
-    def push(self, item: Waiting) -> None:
-        """Add a task that arrived now, behind all that arrived before. Raises QueueFullError."""
-        if len(self._items) >= self.max_tasks:
+    def push(self, item: Waiting, *, bounded: bool = True) -> None:
+        """Add a task that arrived now, behind all that arrived before. Raises QueueFullError.
+
+        Not ``bounded``: its place was settled before.
+        """
+        if bounded and len(self._items) >= self.max_tasks:
             raise QueueFullError("tasks", self.max_tasks)
-        if self.bytes + item.size_bytes > self.max_bytes:
+        if bounded and self.bytes + item.size_bytes > self.max_bytes:
             raise QueueFullError("bytes", self.max_bytes)
         if item.id in self._items:
             raise ValueError(f"task {item.id!r} waits already")
@@ -190,6 +193,27 @@ class TaskQueue:
         """The task with the highest P among eligible groups, whatever its age; it stays."""
         groups = [group for name, group in self._groups.items() if eligible(name)]
         return self._best(groups) if groups else None
+
+    def aged_is_due(self, now: float, eligible: Callable[[str | None], bool]) -> bool:
+        """Whether ``take`` would take the oldest of these groups for its age."""
+        oldest = _oldest([group for name, group in self._groups.items() if eligible(name)])
+        if oldest is None or not aged(oldest.arrived_at, now, self.ageing_seconds):
+            return False
+        return self._aged.is_due()
+
+    def started_elsewhere(self, load_seconds: float, now: float) -> None:
+        """A task of another queue has started on the same threads: the aged here have their share.
+
+        ``load_seconds``: its T.
+        """
+        if aged(self.oldest_arrival() or now, now, self.ageing_seconds):
+            self._aged.started(load_seconds, for_its_age=False)
+
+    def groups(self) -> Iterator[tuple[str | None, int, float]]:
+        """Each group's name, how many wait in it, and when the oldest of them arrived."""
+        for name, group in self._groups.items():
+            first = next(iter(group.by_arrival.values()))
+            yield name, len(group.by_arrival), first.arrived_at
 
     def pass_aged(self, item: Waiting) -> None:
         """The next free thread is made for this one: the aged have their turn after it."""

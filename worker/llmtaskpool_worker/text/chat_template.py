@@ -21,6 +21,16 @@ _TURNS: Sequence[Message] = (
     {"role": "assistant", "content": "b"},
     {"role": "user", "content": "c"},
 )
+_TOOLS: Sequence[Message] = (
+    {
+        "type": "function",
+        "function": {
+            "name": "probe-tool",
+            "description": "d",
+            "parameters": {"type": "object", "properties": {"a": {"type": "string"}}},
+        },
+    },
+)
 _CALLS: Sequence[Message] = (
     {"role": "user", "content": "a"},
     {
@@ -42,7 +52,8 @@ class ChatTemplate:
     """``source`` as transformers documents templates: sandboxed, blocks trimmed.
 
     ``special`` are the variables such as bos_token. ``turns`` is what it writes around an
-    ordinary conversation; ``has_calls`` says whether it knows tool calls and their results.
+    ordinary conversation; ``has_calls`` says whether it knows tool calls and their results,
+    ``has_tools`` whether it tells the model of tools.
     """
 
     def __init__(
@@ -54,26 +65,30 @@ class ChatTemplate:
         system: Message = {"role": "system", "content": "d"}
         self.turns = self._tried(_TURNS) + self._tried([system, *_TURNS])
         calls = self._tried(_CALLS)
+        self.has_tools = "probe-tool" in self._tried(_TURNS, _TOOLS)
         self.has_calls = all(f"probe-{one}" in calls for one in ("name", "argument", "result"))
 
-    def __call__(self, messages: Sequence[Message]) -> str:
+    def __call__(self, messages: Sequence[Message], tools: Sequence[Message] = ()) -> str:
         """The conversation as one text, ready for an answer.
 
-        Tool calls that the template doesn't know, or refuses as they are, are told in words.
+        ``tools`` are functions in OpenAI's form; a template that knows none leaves them out. Tool
+        calls that the template doesn't know, or refuses as they are, are told in words.
 
         Raises:
             ValueError: the template refuses the messages.
         """
         if self.has_calls:
             try:
-                return self._rendered(messages)
+                return self._rendered(messages, tools)
             except ValueError:
                 if without_calls(messages) == list(messages):
                     raise
-        return self._rendered(without_calls(messages))
+        return self._rendered(without_calls(messages), tools)
 
-    def _rendered(self, messages: Sequence[Message]) -> str:
+    def _rendered(self, messages: Sequence[Message], tools: Sequence[Message] = ()) -> str:
         values = {"messages": list(messages), "add_generation_prompt": True, **self._special}
+        if tools:
+            values["tools"] = list(tools)
         try:
             return self._render(values)
         except TemplateError as error:
@@ -81,10 +96,10 @@ class ChatTemplate:
         except Exception as error:  # a template is a program of somebody else
             raise ValueError(f"the chat template fails with {type(error).__name__}") from None
 
-    def _tried(self, messages: Sequence[Message]) -> str:
+    def _tried(self, messages: Sequence[Message], tools: Sequence[Message] = ()) -> str:
         """What these messages become; nothing where the template refuses them."""
         try:
-            return self._rendered(messages)
+            return self._rendered(messages, tools)
         except ValueError:
             return ""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from struct import unpack_from
+from sys import byteorder
 from typing import Any
 
 from llmtaskpool_worker.scheduling.task import Evaluate, Spelled
@@ -123,6 +125,24 @@ def _answer(payload: Evaluate, rows: Sequence[Any], _labels: Sequence[str]) -> J
     return {"data": data}
 
 
+def _detect(_payload: Evaluate, rows: Sequence[Any], _labels: Sequence[str]) -> Json:
+    return {"data": [{"index": index, "objects": found} for index, found in enumerate(rows)]}
+
+
+def _infer(_payload: Evaluate, tensors: Sequence[Json], _labels: Sequence[str]) -> Json:
+    """Open Inference Protocol v2: tensors with their numbers in row-major order."""
+    outputs = []
+    for one in tensors:
+        numbers = array(_CODES[one["datatype"]], one["data"])
+        if byteorder == "big":
+            numbers.byteswap()
+        outputs.append({**one, "data": numbers.tolist()})
+    return {"outputs": outputs}
+
+
+_CODES = {"FP32": "f", "FP64": "d", "INT32": "i", "INT64": "q"}
+
+
 def _span(spelled: Spelled, token: int) -> tuple[int, int]:
     start, end = unpack_from("<2I", spelled.spans, 8 * token)
     return int(start), int(end)
@@ -134,4 +154,6 @@ _OF_KIND: Mapping[str, Callable[[Evaluate, Sequence[Any], Sequence[str]], Json]]
     "classify": _classify,
     "tag": _tag,
     "answer": _answer,
+    "detect": _detect,
+    "infer": _infer,
 }

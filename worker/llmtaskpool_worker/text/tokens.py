@@ -99,20 +99,28 @@ class Tokenizer:
             ids += self._after
         return ids
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def reads_tools(self) -> bool:
+        """Whether its chat template tells the model of tools."""
+        return self._template is not None and self._template.has_tools
+
+    def encode_chat(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
         """Token ids of a conversation by the model's template, ready for an answer.
 
-        What looks like a control token in a message is text. In the assistant's own words only
-        those of turns are: a model writes ``<think>`` itself, and it comes back with its history.
+        ``tools`` are told where the template knows them. What looks like a control token in a
+        message is text. In the assistant's own words only those of turns are: a model writes
+        ``<think>`` itself, and it comes back with its history.
 
         Raises:
             ValueError: the model has no template, or its template refuses the messages.
         """
         if self._template is None:
             raise ValueError("the model has no chat template: use /v1/completions")
-        stand_ins = StandIns(list(texts_of(messages)), self._random_below)
+        stand_ins = StandIns(list(texts_of([*messages, *tools])), self._random_below)
         hidden = [self._hidden(message, stand_ins) for message in messages]
-        text = self._control.replace(self._template(hidden), self._name)
+        known = [dict(stand_ins.hide(tool, self._control)) for tool in tools]
+        text = self._control.replace(self._template(hidden, known), self._name)
         return self._ids(stand_ins.show(text), special=False)
 
     def _ids(self, text: str, *, special: bool) -> list[int]:
@@ -218,7 +226,7 @@ class StopMatcher:
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)]
-        keep = max(_overlap(text, stop) for stop in self._stops)
+        keep = max(overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -228,7 +236,7 @@ class StopMatcher:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of ``text`` that is a proper beginning of ``stop``."""
     start = max(0, len(text) - len(stop) + 1)
     while (start := text.find(stop[0], start)) >= 0:

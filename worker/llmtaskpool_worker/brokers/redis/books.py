@@ -6,6 +6,7 @@ import hashlib
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import inf
 from typing import Any
 
@@ -24,14 +25,24 @@ from llmtaskpool_worker.brokers.protocol import (
     Line,
     Submission,
 )
-from llmtaskpool_worker.contract import LaneName
-from llmtaskpool_worker.scheduling.task import Result, TaskError, TaskRequest, TaskState, TaskView
+from llmtaskpool_worker.scheduling.priority import priority
+from llmtaskpool_worker.scheduling.task import (
+    LaneName,
+    Result,
+    TaskError,
+    TaskRequest,
+    TaskState,
+    TaskView,
+)
 
 VERSION = 1
 """Of the books, and of lua/common.lua. Raised when an older worker couldn't serve what a newer one
 accepts: then it waits in lines of its own, for newer workers."""
 READS = (VERSION,)
 """The versions that this one serves."""
+
+USUAL_PATIENCE_SECONDS = 86_400.0
+"""Of a task whose result is fetched later (Limits); lua/common.lua has it too. It takes no room."""
 
 STATES = {
     "q": TaskState.QUEUED,
@@ -53,11 +64,13 @@ ERRORS = {
     "input_lost": "its input is not there any more: submit it again",
     "quarantined": "it could not be read: it is damaged, or a newer version wrote it",
 }
-_RUN = struct.Struct("<f")
+_HEAD = struct.Struct("<fH")
+"""Of an input: the longest run, and the bytes of its parents' ids, before the request."""
 _pack = msgspec.msgpack.Encoder().encode
-_decode_shown = msgspec.json.Decoder(tuple[str, str | None, float, float]).decode
+_unpack_ids = msgspec.msgpack.Decoder(tuple[str, ...]).decode
+_decode_shown = msgspec.json.Decoder(tuple[str, str | None, float]).decode
 
-CLAIM_FIELDS = 15
+CLAIM_FIELDS = 13
 """How many values claim.lua gives for each task."""
 
 
@@ -141,13 +154,14 @@ def acceptance(
         ttl_ms,
         soon_ms,
     )
-    return _pack(head), _RUN.pack(task.run_seconds) + encode_request(request)
+    ids = _pack(parents) if parents else b""
+    return _pack(head), _HEAD.pack(task.run_seconds, len(ids)) + ids + encode_request(request)
 
 
 def _shown(task: Submission) -> str:
-    request = task.request
-    load, rank = float(f"{task.load_seconds:.4g}"), float(f"{task.priority:.4g}")
-    return msgspec.json.encode((request.kind, request.model, load, rank)).decode()
+    """Short, so that the books stay small."""
+    request, load = task.request, float(f"{task.load_seconds:.4g}")
+    return msgspec.json.encode((request.kind, request.model, load)).decode()
 
 
 def _ms(seconds: float) -> int:
@@ -163,8 +177,6 @@ class Run:
 
     claim: Claim
     shown: bytes
-    labels: bytes
-    soon: bool
     began_at: float
     more: int = 0
 
@@ -172,7 +184,7 @@ class Run:
         self, state: TaskState, ended_at: float, ttl_seconds: float, outcome: Result | TaskError
     ) -> TaskView:
         """Of its task, once this run has ended it."""
-        kind, model, load, rank = _decode_shown(self.shown)
+        kind, model, load = _decode_shown(self.shown)
         claim = self.claim
         return TaskView(
             id=claim.id,
@@ -182,14 +194,15 @@ class Run:
             state=state,
             weight=claim.request.weight,
             load_seconds=load,
-            priority=rank,
+            priority=priority(claim.request.weight, load),
             submitted_at=claim.submitted_at,
             started_at=self.began_at,
             ended_at=ended_at,
             attempts=claim.attempt + self.more,
             result=None if isinstance(outcome, TaskError) else outcome,
             error=outcome if isinstance(outcome, TaskError) else None,
-            result_expires_at=None if self.soon else ended_at + ttl_seconds,
+            result_expires_at=None if claim.request.attended else ended_at + ttl_seconds,
+            depends_on=claim.parents,
             labels=claim.request.labels,
         )
 
@@ -202,27 +215,57 @@ def run_of(
     Raises Unreadable.
     """
     task_id, fence, attempt, alone, accepted, until, weight, work, line, group = values[:10]
-    began, shown, labels, soon, data = values[10:]
-    if len(data) <= _RUN.size:
+    began, shown, data = values[10:]
+    if len(data) <= _HEAD.size:
         raise Unreadable("there is nothing in it")
-    request = decode_request(data[_RUN.size :])
-    known = group_of(group.decode())
+    run_seconds, size = _HEAD.unpack_from(data)
+    begin = _HEAD.size + size
+    request = decode_request(data[begin:])
+    parents = _ids(data[_HEAD.size : begin]) if size else ()
+    if request.weight != float(weight):
+        request = replace(request, weight=float(weight))
+    submitted_at = at(float(accepted))
+    if attempt > 1:
+        expires_at = inf
+    elif until == b"0":
+        expires_at = submitted_at + USUAL_PATIENCE_SECONDS
+    else:
+        expires_at = at(float(until))
     claim = Claim(
         id=task_id.decode(),
         fence=fence.decode(),
         attempt=attempt,
         lease_until=lease_until,
-        request=replace(request, weight=float(weight)),
+        request=request,
         lane=lane,
-        group=known[1] if known is not None else "",
-        line=line_of(line.decode()),
-        submitted_at=at(float(accepted)),
-        expires_at=at(float(until)) if attempt == 1 and float(until) > 0 else inf,
-        run_seconds=_RUN.unpack_from(data)[0],
+        group=_group_name(group),
+        line=_line_name(line),
+        submitted_at=submitted_at,
+        expires_at=expires_at,
+        run_seconds=run_seconds,
         work_seconds=float(work) / 1e6,
-        alone=bool(alone),
+        alone=alone == b"1",
+        parents=parents,
     )
-    return Run(claim, shown, labels, bool(soon), at(float(began)))
+    return Run(claim, shown, at(float(began)))
+
+
+def _ids(data: bytes) -> tuple[str, ...]:
+    try:
+        return _unpack_ids(data)
+    except msgspec.MsgspecError:
+        raise Unreadable("the ids of what it depends on are damaged") from None
+
+
+@lru_cache(maxsize=1024)
+def _group_name(key: bytes) -> str:
+    known = group_of(key.decode())
+    return known[1] if known is not None else ""
+
+
+@lru_cache(maxsize=1024)
+def _line_name(key: bytes) -> Line:
+    return line_of(key.decode())
 
 
 def view_of(
@@ -233,12 +276,13 @@ def view_of(
     ttl_seconds: float,
 ) -> TaskView:
     """What view.lua gave for one task. ``ttl_seconds``: how long a result is kept from its end."""
-    (s, _, _, weight, accepted, attempts, more, began, end, why, shown, labels, lane, soon) = (
+    (s, group, _, weight, accepted, attempts, more, began, end, why, shown, labels, soon, deps) = (
         None if value is None else value.decode() for value in values[:14]
     )
-    pttl, result = values[14], values[15]
+    result = values[14]
     state = STATES[s or ""]
-    kind, model, load, rank = _decode_shown(shown or "[]")
+    lane = (group or "").split(":")[1]
+    kind, model, load = _decode_shown(shown or "[]")
     outcome: Result | TaskError | None = None
     if result:
         try:
@@ -247,16 +291,16 @@ def view_of(
             outcome = TaskError("result_lost", f"its result can't be read: {unreadable}")
     if outcome is None and state not in _GOOD:
         outcome = error_of(state, why or "")
-    kept = now + (pttl / 1000 if pttl >= 0 else ttl_seconds)
+    kept = (at(float(end)) if end else now) + ttl_seconds
     return TaskView(
         id=task_id,
         kind=kind,
-        lane=LaneName(lane or ""),
+        lane=LaneName(lane),
         model=model,
         state=state,
         weight=float(weight or 1),
         load_seconds=load,
-        priority=rank,
+        priority=priority(float(weight or 1), load),
         submitted_at=at(float(accepted or 0)),
         started_at=at(float(began)) if began else None,
         ended_at=at(float(end)) if end else None,
@@ -264,6 +308,7 @@ def view_of(
         result=None if isinstance(outcome, TaskError) else outcome,
         error=outcome if isinstance(outcome, TaskError) else None,
         result_expires_at=None if soon else kept,
+        depends_on=tuple(deps.split(" ")) if deps else (),
         labels=msgspec.json.decode(labels, type=dict[str, str]) if labels else {},
     )
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import replace
+from math import inf
+from typing import Any
 
 from llmtaskpool_worker.brokers.protocol import (
-    Asked,
     Claim,
     Committed,
     Depth,
@@ -25,22 +26,26 @@ from llmtaskpool_worker.brokers.protocol import (
     Release,
     Submission,
     Swept,
+    Unavailable,
     UnknownParent,
     Wanted,
 )
 from llmtaskpool_worker.brokers.redis import books
 from llmtaskpool_worker.brokers.redis.claiming import Claiming
+from llmtaskpool_worker.brokers.redis.courier import PATIENCE_SECONDS
 from llmtaskpool_worker.brokers.redis.depths import depth_of
 from llmtaskpool_worker.brokers.redis.ending import LARGEST_BYTES, Ending
 from llmtaskpool_worker.brokers.redis.following import Following
 from llmtaskpool_worker.brokers.redis.link import Address
 from llmtaskpool_worker.brokers.redis.session import Session
+from llmtaskpool_worker.brokers.redis.trouble import away
 from llmtaskpool_worker.brokers.redis.views import Views
 from llmtaskpool_worker.brokers.redis.waking import Waking
-from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.task import (
     TERMINAL,
+    Asked,
+    LaneName,
     TaskError,
     TaskEvent,
     TaskState,
@@ -50,7 +55,11 @@ from llmtaskpool_worker.scheduling.task import (
 DEAD_MS = 7 * 86_400_000
 SILENT_MS = 15_000
 """A worker without a sign of life for so long is lost, and what waits for its clients with it."""
+AT_ONCE_SECONDS = 0.5
+CANCELLED_WITHIN_SECONDS = 600.0
 SWEPT_AT_ONCE = 200
+DEPTH_SECONDS = 0.5
+"""Who finds nothing to do looks at the whole line, at most so often."""
 
 Listed = list
 """The type: RedisBroker has a method of that name."""
@@ -102,6 +111,7 @@ class RedisBroker:
         }
         self._on_lost: Callable[[str], None] = lambda _: None
         self._depth = Depth(clock(), {}, shared=True, error="not seen yet")
+        self._looked_at = -inf
 
     @property
     def durability(self) -> Durability:
@@ -124,6 +134,23 @@ class RedisBroker:
 
     async def accept(self, submission: Submission) -> Receipt:
         """See Broker."""
+        return await self._accept(submission, PATIENCE_SECONDS)
+
+    async def accept_at_once(self, submission: Submission) -> Receipt:
+        """The same for somebody who can be served without the server: it isn't waited for.
+
+        When it doesn't answer what it may have accepted is cancelled once it is back.
+        """
+        if self._session.away_since is not None:
+            raise away()
+        try:
+            return await self._accept(submission, AT_ONCE_SECONDS)
+        except Unavailable:
+            args = ("C", "", "", self._ttl_ms, self._soon_ms, "1", submission.id)
+            self._session.call("close", *args, seconds=CANCELLED_WITHIN_SECONDS)
+            raise
+
+    async def _accept(self, submission: Submission, seconds: float) -> Receipt:
         lane = self._limits.lane(submission.lane)
         head, body = books.acceptance(
             submission,
@@ -134,7 +161,7 @@ class RedisBroker:
         )
         if len(body) > LARGEST_BYTES:
             raise Full("bytes", LARGEST_BYTES)
-        call = self._session.call("accept", head, body)
+        call = self._session.call("accept", head, body, seconds=seconds)
         answer = await call
         what, name = answer[0], answer[1].decode()
         if what == b"conflict":
@@ -167,6 +194,7 @@ class RedisBroker:
             priority=task.priority,
             submitted_at=at,
             result_expires_at=None if request.attended else at + self._ttl_ms / 1000,
+            depends_on=task.dependencies.parents if task.dependencies is not None else (),
             labels=request.labels,
         )
 
@@ -175,10 +203,17 @@ class RedisBroker:
     async def claim(self, wanted: Wanted) -> Listed[Claim]:
         """See Broker."""
         runs = await self._claiming.claim(wanted)
+        if not runs and self._clock() >= self._looked_at + DEPTH_SECONDS:
+            self._looked_at = self._clock()
+            self._session.call("depth", self._session.pod).answer.add_done_callback(self._saw)
         for run in runs:
             self._runs[run.claim.id] = run
             self._following.began(run)
         return [run.claim for run in runs]
+
+    def _saw(self, answer: asyncio.Future[Any]) -> None:
+        if not answer.cancelled() and answer.exception() is None:
+            self._depth = depth_of(answer.result(), self._clock(), self._session.at)
 
     async def peek(self, wanted: Wanted) -> Head | None:  # noqa: ARG002
         """See Broker. Nobody makes way for what another worker may take."""
@@ -260,7 +295,11 @@ class RedisBroker:
 
     async def replay(self, task_id: str) -> TaskView | None:
         """See Broker."""
-        return await self._ending.replay(task_id)
+        view = await self._ending.replay(task_id)
+        if view is not None:
+            seen = await self._session.call("depth", self._session.pod)
+            self._depth = depth_of(seen, self._clock(), self._session.at)
+        return view
 
     # --- to look at -------------------------------------------------------------------------
 
@@ -320,6 +359,9 @@ class RedisBroker:
         server_ms, ended, returned = await swept
         self._session.told_time(server_ms)
         self._depth = depth_of(await seen, self._clock(), self._session.at)
+        for task_id in [one.decode() for one in (*ended, *returned)]:
+            if task_id in self._runs:
+                self._stopped(task_id)
         await self._following.look_after_silent()
         ids = [one.decode() for one in ended]
         views = [view for view in await self._views.of(ids) if view is not None]

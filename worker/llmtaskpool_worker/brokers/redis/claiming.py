@@ -12,10 +12,9 @@ from llmtaskpool_worker.brokers.codec import Unreadable, encode_result
 from llmtaskpool_worker.brokers.protocol import Line, Wanted
 from llmtaskpool_worker.brokers.redis import books
 from llmtaskpool_worker.brokers.redis.session import Session
-from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.priority import SMALLEST_LOAD_SECONDS, QueuePolicy
-from llmtaskpool_worker.scheduling.task import TaskError
+from llmtaskpool_worker.scheduling.task import LaneName, TaskError
 
 LINES_KNOWN = 256
 """Beyond that it is asked anew which there are."""
@@ -85,12 +84,12 @@ class Claiming:
                 round(limits.ageing_seconds * 1000) if by_age else 0,
                 limits.aged_share,
                 int(limits.policy is QueuePolicy.NEWEST_FIRST),
-                f"credit:{wanted.lane.value}",
+                wanted.lane.value,
                 groups,
                 loads,
                 wanted.above,
-                self._ttl_ms,
                 self._session.pod if wanted.only_bound else "",
+                self._ttl_ms,
             )
         )
 

@@ -8,24 +8,27 @@ from typing import Any
 
 from llmtaskpool_worker.brokers.protocol import Depth, LaneDepth
 from llmtaskpool_worker.brokers.redis.books import group_of
+from llmtaskpool_worker.scheduling.task import LaneName
 
-_HEAD = 8
+_HEAD = 10
 
 
 def depth_of(values: Sequence[Any], now: float, at: Callable[[float], float]) -> Depth:
     """``at`` makes a time of ours of the server's. Groups of future versions are left out."""
-    _, dead, aside, running, blocked, delayed, due, bound = values[:_HEAD]
-    lanes: dict[Any, LaneDepth] = {}
+    _, dead, aside, running, blocked, delayed, due, bound, *held = values[:_HEAD]
+    lanes = {lane: LaneDepth() for lane in LaneName}
     groups: dict[str, LaneDepth] = {}
-    for place in range(_HEAD, len(values), 5):
-        name, waiting, since, work, _ = values[place : place + 5]
+    for place in range(_HEAD, len(values), 4):
+        name, waiting, since, work = values[place : place + 4]
         known = group_of(name.decode())
         if known is None:
             continue
         here = LaneDepth(waiting, max(0.0, work / 1e6), at(since) if since else None)
         lane, group = known
-        lanes[lane] = _added(lanes.get(lane), here)
+        lanes[lane] = _added(lanes[lane], here)
         groups[group] = _added(groups.get(group), here)
+    for lane, count in zip((LaneName.COMPUTE, LaneName.IO), held, strict=True):
+        lanes[lane] = replace(lanes[lane], waiting=count)  # what is aside waits as well
     return Depth(
         as_of=now,
         lanes=lanes,

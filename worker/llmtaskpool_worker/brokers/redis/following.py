@@ -59,7 +59,9 @@ class Following:
 
     def began(self, run: Run) -> None:
         """A claim was given to this worker."""
-        stream = self.streams.of(run.claim.id)
+        stream = self.streams.find(run.claim.id)
+        if stream is None:
+            return  # made when somebody asks for it, or it says something
         if stream.fence and stream.fence != run.claim.fence and stream.said:
             stream.again("")
         stream.fence = run.claim.fence
@@ -71,7 +73,7 @@ class Following:
         run = self._runs.get(held.id)
         if run is None or run.claim.fence != held.fence:
             return
-        stream = self.streams.of(held.id)
+        stream = self._stream_of(run)
         if not isinstance(event, StateChanged):
             stream.say(event)
             stream.said += 1
@@ -86,6 +88,15 @@ class Following:
             stream.say(event)
             self._session.call("again", held.id, held.fence)
             self._tell(held.id, Message("running", held.id, self._session.pod))
+
+    def _stream_of(self, run: Run) -> Stream:
+        """The stream of what runs here."""
+        stream = self.streams.find(run.claim.id)
+        if stream is None:
+            stream = self.streams.of(run.claim.id)
+            stream.fence = run.claim.fence
+            stream.say(StateChanged(TaskState.RUNNING))
+        return stream
 
     def ended(self, task_id: str, state: TaskState, reason: str) -> None:
         """A task of this worker has ended."""
@@ -143,7 +154,7 @@ class Following:
 
     async def events(self, task_id: str) -> AsyncIterator[TaskEvent]:
         """See Broker."""
-        stream = self.streams.hold(task_id)
+        stream = self._hold(task_id)
         try:
             await self._watch(task_id, stream)
             async for event in stream.follow():
@@ -153,13 +164,18 @@ class Following:
 
     async def end_of(self, task_id: str) -> None:
         """Until the task has ended. Raises KeyError, Unavailable."""
-        stream = self.streams.hold(task_id)
+        stream = self._hold(task_id)
         try:
             await self._watch(task_id, stream)
             while not stream.ended:
-                await stream.changes.wait()
+                await stream.changed()
         finally:
             self.streams.let_go(task_id, running_here=task_id in self._runs)
+
+    def _hold(self, task_id: str) -> Stream:
+        if (run := self._runs.get(task_id)) is not None:
+            self._stream_of(run)
+        return self.streams.hold(task_id)
 
     def not_ended(self, task_id: str) -> None:
         """It was a dead letter, and waits again."""
@@ -281,6 +297,6 @@ class Following:
             return
         self.send()
         self._watchers.setdefault(task_id, set()).add(pod)
-        said_here = self.streams.of(task_id).events
+        said_here = self._stream_of(run).events
         events: list[TaskEvent] = [e for e in said_here if not isinstance(e, StateChanged)]
         self._session.call("say", said(task_id, run.claim.fence, 0, events), pod)

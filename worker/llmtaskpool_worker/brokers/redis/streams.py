@@ -34,7 +34,7 @@ class Stream:
     readers: int = 0
     heard_at: float = 0.0
     size_bytes: int = 0
-    changes: asyncio.Event = field(default_factory=asyncio.Event)
+    _waiters: list[asyncio.Future[None]] = field(default_factory=list)
 
     def say(self, event: TaskEvent) -> None:
         """One event more."""
@@ -61,9 +61,18 @@ class Stream:
         self.ended = False
         self.again("replayed")
 
+    async def changed(self) -> None:
+        """Once it has said something more."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
     def _changed(self) -> None:
-        self.changes.set()
-        self.changes = asyncio.Event()
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
 
     async def follow(self) -> AsyncIterator[TaskEvent]:
         """All events until its end."""
@@ -81,7 +90,7 @@ class Stream:
             else:
                 if self.ended:
                     return
-                await self.changes.wait()
+                await self.changed()
 
 
 class Streams:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llmtaskpool_worker.brokers.protocol import Asked
 from llmtaskpool_worker.brokers.redis import books
 from llmtaskpool_worker.brokers.redis.session import Session
-from llmtaskpool_worker.scheduling.task import TERMINAL, TaskState, TaskView
+from llmtaskpool_worker.scheduling.task import TERMINAL, Asked, TaskState, TaskView
 
 LOOKED_AT = 1000
 """Of each state so many tasks are looked at for a list: the newest."""

@@ -13,6 +13,8 @@ from llmtaskpool_worker.brokers.redis.link import Link
 from llmtaskpool_worker.brokers.redis.trouble import GONE
 
 LONGEST_SECONDS = 1.0
+PAUSE_SECONDS = 0.1
+"""After a lost connection, before the next is made."""
 
 
 class Waking:
@@ -59,6 +61,6 @@ class Waking:
             timeout = f"{max(seconds, 0.01):.3f}"
             (answer,) = await self._link.ask([("BLPOP", *keys, timeout)], seconds + 2.0)
         except GONE:
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(min(seconds, PAUSE_SECONDS))
             return None
         return answer[0] if isinstance(answer, list) and answer else None

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmtaskpool_worker.engines.linear import pack_linears
+from llmtaskpool_worker.engines.one_pass.cores import Cores
 from llmtaskpool_worker.engines.one_pass.head import Fault, Message
 from llmtaskpool_worker.engines.one_pass.packing import pack
 from llmtaskpool_worker.engines.protocol import AdmitEmbedding
 
 STEP_TOKENS = 1024
-"""Tokens of a step on a CPU: what they bring about stays in its caches, and others get a turn."""
+"""Tokens of a step for each core: what they bring about stays in its caches, and others get a
+turn soon."""
 STEP_TOKENS_CUDA = 16_384
 
 
@@ -83,11 +85,18 @@ class Encoder:
         self.layers = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
         pack_linears(model)
         self.model: Any = model
-        self._pack(first)
-        on_gpu = self.device.type == "cuda"
-        self.budget = STEP_TOKENS_CUDA if on_gpu else STEP_TOKENS
+        self._pack_texts(first)
+        self.cores = Cores(self.device)
+        on_cpu = self.device.type == "cpu"
+        self.budget = STEP_TOKENS * self.cores.count if on_cpu else STEP_TOKENS_CUDA
 
-    def _pack(self, first: Callable[[Any], Tensor]) -> None:
+    def side_by_side(
+        self, rows: Sequence[Row], run: Callable[[Sequence[Row]], Sequence[Any]]
+    ) -> list[Any]:
+        """``run`` of all rows, on a CPU each core with texts of its own."""
+        return self.cores.run(rows, [len(row.tokens) for row in rows], run)
+
+    def _pack_texts(self, first: Callable[[Any], Tensor]) -> None:
         def run(model: nn.Module) -> Callable[[Sequence[Sequence[int]]], list[Tensor]]:
             def ran(texts: Sequence[Sequence[int]]) -> list[Tensor]:
                 rows = [Row(np.array(text, dtype=np.int64)) for text in texts]

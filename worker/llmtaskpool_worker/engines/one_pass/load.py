@@ -18,7 +18,9 @@ from transformers import (
 )
 
 from llmtaskpool_worker.engines.one_pass.encoder import Bounds, Encoder
+from llmtaskpool_worker.engines.one_pass.images import load_images
 from llmtaskpool_worker.engines.one_pass.loop import OnePassLoop
+from llmtaskpool_worker.engines.one_pass.tables import load_table
 from llmtaskpool_worker.engines.one_pass.text_heads import (
     AnswerHead,
     ClassifyHead,
@@ -33,9 +35,9 @@ from llmtaskpool_worker.engines.weights import (
     check_numbers,
     check_task,
     load_weights,
+    of_images,
 )
 
-ONE_PASS_TASKS = ("embed", "rerank", "classify", "tag", "answer")
 _AUTO = {
     "embed": AutoModel,
     "rerank": AutoModelForSequenceClassification,
@@ -69,9 +71,15 @@ def load_one_pass(
             implemented here, or its weights aren't whole.
     """
     options = options or {}
+    if task == "tensor":
+        return load_table(folder, threads=threads, options=options)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     check_task(config, folder, task)
+    if task == "detect" or (task == "classify" and of_images(config)):
+        return load_images(
+            folder, config, task, device=device, dtype=dtype, threads=threads, options=options
+        )
     if task == "rerank" and int(config.num_labels) != 1:
         raise ModelRefused(
             f"it tells {config.num_labels} labels apart, and task=rerank needs one number: "

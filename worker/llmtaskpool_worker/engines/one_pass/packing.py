@@ -10,6 +10,7 @@ each layer costs more than the padding.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,14 +28,18 @@ TOLERANCE = 1e-4
 
 
 class PackedAttention:
-    """Attention within each text of a packed row; its mask is ``lengths``."""
+    """Attention within each text of a packed row. Threads run rows of their own side by side."""
 
     def __init__(self) -> None:
-        self.lengths: list[int] = []
+        self._own = threading.local()
         self.called = False
         self.name = f"llmtaskpool-packed-{id(self)}"
         AttentionInterface.register(self.name, self)
         AttentionMaskInterface.register(self.name, _no_mask)
+
+    def lay_out(self, lengths: list[int]) -> None:
+        """Say how long the texts are of the row that this thread runs next."""
+        self._own.lengths = lengths
 
     def __call__(
         self,
@@ -51,7 +56,7 @@ class PackedAttention:
             raise NotImplementedError(type(module).__name__)
         self.called = True
         parts, begin = [], 0
-        for length in self.lengths:
+        for length in self._own.lengths:
             own = slice(begin, begin + length)
             begin += length
             part = functional.scaled_dot_product_attention(
@@ -88,8 +93,7 @@ class PackedBackbone(nn.Module):
     ) -> Any:
         """As the encoder's, for (texts, longest); hidden states of padding are 0."""
         places = attention_mask.bool()
-        lengths = attention_mask.sum(dim=1)
-        self.attention.lengths = lengths.tolist()
+        self.attention.lay_out(attention_mask.sum(dim=1).tolist())
         longest = input_ids.shape[1]
         positions = torch.arange(longest).expand_as(input_ids) + self.first_position
         given: dict[str, Any] = {"position_ids": positions[places][None]}

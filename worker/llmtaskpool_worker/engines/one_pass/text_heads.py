@@ -86,6 +86,9 @@ class TextHead(ABC):
 
     def run(self, rows: Sequence[Row]) -> Sequence[Any]:
         """One forward pass: outputs, or a Fault, for each row."""
+        return self.encoder.side_by_side(rows, self._run)
+
+    def _run(self, rows: Sequence[Row]) -> Sequence[Any]:
         out, mask = self.encoder.run(rows)
         outputs = [one.float().cpu() for one in self.outputs(Ran(out, mask, rows))]
         return [one if bool(torch.isfinite(one).all()) else NOT_FINITE for one in outputs]

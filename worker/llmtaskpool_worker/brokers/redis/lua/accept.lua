@@ -5,7 +5,7 @@
 -- conflict, full, unknown_dependency.
 local a = cmsgpack.unpack(ARGV[1])
 local id, deps, need, part = a[1], a[17], a[18], a[19] == 1
-local b = { g = a[2], k = a[3], w = a[4], y = a[5], z = a[6], c = a[7] }
+local b = { g = a[2], k = a[3], w = a[4], y = a[5], z = a[6] }
 local key, print, pod = a[12], a[13], a[14]
 local tk = p .. ':t:' .. id
 local t = now()
@@ -30,12 +30,14 @@ if #deps > 0 and ok < need and not (part and ok + bad == #deps) then
 elseif a[11] > 0 then
   s = 'd'
 end
-local held = call('HMGET', p .. ':s', 'held:' .. b.c, 'bytes:' .. b.c)
+local held = call('HMGET', p .. ':s', 'held:' .. a[7], 'bytes:' .. a[7])
 if tonumber(held[1] or 0) + 1 > a[15] then return { 'full', 'tasks', t } end
 if tonumber(held[2] or 0) + b.z > a[16] then return { 'full', 'bytes', t } end
-b.u, b.x, b.s = t, s ~= 'b' and t + a[10] + (s == 'd' and a[11] or 0), s
+-- The usual patience is not written down: the sweep knows it.
+b.u, b.s = t, s
+b.x = s ~= 'b' and (a[10] ~= USUAL_PATIENCE or s == 'd') and t + a[10] + (s == 'd' and a[11] or 0)
 local new = { 'v', VERSION, 's', s, 'g', b.g, 'k', b.k, 'w', b.w, 'u', t, 'y', b.y, 'z', b.z,
-  'c', b.c, 'm', a[9] }
+  'm', a[9] }
 local function with(name, value) new[#new + 1], new[#new + 2] = name, value end
 if b.x then with('x', b.x) end
 if a[8] ~= ATTEMPTS then with('K', a[8]) end
@@ -44,6 +46,7 @@ if a[20] == 1 then
   b.soon = '1'
 end
 if a[21] ~= '' then with('L', a[21]) end
+if #deps > 0 then with('D', table.concat(deps, ' ')) end
 if key ~= '' then
   call('SET', p .. ':i:' .. key, id .. ' ' .. print)
   with('i', key)
@@ -56,6 +59,7 @@ if pod ~= '' then
 end
 call('SET', p .. ':b:' .. id, ARGV[2])
 if s ~= 'F' then hold(b, 1) end
+if s == 'b' or s == 'd' then call('SADD', p .. ':g', b.g) end
 if s == 'b' then
   for _, pair in ipairs({ { 'need', need }, { 'of', #deps }, { 'part', part and '1' or '0' },
     { 'ok', ok }, { 'bad', bad }, { 'pat', a[10] } }) do with(pair[1], pair[2]) end
@@ -73,7 +77,10 @@ else
     if ENDED[call('HGET', p .. ':t:' .. dep, 's')] then
       call('PEXPIRE', p .. ':t:' .. dep, KEPT_FOR_CHILDREN, 'GT')
       call('PEXPIRE', p .. ':r:' .. dep, KEPT_FOR_CHILDREN, 'GT')
-    else call('SADD', p .. ':k:' .. dep, id) end
+    else
+      call('SADD', p .. ':k:' .. dep, id)
+      call('HSET', p .. ':t:' .. dep, 'N', '1')
+    end
   end
   while above[i] do -- what somebody waits for has the strongest weight of those who do
     local dep = above[i]
@@ -86,6 +93,5 @@ else
     end
   end
 end
-count('accepted', 1)
 settle()
 return { 'ok', id, t, s }

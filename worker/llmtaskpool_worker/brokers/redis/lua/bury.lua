@@ -5,7 +5,7 @@ for i = 2, #ARGV, 4 do
   local id = ARGV[i]
   local b = books(id)
   if b.s == 'r' and b.f == ARGV[i + 1] then
-    leave_run(id, b)
+    call('ZREM', p .. ':l', id)
     call('SET', p .. ':r:' .. id, ARGV[i + 3], 'PX', dead_ttl)
     done[#done + 1] = { id, b, 'D', 'quarantined' }
     put_aside(id, ARGV[i + 2])

@@ -16,7 +16,7 @@ for i = 7, #ARGV do
       leave_line(id, b)
       hold(b, -1)
     elseif b.s == 'r' then
-      leave_run(id, b)
+      call('ZREM', p .. ':l', id)
       call('PUBLISH', p .. ':w:' .. b.o, cmsgpack.pack({ 'stop', id, b.f }))
     elseif b.s == 'd' then
       call('ZREM', p .. ':d', id)

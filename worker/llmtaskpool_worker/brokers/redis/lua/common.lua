@@ -17,23 +17,25 @@
 --   p:h          zset    pods by their last sign of life
 --   p:o:<pod>    set     tasks that end with a connection of this pod
 --   p:z          zset    dead letters by when they died
---   p:e          zset    what has ended, by when
+--   p:e          list    what has ended, the newest first
+--   p:T          list    what ended with others, to be told by a sweep
 --   p:B          set     blocked tasks
 --   p:y          hash    what is no task of ours, with a reason; p:y:<n> keys of a wrong type
 --   p:s          hash    counters
 --
 -- Books: v version, s state (q waiting, b blocked, d delayed, r running; ended: S succeeded,
 -- F failed, C cancelled, X expired, D dead letter), g group, k line, w weight, u accepted at,
--- x end of its patience, y work in microseconds, z bytes, c lane, a attempts, 2 runs more under one
--- claim, f fence, o owner, h began at, e ended at, l why, 1 runs alone, m and L what is shown of
--- it, i hash of its key, p pod of its connection, K attempts at most where it is not the usual,
--- t that it goes soon after its end; need, of, part, ok, bad, pat (patience from then on): of those
--- that it depends on.
+-- x end of its patience where it is not the usual, y work in microseconds, z bytes,
+-- a attempts, 2 runs more under one claim, f fence, o owner, h began at, e ended at, l why, 1 runs
+-- alone, m, L and D what is shown of it, W that it is watched, N that others depend on it, i hash of
+-- its key, p pod of its connection, K attempts at most where it is not the usual, t that it goes
+-- soon after its end; need, of, part, ok, bad, pat (patience from then on): of those that it
+-- depends on.
 local p = KEYS[1]
 local call, try = redis.call, redis.pcall
 local VERSION, READS = 1, { ['1'] = true }
-local ATTEMPTS = 3
-local KEPT_FOR_CHILDREN = 86400000
+local ATTEMPTS, USUAL_PATIENCE = 3, 86400000
+local KEPT_FOR_CHILDREN, LISTED = 86400000, 10000
 local ENDED = { S = true, F = true, C = true, X = true, D = true }
 
 local function now()
@@ -52,13 +54,12 @@ end
 
 -- A task's books; a task that is none has err.
 local function books(id)
-  local m = try('HMGET', p .. ':t:' .. id, 's', 'g', 'k', 'w', 'u', 'x', 'y', 'z', 'c', 'a', 'f',
-    'o', '1', 'v', 'i', 'p', 'K', 't', 'm', 'L')
+  local m = try('HMGET', p .. ':t:' .. id, 's', 'g', 'k', 'w', 'u', 'x', 'y', 'z', 'a', 'f',
+    'o', '1', 'v', 'i', 'p', 'K', 't', 'W', 'N')
   if m.err then return { err = m.err, s = false } end
   return { s = m[1], g = m[2], k = m[3], w = m[4], u = m[5], x = m[6], y = m[7], z = m[8],
-    c = m[9], a = tonumber(m[10] or 0), f = m[11], o = m[12], alone = m[13] == '1', v = m[14],
-    i = m[15], p = m[16], most = tonumber(m[17] or ATTEMPTS), soon = m[18],
-    shown = m[19], labels = m[20] }
+    a = tonumber(m[9] or 0), f = m[10], o = m[11], alone = m[12] == '1', v = m[13], i = m[14],
+    p = m[15], most = tonumber(m[16] or ATTEMPTS), soon = m[17], watched = m[18], needed = m[19] }
 end
 
 local function wake(g)
@@ -67,8 +68,10 @@ end
 
 -- What is held of tasks that have not begun: b's share in it, n times.
 local function hold(b, n)
-  count('held:' .. b.c, n)
-  count('bytes:' .. b.c, n * b.z)
+  local lane = string.match(b.g, '^%d+:(%a+):')
+  count('held:' .. lane, n)
+  count('bytes:' .. lane, n * b.z)
+  count('work:' .. b.g, n * b.y)
 end
 
 local function enter_line(id, b, patient)
@@ -76,7 +79,6 @@ local function enter_line(id, b, patient)
   if call('SADD', p .. ':c:' .. b.g, b.k) == 1 then call('SADD', p .. ':g', b.g) end
   call('ZADD', p .. ':a:' .. b.g, b.u, id)
   if patient and b.x then call('ZADD', p .. ':x', b.x, id) end
-  count('work:' .. b.g, tonumber(b.y))
   wake(b.g)
 end
 
@@ -85,13 +87,6 @@ local function leave_line(id, b)
   call('ZREM', q, id)
   call('ZREM', p .. ':a:' .. b.g, id)
   if b.x then call('ZREM', p .. ':x', id) end
-  count('work:' .. b.g, -b.y)
-end
-
--- A run ends, however.
-local function leave_run(id, b)
-  call('ZREM', p .. ':l', id)
-  count('running:' .. b.g, -1)
 end
 
 -- Back in line. `counted`: the attempt was one; `patient`: it waits no longer than it would have.
@@ -104,9 +99,9 @@ local function wait_again(id, b, why, counted, alone)
   enter_line(id, b, not counted)
 end
 
+-- To who watches it; its books say whether anybody ever did.
 local function tell(id, what)
   local watching = call('SMEMBERS', p .. ':v:' .. id)
-  if #watching == 0 then return end
   local said = cmsgpack.pack(what)
   for _, pod in ipairs(watching) do call('PUBLISH', p .. ':w:' .. pod, said) end
 end

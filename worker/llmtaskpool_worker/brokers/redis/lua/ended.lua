@@ -20,6 +20,7 @@ local function told_dependants(id, s, t, todo)
         tell(kid, { 'again', kid, '' })
       elseif not part and bad > of - need then
         todo[#todo + 1] = { kid, books(kid), 'F', 'dependency_failed' }
+        call('RPUSH', p .. ':T', kid)
       end
     end
   end
@@ -29,7 +30,7 @@ end
 -- `todo`: {id, books, state, why} of what has left its line or its run already. `ttl`: of what is
 -- fetched later, `soon` of what was read at once, `dead_ttl` of dead letters; milliseconds.
 local function ended(todo, t, ttl, soon, dead_ttl)
-  local i = 1
+  local i, over = 1, {}
   while todo[i] do
     local id, b, s, why = unpack(todo[i], 1, 4)
     i = i + 1
@@ -38,27 +39,29 @@ local function ended(todo, t, ttl, soon, dead_ttl)
       call('SREM', p .. ':B', id)
       call('DEL', p .. ':u:' .. id)
     end
-    local family = call('EXISTS', p .. ':k:' .. id) == 1
     local tk = p .. ':t:' .. id
-    call('HSET', tk, 's', s, 'e', t, 'l', why)
+    if why == '' then call('HSET', tk, 's', s, 'e', t)
+    else call('HSET', tk, 's', s, 'e', t, 'l', why) end
     if s == 'D' then
       call('ZADD', p .. ':z', t, id)
       call('PEXPIRE', tk, dead_ttl)
       call('PEXPIRE', p .. ':b:' .. id, dead_ttl)
     else
       local keep = b.soon and soon or ttl
-      if family then -- its children read its result
+      if b.needed then -- its children read its result
         keep = KEPT_FOR_CHILDREN
         call('PEXPIRE', p .. ':r:' .. id, keep, 'GT')
       end
       call('PEXPIRE', tk, keep)
       call('DEL', p .. ':b:' .. id)
-      call('ZADD', p .. ':e', t, id)
+      over[#over + 1] = id
       if b.i then call('PEXPIRE', p .. ':i:' .. b.i, keep) end
     end
     if b.p then call('SREM', p .. ':o:' .. b.p, id) end
-    count('ended:' .. s, 1)
-    tell(id, { 'ended', id, s, why })
-    if family then told_dependants(id, s, t, todo) end
+    if b.watched then tell(id, { 'ended', id, s, why }) end
+    if b.needed then told_dependants(id, s, t, todo) end
+  end
+  if #over > 0 then
+    call('LPUSH', p .. ':e', unpack(over))
   end
 end

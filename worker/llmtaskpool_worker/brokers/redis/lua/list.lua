@@ -13,7 +13,7 @@ for i = 2, #ARGV do
   elseif s == 'd' then add(call('ZREVRANGE', p .. ':d', 0, most))
   elseif s == 'b' then add(call('SRANDMEMBER', p .. ':B', most + 1))
   elseif s == 'D' then add(call('ZREVRANGE', p .. ':z', 0, most))
-  elseif s == 'e' then add(call('ZREVRANGE', p .. ':e', 0, most))
+  elseif s == 'e' then add(call('LRANGE', p .. ':e', 0, most))
   end
 end
 return out

@@ -6,7 +6,7 @@ for _, id in ipairs(call('ZRANGE', p .. ':l', 0, -1)) do
   if not known[id] then
     local b = books(id)
     if b.s == 'r' and b.o == ARGV[1] then
-      leave_run(id, b)
+      call('ZREM', p .. ':l', id)
       wait_again(id, b, 'answer_lost', false, false)
       back = back + 1
     end

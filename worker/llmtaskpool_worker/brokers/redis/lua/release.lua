@@ -7,7 +7,7 @@ for i = 3, #ARGV, 5 do
   local b = books(id)
   if b.s == 'r' and b.f == ARGV[i + 1] then
     local counted = ARGV[i + 3] == '1'
-    leave_run(id, b)
+    call('ZREM', p .. ':l', id)
     if counted and b.a >= b.most then
       dead[#dead + 1] = { id, b, 'D', ARGV[i + 2] }
     else

@@ -7,7 +7,7 @@ for i = 1, #ARGV do
   local tk = p .. ':t:' .. id
   call('ZREM', p .. ':z', id)
   if b.s == 'D' and call('EXISTS', p .. ':b:' .. id) == 1 then
-    b.x = b.x and t + b.x - b.u
+    b.x = b.x and t + (b.x - b.u)
     call('HSET', tk, 's', 'q', 'a', 0, 'f', '', 'l', 'replayed', 'u', t)
     b.u = t
     if b.x then call('HSET', tk, 'x', b.x) end
@@ -19,7 +19,6 @@ for i = 1, #ARGV do
     hold(b, 1)
     enter_line(id, b, true)
     tell(id, { 'again', id, 'replayed' })
-    count('ended:D', -1)
     out[#out + 1] = 1
   else
     out[#out + 1] = 0

@@ -20,7 +20,7 @@ for _, id in ipairs(call('ZRANGEBYSCORE', p .. ':l', '-inf', t, 'LIMIT', 0, most
   local b = books(id)
   if b.s ~= 'r' then call('ZREM', p .. ':l', id)
   else
-    leave_run(id, b)
+    call('ZREM', p .. ':l', id)
     if b.a >= b.most then
       done[#done + 1] = { id, b, 'D', 'worker_lost' }
     else
@@ -49,6 +49,18 @@ for _, id in ipairs(call('ZRANGEBYSCORE', p .. ':x', '-inf', t, 'LIMIT', 0, most
     done[#done + 1] = { id, b, 'X', 'queue_timeout' }
   end
 end
+-- Of the usual patience: the oldest of each group.
+for _, g in ipairs(call('SMEMBERS', p .. ':g')) do
+  local old = call('ZRANGEBYSCORE', p .. ':a:' .. g, '-inf', t - USUAL_PATIENCE, 'LIMIT', 0, most)
+  for _, id in ipairs(old) do
+    local b = books(id)
+    if b.s == 'q' and b.a == 0 and not b.x then
+      leave_line(id, b)
+      hold(b, -1)
+      done[#done + 1] = { id, b, 'X', 'queue_timeout' }
+    end
+  end
+end
 -- What waits for a connection of a pod that is silent is not wanted any more.
 for _, pod in ipairs(call('ZRANGEBYSCORE', p .. ':h', '-inf', t - silent, 'LIMIT', 0, 16)) do
   local all = call('SRANDMEMBER', p .. ':o:' .. pod, most)
@@ -66,8 +78,12 @@ for _, pod in ipairs(call('ZRANGEBYSCORE', p .. ':h', '-inf', t - silent, 'LIMIT
 end
 ended(done, t, ttl, soon, dead_ttl)
 call('ZREMRANGEBYSCORE', p .. ':z', '-inf', t - dead_ttl)
-call('ZREMRANGEBYSCORE', p .. ':e', '-inf', t - ttl)
+call('LTRIM', p .. ':e', 0, LISTED - 1)
 settle()
-local gone = {}
-for i, one in ipairs(done) do gone[i] = one[1] end
+local gone, seen = {}, {}
+local function told(id)
+  if not seen[id] then gone[#gone + 1], seen[id] = id, true end
+end
+for _, one in ipairs(done) do told(one[1]) end
+for _, id in ipairs(call('LPOP', p .. ':T', most) or {}) do told(id) end
 return { t, gone, back }

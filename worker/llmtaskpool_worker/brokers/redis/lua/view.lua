@@ -1,13 +1,12 @@
 -- ARGV: with results, then ids. Answers the server's time, then for each false or
--- {s, g, k, w, u, a, 2, h, e, l, m, L, c, t, milliseconds that it is kept, result}.
+-- {s, g, k, w, u, a, 2, h, e, l, m, L, t, D, result}.
 local out = { now() }
 for i = 2, #ARGV do
   local tk = p .. ':t:' .. ARGV[i]
-  local m = try('HMGET', tk, 's', 'g', 'k', 'w', 'u', 'a', '2', 'h', 'e', 'l', 'm', 'L', 'c', 't')
+  local m = try('HMGET', tk, 's', 'g', 'k', 'w', 'u', 'a', '2', 'h', 'e', 'l', 'm', 'L', 't', 'D')
   if m.err or not m[1] then out[i] = false
   else
-    m[15] = ENDED[m[1]] and call('PTTL', tk) or -1
-    m[16] = ARGV[1] == '1' and ENDED[m[1]] and call('GET', p .. ':r:' .. ARGV[i]) or ''
+    m[15] = ARGV[1] == '1' and ENDED[m[1]] and call('GET', p .. ':r:' .. ARGV[i]) or ''
     out[i] = m
   end
 end

@@ -1,0 +1,302 @@
+"""The shared queue beside SAQ, arq, Celery and Dramatiq: four processes, a job that does nothing.
+
+    python benchmarks/shared_queue.py               # all, three times, in turn: 20 minutes
+    python benchmarks/shared_queue.py --only ours-8 --fsync always
+
+All on one server of this machine. Workers start on an empty queue, run a few tasks, and are stopped
+(SIGSTOP) while 10,000 tasks of 512 B are put in; then the time from the first that is done until
+none is left is measured, and the CPU of the server and of all worker processes. Peers run in
+environments of their own, made by uv. With `--fsync always` the server has each write on disk
+before it answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import redis
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "tests"))
+from fakes.queue_servers import QueueServer  # noqa: E402
+
+WORKERS = 4
+GIVE_UP_SECONDS = 240.0
+
+
+def _sum(*parts: Callable[[redis.Redis], int]) -> Callable[[redis.Redis], int]:
+    return lambda client: sum(part(client) for part in parts)
+
+
+def _acks(client: redis.Redis) -> int:
+    return sum(client.scard(key) for key in client.scan_iter("dramatiq:__acks__.*"))
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """``packages``: of its own environment; none: ours. ``left``: tasks that are not done."""
+
+    name: str
+    packages: tuple[str, ...]
+    left: Callable[[redis.Redis], int]
+    a_call: int = 0
+    note: str = ""
+
+    def command(self, what: str, url: str, *rest: object) -> list[str]:
+        """Of a process that fills the queue or works."""
+        if not self.packages:
+            more = [str(self.a_call)] if what == "work" else []
+            script = str(HERE / "shared_queue_ours.py")
+            return [sys.executable, script, what, url, *map(str, rest), *more]
+        python = environment(self.packages)
+        return [python, str(HERE / "shared_queue_peers.py"), self.name, what, url, *map(str, rest)]
+
+
+OURS = "ltp:{bench/pool}"
+CONTESTANTS = (
+    Contestant(
+        "ours-8",
+        (),
+        _sum(lambda c: int(c.hget(f"{OURS}:s", "held:io") or 0), lambda c: c.zcard(f"{OURS}:l")),
+        8,
+        "claims of 8: priority, lease, fence, result kept",
+    ),
+    Contestant(
+        "ours-1",
+        (),
+        _sum(lambda c: int(c.hget(f"{OURS}:s", "held:io") or 0), lambda c: c.zcard(f"{OURS}:l")),
+        1,
+        "one task a claim: the same promises",
+    ),
+    Contestant(
+        "saq",
+        ("saq[redis]==0.26.4", "hiredis", "typing_extensions"),
+        lambda c: c.zcard("saq:default:incomplete"),
+        note="FIFO, result kept",
+    ),
+    Contestant(
+        "arq", ("arq==0.28.0",), lambda c: c.zcard("arq:queue"), note="by time, result kept"
+    ),
+    Contestant(
+        "celery",
+        ("celery[redis]==5.7.0", "hiredis"),
+        _sum(lambda c: c.llen("celery"), lambda c: c.hlen("unacked")),
+        note="prefork, no results",
+    ),
+    Contestant(
+        "dramatiq",
+        ("dramatiq[redis]==2.2.1", "hiredis"),
+        _sum(lambda c: c.llen("dramatiq:default"), _acks),
+        note="prefetch, no order, no results",
+    ),
+)
+
+
+def environment(packages: tuple[str, ...]) -> str:
+    """The Python of an environment with these, made once for each run of the benchmark."""
+    if packages not in _environments:
+        uv = shutil.which("uv") or str(HERE.parent / ".tools/bin/uv")
+        folder = Path(tempfile.mkdtemp(prefix="queue-peer-"))
+        subprocess.run([uv, "venv", "-q", "--python", sys.executable, folder], check=True)
+        python = str(folder / "bin/python")
+        subprocess.run([uv, "pip", "install", "-q", "--python", python, *packages], check=True)
+        _environments[packages] = python
+    return _environments[packages]
+
+
+_environments: dict[tuple[str, ...], str] = {}
+
+
+@dataclass(slots=True)
+class Measured:
+    """Of one contestant in one repetition."""
+
+    tasks_per_second: float
+    server_us: float
+    clients_us: float
+    bytes_per_task: float
+
+    @property
+    def cpu_us(self) -> float:
+        """Of server and clients, for each task."""
+        return self.server_us + self.clients_us
+
+
+@dataclass(slots=True)
+class Workers:
+    """Worker processes with all that they fork."""
+
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def all(self) -> list[psutil.Process]:
+        """Parents and children."""
+        parents = [psutil.Process(process.pid) for process in self.processes]
+        return [p for parent in parents for p in (parent, *parent.children(recursive=True))]
+
+    def cpu_seconds(self) -> float:
+        """Of all of them."""
+        return sum(sum(p.cpu_times()[:2]) for p in self.all())
+
+    def signal(self, number: int) -> None:
+        """To all of them."""
+        for process in self.all():
+            process.send_signal(number)
+
+    def end(self) -> None:
+        """All of them, at once."""
+        everybody = self.all()
+        for process in everybody:
+            process.kill()
+        psutil.wait_procs(everybody)
+        for one in self.processes:
+            one.wait()
+
+
+def run(contestant: Contestant, a: argparse.Namespace, folder: Path) -> Measured:
+    """One repetition of one contestant, on a new server."""
+    options = {"appendfsync": a.fsync}
+    with QueueServer(folder, a.server, **options) as server, server.client() as client:
+        workers = Workers()
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        env = {**os.environ, "PYTHONPATH": str(HERE)}
+        try:
+            for number in range(WORKERS):
+                command = contestant.command("work", server.url, number)
+                workers.processes.append(subprocess.Popen(command, env=env, **quiet))
+
+            def fill(tasks: int) -> None:
+                command = contestant.command("fill", server.url, tasks, a.body)
+                subprocess.run(command, env=env, check=True, **quiet)
+
+            def finish() -> float:
+                """Tasks a second, from the first that has ended on."""
+                since = began = time.perf_counter()
+                first = before = contestant.left(client)
+                while left := contestant.left(client):
+                    now = time.perf_counter()
+                    if now - began > GIVE_UP_SECONDS:
+                        raise TimeoutError(f"{contestant.name} doesn't come to an end")
+                    if left >= before == first:  # nobody has begun
+                        since = now
+                    elif before == first:
+                        before, since = left, now
+                    time.sleep(0.005)
+                return before / (time.perf_counter() - since)
+
+            time.sleep(2)
+            fill(WORKERS * 25)
+            finish()
+            time.sleep(1)
+            workers.signal(signal.SIGSTOP)
+            empty = server.used_memory()
+            fill(a.tasks)
+            held = server.used_memory() - empty
+            server_cpu, clients_cpu = server.cpu_seconds(), workers.cpu_seconds()
+            workers.signal(signal.SIGCONT)
+            rate = finish()
+            server_cpu = server.cpu_seconds() - server_cpu
+            clients_cpu = workers.cpu_seconds() - clients_cpu
+        finally:
+            workers.end()
+    return Measured(
+        rate,
+        1e6 * server_cpu / a.tasks,
+        1e6 * clients_cpu / a.tasks,
+        held / a.tasks,
+    )
+
+
+def enqueue(a: argparse.Namespace, folder: Path) -> list[float]:
+    """Seconds of 2,000 enqueues of one client, one after the other, with all the tasks waiting."""
+    ours = CONTESTANTS[0]
+    with QueueServer(folder, a.server, appendfsync=a.fsync) as server:
+        subprocess.run(ours.command("fill", server.url, a.tasks, a.body), check=True)
+        told = subprocess.run(
+            ours.command("enqueue", server.url, 2000, a.body), check=True, capture_output=True
+        )
+    return [float(one) for one in json.loads(told.stdout)]
+
+
+def quantile(values: list[float], q: float) -> float:
+    """The value below which a share q of them lies."""
+    return sorted(values)[min(len(values) - 1, int(q * len(values)))]
+
+
+def table(rows: dict[str, list[Measured]]) -> str:
+    """As Markdown. Ratios are within a repetition, the median of them."""
+
+    def ratios(ours: str, other: list[Measured], of: Callable[[Measured], float]) -> str:
+        if ours not in rows:
+            return ""
+        pairs = list(zip(rows[ours], other, strict=True))
+        return f"{statistics.median(of(mine) / of(its) for mine, its in pairs):.2f}"
+
+    lines = [
+        "| | tasks/s, each repetition | CPU µs a task: server + clients | bytes a waiting task "
+        "| ours over it: tasks/s, 8 a call; 1 | its CPU over ours, 8 a call; 1 |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for contestant in CONTESTANTS:
+        got = rows.get(contestant.name)
+        if not got:
+            continue
+        rates = " / ".join(f"{m.tasks_per_second:,.0f}" for m in got)
+        server = statistics.median(m.server_us for m in got)
+        clients = statistics.median(m.clients_us for m in got)
+        size = statistics.median(m.bytes_per_task for m in got)
+        speed = [ratios(o, got, lambda m: m.tasks_per_second) for o in ("ours-8", "ours-1")]
+        cost = [ratios(o, got, lambda m: 1 / m.cpu_us) for o in ("ours-8", "ours-1")]
+        lines.append(
+            f"| **{contestant.name}**: {contestant.note} | {rates} | {server:.0f} + {clients:.0f} "
+            f"| {size:,.0f} | {'; '.join(speed)} | {'; '.join(cost)} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """See the head of this file."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", 1)[0])
+    names = [contestant.name for contestant in CONTESTANTS]
+    parser.add_argument("--only", nargs="*", choices=names, default=names)
+    parser.add_argument("--tasks", type=int, default=10_000)
+    parser.add_argument("--body", type=int, default=512)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--fsync", choices=["everysec", "always"], default="everysec")
+    parser.add_argument("--server", choices=["valkey", "redis"], default="valkey")
+    a = parser.parse_args()
+    rows: dict[str, list[Measured]] = {}
+    with tempfile.TemporaryDirectory(prefix="queue-bench-") as folder:
+        for repetition in range(a.repeat):
+            for contestant in CONTESTANTS:
+                if contestant.name not in a.only:
+                    continue
+                place = Path(folder) / f"{contestant.name}-{repetition}"
+                got = run(contestant, a, place)
+                rows.setdefault(contestant.name, []).append(got)
+                print(f"{contestant.name}: {got}", file=sys.stderr, flush=True)
+        took = enqueue(a, Path(folder) / "enqueue")
+    cores, load = os.cpu_count(), os.getloadavg()[0]
+    print(f"{a.tasks:,} tasks of {a.body} B, {a.server}, fsync {a.fsync}, {cores} cores,")
+    print(f"load average {load:.1f} at the end.\n")
+    print(table(rows))
+    print(
+        f"\nEnqueue, one client, {a.tasks:,} waiting: p50 {1e3 * quantile(took, 0.5):.2f} ms, "
+        f"p99 {1e3 * quantile(took, 0.99):.2f} ms."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""What a broker raises when it does not take a task."""
+
+from __future__ import annotations
+
+
+class IdempotencyConflict(Exception):
+    """The idempotency key belongs to a task with another body."""
+
+
+class Full(Exception):
+    """Nothing more may wait; ``bound`` says which bound of ``limit``: tasks or bytes."""
+
+    def __init__(self, bound: str, limit: int) -> None:
+        super().__init__(f"the queue is full: {limit} {bound}")
+        self.bound, self.limit = bound, limit
+
+
+class UnknownParent(Exception):
+    """A task depends on one that isn't there: it never was, or was forgotten."""
+
+    def __init__(self, parent: str) -> None:
+        super().__init__(f"there is no task {parent}")
+        self.parent = parent
+
+
+class Unavailable(Exception):
+    """The broker can't be reached or can't write; ``reason`` is for people, without paths."""
+
+    def __init__(self, reason: str, retry_after_seconds: float = 2.0) -> None:
+        super().__init__(reason)
+        self.reason, self.retry_after_seconds = reason, retry_after_seconds

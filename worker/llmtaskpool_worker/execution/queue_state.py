@@ -1,0 +1,23 @@
+"""The queue as a worker tells of it."""
+
+from __future__ import annotations
+
+from llmtaskpool_worker.brokers.protocol import Broker
+from llmtaskpool_worker.contract import QueueState
+
+
+def queue_state(broker: Broker, now: float, wall: float) -> QueueState:
+    """What lies in it; ``now`` is of the broker's clock, ``wall`` since the epoch."""
+    depth = broker.depth()
+    return QueueState(
+        durability=broker.durability.name,
+        durable=broker.durability.durable,
+        shared=depth.shared,
+        observed_at=wall - max(0.0, now - depth.as_of),
+        error=depth.error,
+        running=depth.running,
+        blocked=depth.blocked,
+        delayed=depth.delayed,
+        dead=depth.dead,
+        quarantined=depth.quarantined,
+    )
