@@ -215,14 +215,17 @@ def test_the_models_are_listed_with_the_server_s_context(rig):
     assert listed["vectors"]["task"] == "embed"
 
 
-def test_a_client_that_leaves_takes_its_request_with_it(rig, stub):
+def test_a_client_that_leaves_takes_its_request_with_it():
     long = {"model": "chat", "messages": HI, "stream": True, "ignore_eos": True}
-    with rig.client() as client:
-        with client.stream("POST", "/v1/chat/completions", json=long) as answer:
+    with (
+        stub_serving(VllmStub(step_seconds=0.03)) as stub,  # for minutes, were it not left
+        serving_engines(engine_of(stub)) as rig,
+    ):
+        with rig.client() as client, client.stream("POST", CHAT, json=long) as answer:
             next(answer.iter_lines())
             wait_until(lambda: stub.in_flight == 1, "it runs")
         wait_until(lambda: stub.in_flight == 0, "the server has let go of the request")
-    wait_until(lambda: rig.held() == 0, "its place is free")
+        wait_until(lambda: rig.held() == 0, "its place is free")
 
 
 def test_a_whole_answer_s_client_that_leaves_takes_its_request_with_it(rig, stub):
