@@ -282,7 +282,7 @@ _VALUES = {
     "score": lambda row: float(row.size),
     "classify": lambda row: [0.25, 0.75],
     "tag": lambda row: [[1] * row.size, [0.5] * row.size],
-    "answer": lambda row: [[0, 1, 0.5]],
+    "answer": lambda row: [[0, max(0, min(1, row.end - row.second - 1)), 0.5]],
     "detect": lambda packed: [{"label": "angry", "score": 0.75, "box": {}}],
 }
 """What a model would make of a row: longer ones are better, all are angry."""

@@ -108,7 +108,7 @@ def refused(rig, path: str, body, *, field: str, status: int = 400) -> dict:
             "messages[0].tool_calls[0].function",
         ),
         ({"response_format": {"type": "json"}}, "response_format.type"),
-        ({"logit_bias": {"1": 500}}, "logit_bias.1"),
+        ({"logit_bias": {"1": 500}}, "logit_bias"),
         ({"max_token": 5}, "max_token"),
         ({"x" * 10_000: 5}, "x" * 61 + "..."),
     ],

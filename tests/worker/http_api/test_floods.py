@@ -89,7 +89,7 @@ def one_body(worker, headers: str, size: int) -> int:
 
 def test_200_bodies_of_8_mb_at_once_hold_no_more_than_their_budget():
     """Before: 1.6 GiB. Those beyond the budget are told to come again, and room comes back."""
-    with worker_process(bodies_bytes=str(64 * MIB)) as worker:
+    with worker_process(bodies_bytes=str(24 * MIB)) as worker:
         worker.wait_for("ready")
         with watched(worker) as seen:
             statuses = all_at_once(200, lambda _: one_body(worker, "", 8_000_000))
