@@ -9,6 +9,7 @@ from array import array
 import pytest
 from fakes.letters_engine import LettersEngine
 from llmtaskpool_worker.contract import Phase
+from llmtaskpool_worker.execution import engine_events
 from llmtaskpool_worker.execution.dispatcher import Dispatcher
 from llmtaskpool_worker.execution.pool import Rejected
 from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits
@@ -81,5 +82,28 @@ def test_what_the_models_here_do_not_do_is_refused(request_: TaskRequest, code: 
         with pytest.raises(Rejected) as refused:
             await pool.submit(request_)
         assert refused.value.code == code
+
+    play(story)
+
+
+def test_what_a_model_made_that_can_not_be_read_fails_its_task_and_no_other(monkeypatch) -> None:
+    """Before: its client waited until the run's timeout."""
+    good = engine_events.conclude
+
+    def spoilt(kind, payload, values, about):
+        if payload.size == 13:
+            raise IndexError("a span beyond the text")
+        return good(kind, payload, values, about)
+
+    monkeypatch.setattr(engine_events, "conclude", spoilt)
+
+    async def story(pool: Dispatcher) -> None:
+        bad = await pool.submit(TaskRequest("classify", Evaluate(rows(13))))
+        fine = await pool.submit(TaskRequest("classify", Evaluate(rows(4))))
+        view = await pool.wait(bad.id)
+        assert view.state is TaskState.FAILED
+        assert view.error is not None
+        assert view.error.code == "decoding_failed"
+        assert (await pool.wait(fine.id)).state is TaskState.SUCCEEDED
 
     play(story)

@@ -179,8 +179,12 @@ class EngineEvents:
         payload = task.request.payload
         if isinstance(payload, Evaluate):
             about = {} if slots.ready is None else slots.ready.about
-            value = conclude(task.request.kind, payload, happened.values, about)
-            self._ledger.commit(task, Evaluated(value, happened.tokens))
+
+            def take_in() -> None:
+                value = conclude(task.request.kind, payload, happened.values, about)
+                self._ledger.commit(task, Evaluated(value, happened.tokens))
+
+            self._decode(task, take_in)
 
     def _crashed(self, slots: EngineSlots) -> None:
         """The engine died: tell whose output can't be unsaid, suspect the others."""
