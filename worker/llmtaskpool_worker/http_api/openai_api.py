@@ -110,7 +110,7 @@ class OpenAIRoutes:
         body, messages = wanted
         del wanted
         model = self._catalog.get(body.model, "generate")
-        calls, grammar = body.calling(), await grammar_of(body)
+        calls, grammar = body.calling, await grammar_of(body)
         if calls is not None and body.tool_choice in (None, "auto") and not model.reads_tools():
             raise invalid(
                 "tools",

@@ -7,6 +7,7 @@ docs/api.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -235,13 +236,14 @@ class ChatRequest(_Generation):
             return "max_completion_tokens", self.max_completion_tokens
         return "max_tokens", self.max_tokens
 
+    @cached_property
     def calling(self) -> Calling | None:
         """How calls of its tools are asked for. Raises ApiError 400."""
         return calling(self.tools, self.tool_choice, several=self.parallel_tool_calls)
 
     def wish(self) -> Wish | None:
         """The grammar that the answer, or its call, has to keep. Raises ApiError 400."""
-        wish, calls = super().wish(), self.calling()
+        wish, calls = super().wish(), self.calling
         if calls is None or calls.wish is None:
             return wish
         if wish is not None:

@@ -165,7 +165,7 @@ class TaskRoutes:
             if task.kind == "chat":
                 given = {**task.arguments, "model": model.name, "messages": task.input}
                 chat, messages = await _off_loop_when_long(task.input, partial(chat_of, given))
-                if chat.calling() is not None:
+                if chat.calling is not None:
                     raise invalid(
                         "tools", "a task can't call tools: send them to /v1/chat/completions."
                     )
