@@ -114,9 +114,13 @@ class Sampler:
 
     def _draw_one(self, logits: Tensor, sequence: Sequence) -> Drawn:
         request = sequence.request
-        if request.grammar is not None and self._grammars is None:
-            return Drawn(None, fault=NO_GRAMMARS)
-        logits = self._barred(_penalized(logits, sequence), sequence)
+        grammars = self._grammars if request.grammar is not None else None
+        logits = _penalized(logits, sequence)
+        if request.grammar is not None:
+            if grammars is None:
+                return Drawn(None, fault=NO_GRAMMARS)
+            logits = grammars.mask(request.id, request.grammar, logits)
+        logits = self._without_early_end(logits, sequence)
         if request.temperature > 0:
             probabilities = _distribution(logits, request)
             token = int(
@@ -124,9 +128,7 @@ class Sampler:
             )
         else:
             token = int(logits.argmax().item())
-        ends = False
-        if request.grammar is not None and self._grammars is not None:
-            ends = self._grammars.drawn(request.id, token)
+        ends = grammars is not None and grammars.drawn(request.id, token)
         if request.logprobs is None:
             return Drawn(token, ends=ends)
         logprobs = torch.log_softmax(logits, dim=-1).clamp_(min=LEAST_LOGPROB)
@@ -134,11 +136,9 @@ class Sampler:
         top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
         return Drawn(token, float(logprobs[token].item()), top, ends=ends)
 
-    def _barred(self, logits: Tensor, sequence: Sequence) -> Tensor:
-        """Without what must not come: outside of the grammar, or an end before min_tokens."""
+    def _without_early_end(self, logits: Tensor, sequence: Sequence) -> Tensor:
+        """Without an end before min_tokens, where something else may come."""
         request = sequence.request
-        if request.grammar is not None and self._grammars is not None:
-            logits = self._grammars.mask(request.id, request.grammar, logits)
         ends = self._eos.union(request.stop_token_ids)
         if sequence.drawn < request.min_tokens and ends:
             without = logits.index_fill(0, _ids(ends, logits), -math.inf)
