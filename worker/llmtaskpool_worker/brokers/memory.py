@@ -173,6 +173,11 @@ class MemoryBroker(Books):
         """See Broker."""
         return self._lines.head(wanted)
 
+    async def promise(self, head: Head) -> bool:
+        """See Broker."""
+        record = self._records.get(head.id)
+        return record is not None and record.state is TaskState.QUEUED
+
     async def wait_for_work(
         self,
         lane: LaneName,

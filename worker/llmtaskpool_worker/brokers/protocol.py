@@ -296,7 +296,13 @@ class Broker(Protocol):
     async def peek(self, wanted: Wanted) -> Head | None:
         """The task with the highest P among ``groups``, whatever is free; it stays in line.
 
-        A shared broker may answer None: then nobody makes way for what waits in it.
+        Of a shared broker as it was last seen, a second ago at most: the server isn't asked.
+        """
+
+    async def promise(self, head: Head) -> bool:
+        """Whether somebody here may make way for a waiting task: asked just before.
+
+        False: it waits no longer, or another worker has promised it a place already.
         """
 
     async def wait_for_work(self, lane: LaneName, groups: Collection[str], seconds: float) -> bool:

@@ -29,7 +29,7 @@
 -- a attempts, 2 runs more under one claim, f fence, o owner, h began at, e ended at, l why, 1 runs
 -- alone, m, L and D what is shown of it, W that it is watched, N that others depend on it, i hash of
 -- its key, p pod of its connection, K attempts at most where it is not the usual, t that it goes
--- soon after its end; need, of, part, ok, bad, pat (patience from then on): of those that it
+-- soon after its end, M who makes way for it and since when; need, of, part, ok, bad, pat (patience from then on): of those that it
 -- depends on.
 local p = KEYS[1]
 local call, try = redis.call, redis.pcall
