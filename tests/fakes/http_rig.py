@@ -237,7 +237,9 @@ def serving_engines(*engines: Engine, codec: LetterCodec | None = None, **chosen
         )
         ports = await worker.data.start(), await worker.control.start()
         await worker.pool.start()
+        worker.batches.start()
         yield Rig(asyncio.get_running_loop(), worker.pool, *ports)
+        await worker.batches.stop(0.0)
         await worker.pool.stop(0.0)
         await asyncio.gather(worker.data.stop(), worker.control.stop())
 
