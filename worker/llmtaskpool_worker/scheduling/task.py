@@ -240,6 +240,8 @@ class TaskRequest:
     attended: bool = False
     """Whether its submitter waits for it and says when it has read it: nothing is kept after."""
     dependencies: Dependencies | None = None
+    tenant: str = ""
+    """Whose it is, by the API key; its Line has it too, and a claim's request only there."""
 
 
 FinishReason = Literal["stop", "length"]
