@@ -346,7 +346,7 @@ async def run_worker(worker: Worker, settings: Settings, announce: Announce) -> 
     gc.collect()
     gc.freeze()
     stopping = asyncio.Event()
-    _on_signals(stopping)
+    on_signals(stopping)
     try:
         await worker.pool.open()
     except ValueError as error:
@@ -370,7 +370,9 @@ async def run_worker(worker: Worker, settings: Settings, announce: Announce) -> 
     return 0
 
 
-def _on_signals(stopping: asyncio.Event) -> None:
+def on_signals(stopping: asyncio.Event) -> None:
+    """SIGTERM and SIGINT set ``stopping``; a second one ends the process at once."""
+
     def on_signal(number: int) -> None:
         if stopping.is_set():
             os._exit(128 + number)  # engines end with their parent
