@@ -41,6 +41,9 @@ class LocalOptions:
     data_dir: Path | None = None
     queue: Path | None = None
     """The file in which its one worker keeps tasks."""
+    queue_url_file: Path | None = None
+    """The file with the URL of the server on which its workers share a line."""
+    trusted_ca_file: Path | None = None
     cores: int | None = None
     drain_seconds: float = 10.0
     record: Path | None = None
@@ -91,6 +94,9 @@ class LocalPool:
             cache_dir=options.cache_dir,
             data_dir=options.data_dir,
             queue=options.queue,
+            queue_url_file=options.queue_url_file,
+            queue_pool=f"{pool.metadata.namespace}/{pool.metadata.name}",
+            trusted_ca_file=options.trusted_ca_file,
             upstream_hosts=options.upstream_hosts,
         )
         self.fleet = Fleet(

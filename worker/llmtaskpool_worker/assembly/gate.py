@@ -7,16 +7,18 @@ import contextlib
 import time
 from dataclasses import dataclass, replace
 
+from llmtaskpool_worker.assembly.batches import batches_of
 from llmtaskpool_worker.assembly.descriptors import CONTROL_CONNECTIONS, connections_allowed
 from llmtaskpool_worker.assembly.engine_settings import tell_engines
 from llmtaskpool_worker.assembly.keys import keys_of
-from llmtaskpool_worker.assembly.queue import broker_of, ids_of, read_queue
+from llmtaskpool_worker.assembly.queue import ids_of
+from llmtaskpool_worker.assembly.resident import rss_bytes
 from llmtaskpool_worker.assembly.settings import Settings, SettingsError
 from llmtaskpool_worker.assembly.worker import (
     Announce,
     announce_on_stdout,
+    broker_for,
     on_signals,
-    rss_bytes,
 )
 from llmtaskpool_worker.contract import OPEN_ROUTES
 from llmtaskpool_worker.execution.dispatcher import Dispatcher
@@ -56,14 +58,7 @@ def build(settings: Settings, kinds: Kinds, clocks: Clocks) -> GateProcess:
     limits = replace(
         limits, compute=replace(limits.compute, threads=0), io=replace(limits.io, threads=0)
     )
-    broker = broker_of(
-        settings.queue if settings.queue_file is None else read_queue(settings.queue_file),
-        limits,
-        clocks.monotonic,
-        clocks.wall,
-        pool=settings.queue_pool,
-        allow_volatile=settings.queue_allow_volatile,
-    )
+    broker = broker_for(settings, clocks)
     pool = Dispatcher(
         kinds=kinds,
         limits=limits,
@@ -80,9 +75,12 @@ def build(settings: Settings, kinds: Kinds, clocks: Clocks) -> GateProcess:
     pool.on_ended = metrics.task_ended
     http = settings.http_limits()
     bodies = Bodies(http)
+    catalog = _catalog(settings, int(clocks.wall()))
+    # Their lines are fed by workers: here are the files, where the queue is shared.
+    batches = batches_of(settings, broker, pool, catalog, metrics, clocks)
     own = data_routes(
-        pool, _catalog(settings, int(clocks.wall())), metrics, bodies, clocks,
-        heartbeat_seconds=settings.heartbeat_seconds,
+        pool, catalog, metrics, bodies, http, clocks,
+        heartbeat_seconds=settings.heartbeat_seconds, batches=batches.routes,
     )  # fmt: skip
     gate = Gate(
         holding,

@@ -28,6 +28,7 @@ from llmtaskpool_worker.brokers.protocol import (
     Wanted,
 )
 from llmtaskpool_worker.brokers.records import Record, fingerprint
+from llmtaskpool_worker.brokers.shelf import MemoryShelf, Shelf
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.sizes import record_bytes, result_bytes
 from llmtaskpool_worker.scheduling.task import (
@@ -172,6 +173,11 @@ class MemoryBroker(Books):
     async def peek(self, wanted: Wanted) -> Head | None:
         """See Broker."""
         return self._lines.head(wanted)
+
+    async def promise(self, head: Head) -> bool:
+        """See Broker."""
+        record = self._records.get(head.id)
+        return record is not None and record.state is TaskState.QUEUED
 
     async def wait_for_work(
         self,
@@ -375,6 +381,10 @@ class MemoryBroker(Books):
     def depth(self) -> Depth:
         """See Broker."""
         return self._lines.depth(self._clock(), running=self._running, dead=self._dead)
+
+    def shelf(self, limit_bytes: int) -> Shelf:
+        """See Broker."""
+        return MemoryShelf(limit_bytes, self._clock)
 
     def _dropped(self, record: Record) -> None:
         super()._dropped(record)

@@ -27,6 +27,7 @@ from llmtaskpool_worker.brokers.refusals import Full as Full
 from llmtaskpool_worker.brokers.refusals import IdempotencyConflict as IdempotencyConflict
 from llmtaskpool_worker.brokers.refusals import Unavailable as Unavailable
 from llmtaskpool_worker.brokers.refusals import UnknownParent as UnknownParent
+from llmtaskpool_worker.brokers.shelf import Shelf
 from llmtaskpool_worker.scheduling.task import (
     Asked,
     LaneName,
@@ -296,7 +297,13 @@ class Broker(Protocol):
     async def peek(self, wanted: Wanted) -> Head | None:
         """The task with the highest P among ``groups``, whatever is free; it stays in line.
 
-        A shared broker may answer None: then nobody makes way for what waits in it.
+        Of a shared broker as it was last seen, a second ago at most: the server isn't asked.
+        """
+
+    async def promise(self, head: Head) -> bool:
+        """Whether somebody here may make way for a waiting task: asked just before.
+
+        False: it waits no longer, or another worker has promised it a place already.
         """
 
     async def wait_for_work(self, lane: LaneName, groups: Collection[str], seconds: float) -> bool:
@@ -379,3 +386,6 @@ class Broker(Protocol):
 
     def depth(self) -> Depth:
         """The line as last seen."""
+
+    def shelf(self, limit_bytes: int) -> Shelf:
+        """Where files and batches lie, as safe as tasks; usable once this has started."""

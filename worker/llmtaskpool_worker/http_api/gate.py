@@ -37,8 +37,8 @@ from llmtaskpool_worker.http_api.sse import while_connected
 from llmtaskpool_worker.http_api.tasks_api import IDEMPOTENCY_HEADER
 from llmtaskpool_worker.kinds.registry import ENGINE_KINDS
 
-TASKS = "/v1/tasks"
-_ABOUT_ONE = (f"{TASKS}/", "/v1/batches/", "/v1/files/")
+TASKS, FILES = "/v1/tasks", "/v1/files"
+_ABOUT_ONE = (f"{TASKS}/", "/v1/batches/", f"{FILES}/")
 """Below these is what somebody asks of a thing that is there, whatever the method."""
 _ONCE = frozenset({"/v1/graphs"})
 """Not sent a second time once it may have been taken."""
@@ -82,6 +82,8 @@ class Gate:
             return here
         if "POST" not in (route.methods or ()) or route.path.startswith(_ABOUT_ONE):
             return self._told(here)
+        if route.path == FILES:
+            return here if self._shared else self._streamed
         return self._submitted(here) if route.path == TASKS else self._worked
 
     def _told(self, here: Endpoint) -> Endpoint:
@@ -116,6 +118,12 @@ class Gate:
         if request.method == "POST":
             body = await self._bodies.read_bytes(request, lambda given, _: given)
         return await self._answered(request, body)
+
+    async def _streamed(self, request: Request) -> Response:
+        """An upload: too long to be kept here, so it is read once there is somebody to read it."""
+        self._holding.arrived()
+        own_id = request.scope.get(OWN_ID) or request_id()
+        return await self._by_a_worker(message_of(request, request.stream(), own_id), 1)
 
     async def _answered(self, request: Request, body: bytes | None) -> Response:
         self._holding.arrived()
@@ -155,7 +163,7 @@ class Gate:
                 if not lives:
                     raise _LOST from None
             except Refused as busy:
-                if busy.full and not held:
+                if (busy.full and not held) or not message.again:
                     return busy.answer  # the pool is awake: its client is to come back
                 refused, held = busy.answer, True
                 pause = min(busy.after_seconds, LONGEST_PAUSE_SECONDS, until - self._clock())

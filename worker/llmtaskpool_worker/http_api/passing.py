@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable
 from dataclasses import dataclass
 
 import aiohttp
@@ -56,16 +56,26 @@ class Message:
     method: str
     target: str
     headers: Headers
-    body: bytes | None
+    body: bytes | AsyncIterable[bytes] | None
+
+    @property
+    def again(self) -> bool:
+        """Whether it can be said a second time."""
+        return self.body is None or isinstance(self.body, bytes)
 
 
 def message_of(
-    request: Request, body: bytes | None, own_id: str, extra: Iterable[tuple[str, str]] = ()
+    request: Request,
+    body: bytes | AsyncIterable[bytes] | None,
+    own_id: str,
+    extra: Iterable[tuple[str, str]] = (),
 ) -> Message:
-    """``body`` is unpacked already."""
+    """``body`` is unpacked already, or as it comes."""
     raw, query = request.scope.get("raw_path"), request.scope["query_string"]
     path = (raw or request.scope["path"].encode()).partition(b"?")[0].decode("latin-1")
-    headers = [(n, v) for n, v in request.headers.items() if n.lower() not in _OURS]
+    whole = body is None or isinstance(body, bytes)
+    ours = _OURS if whole else _OURS - {"content-length", "content-encoding"}
+    headers = [(n, v) for n, v in request.headers.items() if n.lower() not in ours]
     headers += [(REQUEST_ID, own_id), *extra]
     target = f"{path}?{query.decode('latin-1')}" if query else path
     return Message(request.method, target, headers, body)

@@ -70,6 +70,8 @@ _pack = msgspec.msgpack.Encoder().encode
 _unpack_ids = msgspec.msgpack.Decoder(tuple[str, ...]).decode
 _decode_shown = msgspec.json.Decoder(tuple[str, str | None, float]).decode
 
+CLAIM_HEAD = 3
+"""How many values claim.lua gives before them."""
 CLAIM_FIELDS = 13
 """How many values claim.lua gives for each task."""
 

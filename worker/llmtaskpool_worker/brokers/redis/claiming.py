@@ -11,6 +11,7 @@ import msgspec
 from llmtaskpool_worker.brokers.codec import Unreadable, encode_result
 from llmtaskpool_worker.brokers.protocol import Line, Wanted
 from llmtaskpool_worker.brokers.redis import books
+from llmtaskpool_worker.brokers.redis.heads import Heads
 from llmtaskpool_worker.brokers.redis.session import Session
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.priority import SMALLEST_LOAD_SECONDS, QueuePolicy
@@ -35,8 +36,10 @@ class Claiming:
         ttl_ms: int,
         dead_ms: int,
         clock: Callable[[], float],
+        heads: Heads,
     ) -> None:
         self._session, self._limits, self._clock = session, limits, clock
+        self._heads = heads
         self._ttl_ms, self._dead_ms = ttl_ms, dead_ms
         self._lines: dict[LaneName, dict[str, Line]] = {lane: {} for lane in LaneName}
         """Lines by their names: what the server asked T of."""
@@ -48,6 +51,7 @@ class Claiming:
             for group in wanted.groups
             for name in books.group_keys(wanted.lane, group)
         ]
+        seen = [name for name, group in names if wanted.free(group) > 0]
         for round_ in range(ROUNDS):
             fence = f"{wanted.fence}.{round_}" if round_ else wanted.fence
             call = self._session.call(
@@ -59,6 +63,8 @@ class Claiming:
                 call.answer.add_done_callback(self._nobody_wants)
                 raise
             if answer[0] == b"ok":
+                if self._heads.asked(wanted.lane) and not wanted.only_bound:
+                    self._heads.saw(seen, answer[2])  # of groups without a free slot it is silent
                 return await self._read(wanted, answer)
             known = self._lines[wanted.lane]
             if len(known) > LINES_KNOWN:
@@ -90,6 +96,7 @@ class Claiming:
                 wanted.above,
                 self._session.pod if wanted.only_bound else "",
                 self._ttl_ms,
+                int(self._heads.asked(wanted.lane)),
             )
         )
 
@@ -97,7 +104,7 @@ class Claiming:
         until = self._session.at(answer[1]) + wanted.lease_seconds
         runs: list[books.Run] = []
         unreadable: list[bytes] = []
-        for place in range(2, len(answer), books.CLAIM_FIELDS):
+        for place in range(books.CLAIM_HEAD, len(answer), books.CLAIM_FIELDS):
             values = answer[place : place + books.CLAIM_FIELDS]
             try:
                 runs.append(books.run_of(values, wanted.lane, until, self._session.at))
@@ -116,7 +123,7 @@ class Claiming:
         if values[0] != b"ok":
             return
         back: list[bytes | str] = []
-        for place in range(2, len(values), books.CLAIM_FIELDS):
+        for place in range(books.CLAIM_HEAD, len(values), books.CLAIM_FIELDS):
             back += (values[place], values[place + 1], "unwanted", "0", "0")
         if back:
             self._session.call("release", self._ttl_ms, self._dead_ms, *back)

@@ -1,13 +1,13 @@
 -- ARGV: msgpack {worker, fence, lease_ms, most, ageing_ms, share, newest, lane,
---   {{group, free}, ...}, {line = T}, above, only, ttl_ms}.
+--   {{group, free}, ...}, {line = T}, above, only, ttl_ms, heads}.
 -- ageing_ms 0: the order alone. above: only what has P = W / T above it. only: what is bound to
--- this pod. `fence` and the place in the answer make each claim's own: a counter kept here would go
+-- this pod. heads 1: tell who is first in line now. `fence` and the place in the answer make each claim's own: a counter kept here would go
 -- back with a lost second of the file, and two claims would hold the same number.
--- Answers {'loads', lines whose T is not known} and takes nothing, or {'ok', server's time, then of
--- each id, fence, attempt, runs alone, accepted at, patient until, weight, work, line, group,
+-- Answers {'loads', lines whose T is not known} and takes nothing, or {'ok', server's time, {of each
+-- group that has a free slot and has more: group, line, id and score of its best}, then of each id, fence, attempt, runs alone, accepted at, patient until, weight, work, line, group,
 -- began at, what is shown, input}.
-local worker, fence, lease, most, ageing, share, newest, lane, groups, T, above, only, ttl =
-  unpack(cmsgpack.unpack(ARGV[1]), 1, 13)
+local worker, fence, lease, most, ageing, share, newest, lane, groups, T, above, only, ttl,
+  heads = unpack(cmsgpack.unpack(ARGV[1]), 1, 14)
 local t = now()
 
 -- Keys of a wrong type are looked for only when one was met: `redis.pcall` costs more.
@@ -22,11 +22,11 @@ local function first(key)
 end
 
 -- The first of each line: its group, line, key, id and P. P is below 0 where nobody is to be taken.
-local hg, hk, hq, hid, rank, n = {}, {}, {}, {}, {}, 0
+local hg, hk, hq, hid, hw, rank, n = {}, {}, {}, {}, {}, {}, 0
 local function look(at)
   local id, score = first(hq[at])
   if id then
-    hid[at], rank[at] = id, -score / T[hk[at]]
+    hid[at], hw[at], rank[at] = id, -score, -score / T[hk[at]]
   else
     hid[at], rank[at] = false, -1
     call('SREM', p .. ':c:' .. hg[at], hk[at])
@@ -123,7 +123,8 @@ end
 
 local credit_was = some_aged and tonumber(call('HGET', p .. ':s', 'credit:' .. lane) or 0) or 0
 local credit = credit_was
-local out, lost = { 'ok', t }, {}
+local first_in_line = {}
+local out, lost = { 'ok', t, first_in_line }, {}
 local taken, alone, bytes, work = 0, false, 0, {}
 while taken < most and not alone do
   local best, highest = nil, above
@@ -200,6 +201,18 @@ count('held:' .. lane, -taken)
 count('bytes:' .. lane, -bytes)
 for g, y in pairs(work) do count('work:' .. g, -y) end
 if #lost > 0 then ended(lost, t, ttl, ttl, ttl) end
+if heads == 1 then
+  local best, highest = {}, {}
+  for i = 1, n do
+    local g, P = hg[i], hid[i] and hq[i] and hw[i] / T[hk[i]]
+    if P and P > (highest[g] or 0) then best[g], highest[g] = i, P end
+  end
+  for g, i in pairs(best) do
+    local at = #first_in_line
+    first_in_line[at + 1], first_in_line[at + 2] = g, hk[i]
+    first_in_line[at + 3], first_in_line[at + 4] = hid[i], tostring(-hw[i])
+  end
+end
 if taken > 0 then
   local woken = {}
   for i = 1, n do -- more waits: the next who is idle is to look as well
