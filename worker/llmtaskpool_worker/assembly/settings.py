@@ -66,6 +66,9 @@ class Settings(BatchSettings):
     port: Port = Field(DATA_PORT, description="Data port; 0 takes a free one.")
     control_host: str = Field("127.0.0.1", description="Address of the control port.")
     control_port: Port = Field(CONTROL_PORT, description="Control port; 0 takes a free one.")
+    gate: bool = Field(
+        False, description="Hold requests until workers are ready, and run nothing itself."
+    )
     worker_id: str = Field("worker", description="Name of this worker; in a pod, the pod's name.")
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(

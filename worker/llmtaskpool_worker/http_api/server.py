@@ -109,12 +109,13 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     return response
 
 
-def _assemble(
+def assemble(
     routes: list[Route],
     keys: Keys | KeysOfTenants,
     open_routes: frozenset[str],
     leaving: Callable[[], bool] = lambda: False,
 ) -> ASGIApp:
+    """Routes with what is around each: id and log, keys, errors in our shape."""
     app = Starlette(
         routes=routes,
         exception_handlers=dict.fromkeys(ANSWERED, answer_error) | {HTTPException: _answer_http},
@@ -142,7 +143,34 @@ def data_app(
     stream sends a comment every ``heartbeat_seconds``. Scripts of pages from ``cors_origins`` may
     call it.
     """
-    bodies = Bodies(limits)
+    routes = data_routes(
+        pool,
+        catalog,
+        metrics,
+        Bodies(limits),
+        limits,
+        clocks,
+        heartbeat_seconds=heartbeat_seconds,
+        leaving=leaving,
+        batches=batches,
+    )
+    app = assemble(routes, keys, OPEN_ROUTES, leaving)
+    return Cors(app, cors_origins) if cors_origins else app
+
+
+def data_routes(
+    pool: TaskPool,
+    catalog: Catalog,
+    metrics: Metrics,
+    bodies: Bodies,
+    limits: HttpLimits,
+    clocks: Clocks,
+    *,
+    heartbeat_seconds: float,
+    leaving: Callable[[], bool] = lambda: False,
+    batches: Batches | None = None,
+) -> list[Route]:
+    """All routes of the data port."""
     openai = OpenAIRoutes(
         pool, catalog, bodies, heartbeat_seconds=heartbeat_seconds, wall_clock=clocks.wall
     )
@@ -159,15 +187,13 @@ def data_app(
     if batches is not None:
         routes += FileRoutes(batches.books, piece_seconds=limits.body_seconds).routes()
         routes += BatchRoutes(batches, pool, bodies).routes()
-    routes.append(description_route(routes))
-    app = _assemble(routes, keys, OPEN_ROUTES, leaving)
-    return Cors(app, cors_origins) if cors_origins else app
+    return [*routes, description_route(routes)]
 
 
 def control_app(pool: TaskPool, tokens: Keys, limits: HttpLimits) -> ASGIApp:
     """What the control port serves; no route of it is open."""
     few = replace(limits, body_bytes=min(limits.body_bytes, CONTROL_BODY_BYTES))
-    return _assemble(ControlRoutes(pool, Bodies(few)).routes(), tokens, frozenset())
+    return assemble(ControlRoutes(pool, Bodies(few)).routes(), tokens, frozenset())
 
 
 class _Server(uvicorn.Server):
