@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from llmtaskpool_worker.scheduling.task import TaskError
+
+SHED = TaskError(
+    "shed", "the queue is full, and this was the least urgent of what waits: come back later"
+)
+"""How a request ends whose place in a full line a more urgent one has taken."""
+SHED_AT_ONCE = 16
+"""At most so many make room for one."""
+
 
 class IdempotencyConflict(Exception):
     """The idempotency key belongs to a task with another body."""
 
 
 class Full(Exception):
-    """Nothing more may wait; ``bound`` says which bound of ``limit``: tasks or bytes."""
+    """Nothing more may wait; ``bound`` says which bound of ``limit``: tasks or bytes of the lane,
+    or tasks of the tenant."""
 
     def __init__(self, bound: str, limit: int) -> None:
         super().__init__(f"the queue is full: {limit} {bound}")

@@ -162,7 +162,7 @@ class SqliteBroker(MemoryBroker):
         except BaseException:
             self._keeping.unpromise(record)
             self._records.pop(submission.id)
-            self._forget_key(record)
+            self._keys.forget(record)
             raise
         finally:
             del self._entering[submission.id]
