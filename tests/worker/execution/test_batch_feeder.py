@@ -46,7 +46,9 @@ class Asked:
         await self.gate.wait()
         return GOOD
 
-    async def ask(self, endpoint: str, body: bytes, patience_seconds: float) -> LineAnswer:
+    async def ask(
+        self, endpoint: str, body: bytes, patience_seconds: float, tenant: str
+    ) -> LineAnswer:
         prompt = json.loads(body)["prompt"]
         self.times[prompt] += 1
         self.now.add(prompt)
