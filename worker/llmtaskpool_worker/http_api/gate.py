@@ -18,8 +18,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Message as AsgiMessage
 
-from llmtaskpool_worker.contract import CONTROL_STATE, CONTROL_WORKERS, OPEN_ROUTES, WorkersRequest
-from llmtaskpool_worker.execution.pool import TaskPool
+from llmtaskpool_worker.contract import (
+    CONTROL_STATE,
+    CONTROL_WORKERS,
+    OPEN_ROUTES,
+    WorkersRequest,
+    WorkerState,
+)
 from llmtaskpool_worker.http_api.access import OWN_ID
 from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.control import compact, parsed
@@ -185,8 +190,8 @@ class Gate:
 class GateControl:
     """The control routes of a gate: what it holds, and which workers are ready."""
 
-    def __init__(self, pool: TaskPool, holding: Holding, bodies: Bodies) -> None:
-        self._pool, self._holding, self._bodies = pool, holding, bodies
+    def __init__(self, state: Callable[[], WorkerState], holding: Holding, bodies: Bodies) -> None:
+        self._state, self._holding, self._bodies = state, holding, bodies
 
     def routes(self) -> list[Route]:
         """For starlette."""
@@ -197,7 +202,7 @@ class GateControl:
 
     async def state(self, _request: Request) -> Response:
         """GET /control/v1/state: a worker's, with what is held."""
-        return compact(self._pool.state().model_copy(update={"gate": self._holding.state()}))
+        return compact(self._state())
 
     async def workers(self, request: Request) -> Response:
         """PUT /control/v1/workers: the ready workers, all of them."""
