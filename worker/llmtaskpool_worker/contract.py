@@ -146,6 +146,16 @@ class QueueState(_Message):
     """Entries that nobody here can read."""
 
 
+class TenantState(_Message):
+    """A tenant's tasks. Of a shared queue ``waiting`` and ``running`` are the pool's; what was
+    started (in thread-seconds, T of P = W / T) and refused is this worker's."""
+
+    waiting: Count = 0
+    running: Count = 0
+    started_seconds_total: Seconds = 0.0
+    refused_total: Count = 0
+
+
 class KindState(_Message):
     """Where a kind of task runs and why: its seconds on a CPU against those it waited."""
 
@@ -236,6 +246,8 @@ class WorkerState(_Message):
     """The servers behind models, by the models' names."""
     queue: QueueState | None = None
     """None: of a worker that is older than this."""
+    tenants: dict[str, TenantState] = {}
+    """By their names; those that have none are called key- and a few digits of a digest."""
     gate: GateState | None = None
     """None: it is a worker."""
 

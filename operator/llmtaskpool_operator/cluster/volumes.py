@@ -49,6 +49,7 @@ def mounted(pool: LLMTaskPool) -> Mounted:
         secret = {"secretName": keys.name, "items": items, "defaultMode": mode}
         held.add("keys", {"secret": secret}, f"{_RUN}/keys", read_only=True)
         held.environment["LLMTASKPOOL_API_KEYS_FILE"] = f"{_RUN}/keys/keys"
+    _add_tenants(held, mode)
     _add_hub_tokens(held, mode)
     _add_queue(held, pool, mode)
     if (bundle := spec.trusted_ca_ref) is not None:
@@ -96,6 +97,16 @@ def _cache(pool: LLMTaskPool) -> Manifest:
         return {"persistentVolumeClaim": {"claimName": name}}
     given = {} if cache.empty_dir is None else cache.empty_dir.wire()
     return {"emptyDir": {key: value for key, value in given.items() if value != ""}}
+
+
+def _add_tenants(held: Mounted, mode: int) -> None:
+    """The keys of tenants with names, in files of these names that follow their Secrets."""
+    named = held.spec.tenants.named
+    if named:
+        sources = [_projected(one.api_key_secret_ref, one.name) for one in named]
+        projected = {"sources": sources, "defaultMode": mode}
+        held.add("tenants", {"projected": projected}, f"{_RUN}/tenants", read_only=True)
+        held.environment["LLMTASKPOOL_TENANT_KEYS_DIR"] = f"{_RUN}/tenants"
 
 
 def _add_hub_tokens(held: Mounted, mode: int) -> None:

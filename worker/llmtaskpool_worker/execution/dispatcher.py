@@ -106,7 +106,7 @@ class Dispatcher:
         new_id = new_id or ids()
         if broker is None:
             broker = MemoryBroker(self.limits, clock)
-        self._ledger = TaskLedger(broker, clock, self._slots.values())
+        self._ledger = TaskLedger(broker, clock, self._slots.values(), self.limits.tenants)
         self._drain = Drain(self._ledger, clock)
         self._lanes = {name: Lane(name, self.limits, self._load_of) for name in LaneName}
         self._making_way = MakingWay(
@@ -132,9 +132,7 @@ class Dispatcher:
             self.cost,
             clock=clock,
             new_id=new_id,
-            patience_seconds=self.limits.queue_timeout_seconds,
-            unattended_seconds=self.limits.task_queue_timeout_seconds,
-            run_seconds=self.limits.run_timeout_seconds,
+            limits=self.limits,
             worker=worker_id,
             closed=lambda: self._drain.begun,
         )
@@ -313,6 +311,7 @@ class Dispatcher:
                 if (upstream := slots.upstream()) is not None
             },
             queue=queue_state(self._ledger.broker, self._clock(), self._wall_clock()),
+            tenants=self._ledger.tenants.states(self._ledger.broker.depth()),
         )
 
     def alive(self) -> bool:

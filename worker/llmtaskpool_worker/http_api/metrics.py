@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from llmtaskpool_worker import contract
-from llmtaskpool_worker.contract import LaneState, Phase, WorkerState
+from llmtaskpool_worker.contract import LaneState, Phase, TenantState, WorkerState
 from llmtaskpool_worker.scheduling.task import (
     Embedded,
     Evaluated,
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
 KINDS_MAX = 64
+TENANTS_MAX = 64
+OTHER_TENANTS = "key-others"
 OTHER_KIND = "other"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -73,6 +75,7 @@ class _StateCollector:
         yield from _kinds(state)
         yield from _upstreams(state)
         yield from _queue(state)
+        yield from _tenants(state)
         yield from _gate(state)
         problems = GaugeMetricFamily(
             "llmtaskpool_model_problem",
@@ -161,6 +164,35 @@ def _queue(state: WorkerState) -> Iterator[Metric]:
             tasks.add_metric([name], getattr(queue, name))
         error.add_metric([queue.durability], float(queue.error is not None))
     yield from (tasks, error)
+
+
+def _tenants(state: WorkerState) -> Iterator[Metric]:
+    """Of each whose key was shown, never the key; those beyond TENANTS_MAX together."""
+    tasks = GaugeMetricFamily(
+        "llmtaskpool_tenant_tasks", "Tasks of a tenant that wait or run", labels=["tenant", "state"]
+    )
+    started = CounterMetricFamily(
+        "llmtaskpool_tenant_started_seconds",
+        "Thread-seconds (T) of a tenant's tasks that were started here",
+        labels=["tenant"],
+    )
+    refused = CounterMetricFamily(
+        "llmtaskpool_tenant_refused", "Tasks of a tenant that were turned away", labels=["tenant"]
+    )
+    shown = dict(list(state.tenants.items())[:TENANTS_MAX])
+    if rest := [one for name, one in state.tenants.items() if name not in shown]:
+        shown[OTHER_TENANTS] = TenantState(
+            waiting=sum(one.waiting for one in rest),
+            running=sum(one.running for one in rest),
+            started_seconds_total=sum(one.started_seconds_total for one in rest),
+            refused_total=sum(one.refused_total for one in rest),
+        )
+    for name, one in shown.items():
+        tasks.add_metric([name, "waiting"], one.waiting)
+        tasks.add_metric([name, "running"], one.running)
+        started.add_metric([name], one.started_seconds_total)
+        refused.add_metric([name], one.refused_total)
+    yield from (tasks, started, refused)
 
 
 def _gate(state: WorkerState) -> Iterator[Metric]:

@@ -20,7 +20,7 @@ from llmtaskpool_worker.contract import LIVEZ, METRICS, OPEN_ROUTES, READYZ, Pha
 from llmtaskpool_worker.execution.pool import TaskPool
 from llmtaskpool_worker.http_api import metrics as metrics_page
 from llmtaskpool_worker.http_api.access import Access
-from llmtaskpool_worker.http_api.auth import Keys, RequireKey
+from llmtaskpool_worker.http_api.auth import Keys, KeysOfTenants, RequireKey
 from llmtaskpool_worker.http_api.batches_api import Batches, BatchRoutes
 from llmtaskpool_worker.http_api.bodies import Bodies, GiveBack
 from llmtaskpool_worker.http_api.browsers import Cors
@@ -111,7 +111,7 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 
 def assemble(
     routes: list[Route],
-    keys: Keys,
+    keys: Keys | KeysOfTenants,
     open_routes: frozenset[str],
     leaving: Callable[[], bool] = lambda: False,
 ) -> ASGIApp:
@@ -128,7 +128,7 @@ def data_app(
     pool: TaskPool,
     catalog: Catalog,
     metrics: Metrics,
-    keys: Keys,
+    keys: Keys | KeysOfTenants,
     limits: HttpLimits,
     clocks: Clocks,
     *,
