@@ -87,8 +87,8 @@ class Gate:
             return here
         if "POST" not in (route.methods or ()) or route.path.startswith(_ABOUT_ONE):
             return self._told(here)
-        if route.path == FILES:
-            return here if self._shared else self._streamed
+        if route.path == FILES and self._shared:
+            return here
         return self._submitted(here) if route.path == TASKS else self._worked
 
     def _told(self, here: Endpoint) -> Endpoint:
@@ -119,6 +119,8 @@ class Gate:
 
     async def _worked(self, request: Request) -> Response:
         """What a worker is to do."""
+        if request.headers.get("content-type", "").lower().startswith("multipart/"):
+            return await self._streamed(request)  # a file: longer than what is kept here
         body = None
         if request.method == "POST":
             body = await self._bodies.read_bytes(request, lambda given, _: given)
