@@ -53,7 +53,7 @@ class Gate:
 def gate_process(**settings: str) -> Iterator[Gate]:
     keys = {"api_keys": "data-key", "control_tokens": "control-token"}
     with worker_process("--gate", **(keys | settings)) as process:
-        process.wait_for("ready")
+        process.wait_for("ready", 240)
         yield Gate(process)
 
 
@@ -208,6 +208,12 @@ def test_what_wakes_nobody_is_answered_at_once(gate: Gate) -> None:
         "vectors",
     ]
     assert gate.http.get("/v1/tasks/none").status_code == 404
+    with raw_serving(_answers) as worker:
+        gate.know(f"127.0.0.1:{worker.port}")
+        models = gate.http.get("/v1/models").json()["data"]
+        assert [one["id"] for one in models] == ["raw"], "a worker knows better"
+    assert gate.http.get("/v1/tasks/none").status_code == 404, "that worker is gone"
+    assert gate.state()["held"] == 0
     too_long = gate.http.post("/v1/chat/completions", content=b"[" * 9_000_000)
     assert too_long.status_code == 413
     assert gate.state()["arrived_total"] == before

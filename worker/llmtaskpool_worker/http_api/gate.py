@@ -93,10 +93,26 @@ class Gate:
 
     def _told(self, here: Endpoint) -> Endpoint:
         async def told(request: Request) -> Response:
-            """By a worker while one is there, else from what is known here."""
-            return await (self._worked if self._holding.has_workers else here)(request)
+            """By a worker while one is there, else from what is known here; it waits for none."""
+            answer = await self._at_once(request) if self._holding.has_workers else None
+            return answer or await here(request)
 
         return told
+
+    async def _at_once(self, request: Request) -> Response | None:
+        """What a worker that is there says; None when it is there no more."""
+        message = message_of(request, None, _id_of(request))
+        try:
+            worker = await self._holding.worker(self._clock())
+            passing = self._from(worker, message, held=False)
+            return await while_connected(request.receive, passing)
+        except Refused as busy:
+            return busy.answer
+        except NobodyCame:
+            return None
+        except (Unreachable, Broken):
+            self._holding.lost(worker)
+            return None
 
     def _submitted(self, here: Endpoint) -> Endpoint:
         async def submitted(request: Request) -> Response:
@@ -104,6 +120,7 @@ class Gate:
             if not self._shared or self._holding.has_workers:
                 return await self._worked(request)
             body, kind = await self._bodies.read_bytes(request, _with_kind)
+            self._holding.arrived()
             if kind in ENGINE_KINDS:  # its text is for a model's tokenizer
                 return await self._answered(request, body)
             self._bodies.give_back(request)
@@ -111,9 +128,7 @@ class Gate:
             headers = [(n, v) for n, v in request.scope["headers"] if n.lower() not in unpacked]
             headers.append((b"content-length", str(len(body)).encode()))
             again = Request({**request.scope, "headers": headers}, _once(body, request.receive))
-            answer = await here(again)
-            self._holding.arrived()
-            return answer
+            return await here(again)
 
         return submitted
 
@@ -124,23 +139,21 @@ class Gate:
         body = None
         if request.method == "POST":
             body = await self._bodies.read_bytes(request, lambda given, _: given)
+        self._holding.arrived()
         return await self._answered(request, body)
 
     async def _streamed(self, request: Request) -> Response:
         """An upload: too long to be kept here, so it is read once there is somebody to read it."""
         self._holding.arrived()
-        own_id = request.scope.get(OWN_ID) or request_id()
-        return await self._by_a_worker(message_of(request, request.stream(), own_id), 1)
+        return await self._by_a_worker(message_of(request, request.stream(), _id_of(request)), 1)
 
     async def _answered(self, request: Request, body: bytes | None) -> Response:
-        self._holding.arrived()
         path = request.scope["path"]
         extra = []
         if path == TASKS and IDEMPOTENCY_HEADER not in request.headers:
             # Said twice, after a lost answer, it is one task all the same.
             extra = [(IDEMPOTENCY_HEADER, f"gate-{uuid4().hex}")]
-        own_id = request.scope.get(OWN_ID) or request_id()
-        message = message_of(request, body, own_id, extra)
+        message = message_of(request, body, _id_of(request), extra)
         lives = 1 if path in _ONCE else MOST_BROKEN
         answer = await while_connected(request.receive, self._by_a_worker(message, lives))
         self._bodies.give_back(request)
@@ -211,6 +224,11 @@ class GateControl:
         told = await self._bodies.read(request, lambda body: parsed(WorkersRequest, body))
         self._holding.know(told.workers)
         return compact(self._holding.state())
+
+
+def _id_of(request: Request) -> str:
+    """The one under which its line stands in our log."""
+    return request.scope.get(OWN_ID) or request_id()
 
 
 def _with_kind(body: bytes, parse: Callable[[bytes], Mapping[str, Any]]) -> tuple[bytes, str]:
