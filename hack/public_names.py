@@ -15,6 +15,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import typer
@@ -33,8 +34,10 @@ from llmtaskpool_worker.assembly.settings import PREFIX, Settings
 from llmtaskpool_worker.calibration.command import calibrate_command
 from llmtaskpool_worker.contract import LaneName, LaneState, Phase, Totals, Work, WorkerState
 from llmtaskpool_worker.http_api.access import REQUEST_ID
+from llmtaskpool_worker.http_api.batches_api import BatchBody, Batches, BatchRoutes
 from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.control import ControlRoutes
+from llmtaskpool_worker.http_api.files_api import FileRoutes
 from llmtaskpool_worker.http_api.graphs_api import GraphBody
 from llmtaskpool_worker.http_api.inference import LENGTH_HEADER
 from llmtaskpool_worker.http_api.limits import HttpLimits
@@ -132,12 +135,15 @@ def _fields(schema: dict[str, Any], path: str) -> Iterator[str]:
 def routes() -> list[str]:
     """``POST /v1/tasks data``: method, path and port."""
     pool, catalog, nothing, bodies = (cast("Any", None),) * 3 + (Bodies(HttpLimits()),)
+    nothing_yet = cast("Any", SimpleNamespace(files=None))
     data = [
         *Health(pool, nothing).routes(),
         *OpenAIRoutes(pool, catalog, bodies, heartbeat_seconds=1, wall_clock=float).routes(),
         *TaskRoutes(
             pool, catalog, bodies, heartbeat_seconds=1, clock=float, wall_clock=float
         ).routes(),
+        *FileRoutes(nothing_yet, piece_seconds=1).routes(),
+        *BatchRoutes(Batches(nothing_yet, nothing_yet), pool, bodies).routes(),
     ]
     data.append(description_route(data))
     ports = {"data": data, "control": ControlRoutes(pool, bodies).routes()}
@@ -187,6 +193,7 @@ def messages() -> list[str]:
         InferRequest,
         TaskBody,
         GraphBody,
+        BatchBody,
     ]
     for one in vars(contract).values():
         if isinstance(one, type) and issubclass(one, BaseModel) and one is not BaseModel:

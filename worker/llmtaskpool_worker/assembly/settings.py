@@ -18,8 +18,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
+from llmtaskpool_worker.assembly.batch_settings import BatchSettings
 from llmtaskpool_worker.assembly.queue import check_pool, check_queue, readable_queue
 from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT
 from llmtaskpool_worker.engines.model_option import parse_model
@@ -52,7 +53,7 @@ class SettingsError(Exception):
     """A setting can't be used: the message names it, its value and the remedy."""
 
 
-class Settings(BaseSettings):
+class Settings(BatchSettings):
     """All that a worker can be told."""
 
     model_config = SettingsConfigDict(

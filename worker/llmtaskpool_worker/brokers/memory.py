@@ -28,7 +28,9 @@ from llmtaskpool_worker.brokers.protocol import (
     Wanted,
 )
 from llmtaskpool_worker.brokers.records import Record
+from llmtaskpool_worker.brokers.refusals import DEAD as DEAD
 from llmtaskpool_worker.brokers.refusals import SHED, SHED_AT_ONCE
+from llmtaskpool_worker.brokers.shelf import MemoryShelf, Shelf
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.sizes import record_bytes, result_bytes
 from llmtaskpool_worker.scheduling.task import (
@@ -47,11 +49,6 @@ MEMORY = Durability(
     "with the same idempotency key.",
 )
 _EXPIRED = TaskError("queue_timeout", "the task waited longer than it may")
-DEAD = TaskError(
-    WORKER_LOST,
-    "each worker that ran this task was lost with it: look at what it asks for before it is "
-    "replayed",
-)
 
 
 class MemoryBroker(Books):
@@ -120,14 +117,11 @@ class MemoryBroker(Books):
         for _ in range(SHED_AT_ONCE):
             if self._lines.has_room(task):
                 return
-            least = self._lines.least(task, now, self._ends_with_client)
+            least = self._lines.least(task, now, lambda one: self._records[one].attached)
             if least is None:
                 break
             self._told.append(self._end(self._records[least], TaskState.FAILED, SHED))
         self._lines.check_room(task)
-
-    def _ends_with_client(self, task_id: str) -> bool:
-        return self._records[task_id].task.bound_to is not None
 
     def _put_down(self, record: Record) -> None:
         task = record.task
@@ -392,6 +386,10 @@ class MemoryBroker(Books):
     def depth(self) -> Depth:
         """See Broker."""
         return self._lines.depth(self._clock(), running=self._running, dead=self._dead)
+
+    def shelf(self, limit_bytes: int) -> Shelf:
+        """See Broker."""
+        return MemoryShelf(limit_bytes, self._clock)
 
     def _dropped(self, record: Record) -> None:
         super()._dropped(record)

@@ -27,6 +27,7 @@ from llmtaskpool_worker.brokers.refusals import Full as Full
 from llmtaskpool_worker.brokers.refusals import IdempotencyConflict as IdempotencyConflict
 from llmtaskpool_worker.brokers.refusals import Unavailable as Unavailable
 from llmtaskpool_worker.brokers.refusals import UnknownParent as UnknownParent
+from llmtaskpool_worker.brokers.shelf import Shelf
 from llmtaskpool_worker.scheduling.task import (
     Asked,
     LaneName,
@@ -388,3 +389,6 @@ class Broker(Protocol):
 
     def depth(self) -> Depth:
         """The line as last seen."""
+
+    def shelf(self, limit_bytes: int) -> Shelf:
+        """Where files and batches lie, as safe as tasks; usable once this has started."""

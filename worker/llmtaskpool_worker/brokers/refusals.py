@@ -8,6 +8,11 @@ SHED = TaskError(
     "shed", "the queue is full, and this was the least urgent of what waits: come back later"
 )
 """How a request ends whose place in a full line a more urgent one has taken."""
+DEAD = TaskError(
+    "worker_lost",
+    "each worker that ran this task was lost with it: look at what it asks for before it is "
+    "replayed",
+)
 SHED_AT_ONCE = 16
 """At most so many make room for one."""
 

@@ -34,6 +34,8 @@ from llmtaskpool_worker.brokers.protocol import (
 )
 from llmtaskpool_worker.brokers.records import Record
 from llmtaskpool_worker.brokers.rows import record_of, row_of
+from llmtaskpool_worker.brokers.shelf import Shelf
+from llmtaskpool_worker.brokers.sqlite_shelf import FileShelf
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.sizes import event_bytes
 from llmtaskpool_worker.scheduling.task import (
@@ -98,6 +100,10 @@ class SqliteBroker(MemoryBroker):
     async def close(self) -> None:
         """See Broker."""
         await self._journal.close()
+
+    def shelf(self, limit_bytes: int) -> Shelf:
+        """See Broker."""
+        return FileShelf(self._journal, limit_bytes, self._wall_clock)
 
     def _read(self, row: Row) -> Record | None:
         try:

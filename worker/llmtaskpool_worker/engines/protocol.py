@@ -232,10 +232,11 @@ class Beat(msgspec.Struct, frozen=True, tag="beat"):
 
 
 class Piece(msgspec.Struct, frozen=True, tag="piece"):
-    """What a server said next of a request: the choice of a chunk."""
+    """What a server said next of a request: the choice of a chunk, and the tokens it stands for."""
 
     id: int
     choice: dict[str, Any]
+    tokens: int = 0
 
 
 class Answered(msgspec.Struct, frozen=True, tag="answered"):

@@ -49,6 +49,8 @@ class ActiveTask:
     text: GenerationText | None = None
     forwarded: ForwardedChoice | None = None
     """What the server behind its model has answered so far."""
+    told_tokens: int = 0
+    """Tokens that this server's chunks stood for, in this run."""
     context: CallContext | None = None
     calling: asyncio.Task[Result | TaskError] | None = None
     on_loop: bool = False

@@ -43,7 +43,6 @@ from llmtaskpool_worker.scheduling.latency_guard import LatencyGuard
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.nature import Nature, kind_states
 from llmtaskpool_worker.scheduling.profile import CalibrationProfile
-from llmtaskpool_worker.scheduling.ramp import Ramp
 from llmtaskpool_worker.scheduling.seats import Seats
 from llmtaskpool_worker.scheduling.suspicion import Suspicion
 from llmtaskpool_worker.scheduling.task import Asked, TaskError, TaskEvent, TaskRequest, TaskView
@@ -101,7 +100,7 @@ class Dispatcher:
             if slo is not None and slots.task == "generate":
                 slots.guard = LatencyGuard(slo)
             if slots.engine.spec.forwards:
-                slots.seats, slots.ramp = Seats(self.limits.compute.threads_max), Ramp()
+                slots.seats = Seats(self.limits.compute.threads_max)
         self._worker_id, self._clock, self._wall_clock = worker_id, clock, wall_clock
         self._gpus, self._rss_bytes = gpus, rss_bytes
         new_id = new_id or ids()

@@ -113,8 +113,6 @@ class EngineEvents:
         own = slots.unhindered.own_seconds(step.decode_batch, step.seconds, step.cpu_seconds)
         if slots.guard is not None and step.decode_batch:
             slots.guard.observe(own)
-        if slots.ramp is not None and step.decode_batch:
-            slots.ramp.measured(step.decode_batch)
         self._cost.observe_step(
             slots.name, step.decode_batch, step.prefill_tokens, step.seconds, own
         )
@@ -195,7 +193,7 @@ class EngineEvents:
         alone = len(slots.in_flight) == 1
         for request_id in slots.in_flight:
             self._lane.left(request_id)
-        slots.in_flight.clear()
+        slots.lost_all(self._clock())
         convicted = slots.suspicion.crashed([task.id for task in lost], alone=alone)
         again: list[ActiveTask] = []
         for task in self._parked_of(slots):  # what the engine kept of them is gone too

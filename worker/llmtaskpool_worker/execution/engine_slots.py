@@ -6,14 +6,12 @@ who of them may run again when. They wait in the lane's queue as all others do, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llmtaskpool_worker.contract import ModelProblem, UpstreamState
 from llmtaskpool_worker.engines.protocol import Engine, Gauges, Ready
 from llmtaskpool_worker.scheduling.hindrance import Unhindered
 from llmtaskpool_worker.scheduling.latency_guard import LatencyGuard
-from llmtaskpool_worker.scheduling.ramp import Ramp
 from llmtaskpool_worker.scheduling.seats import Seats
 from llmtaskpool_worker.scheduling.suspicion import Suspicion
 
@@ -56,9 +54,8 @@ class EngineSlots:
     """The bound of a server behind the model; None where the engine is our own."""
     gauges: Gauges | None = None
     """What that server said last of itself."""
-    ramp: Ramp | None = None
-    """How many of its places are used yet."""
     _bound: int | None = None
+    _open: int = 0
     _with_urgent: int = 0
     _paused: bool = False
     unhindered: Unhindered = field(default_factory=Unhindered)
@@ -82,14 +79,19 @@ class EngineSlots:
         _, _, number = (group or "").partition(_SUSPECTS)
         if not self.suspicion.allows(int(number) if number else None, len(self.in_flight)):
             return 0
-        places = self.holds if self.ramp is None else min(self.holds, self.ramp.places)
+        places = self.holds if self.seats is None else min(self._open, self.ready.max_threads)
         return max(0, places - len(self.in_flight))
 
-    def free_for_urgent(self) -> bool:
-        """Whether a server has a place beyond its N."""
+    def free_for_urgent(self, leaving: int = 0) -> bool:
+        """Whether a server has a place beyond its N, once so many of its requests have left."""
         if self.ready is None or self._paused or self.seats is None:
             return False
-        return len(self.in_flight) < self._with_urgent
+        return len(self.in_flight) - leaving < self._with_urgent
+
+    @property
+    def tries(self) -> int:
+        """So many more than N a server gets now, to see what it makes of them."""
+        return 0 if self.seats is None else max(0, self._open - self.holds)
 
     @property
     def holds(self) -> int:
@@ -114,11 +116,12 @@ class EngineSlots:
             preemptions_total=said.preemptions,
         )
 
-    def bound(self, measured: Mapping[int, float], now: float) -> None:
-        """Settle anew what a server can hold. ``measured``: seconds of its steps by streams."""
+    def bound(self, now: float) -> None:
+        """Settle anew what a server can hold."""
         if self.seats is not None and self.ready is not None:
             self.seats.most = self.ready.max_threads
-            self._bound = self.seats.limit(measured, now)
+            self._bound = self.seats.limit(now)
+            self._open = self.seats.open(now)
             self._with_urgent = self.seats.with_urgent(self._bound, now)
             self._paused = self.seats.paused(now)
 
@@ -134,6 +137,7 @@ class EngineSlots:
             self.progress_at = now if self.asked_at is None else self.asked_at
             self.idle_since = None
         self.in_flight[request_id] = task_id
+        self._count(now)
 
     def shared_until(self, now: float) -> float:
         """Seconds of this engine that one request got, had it run all the time until ``now``.
@@ -150,9 +154,19 @@ class EngineSlots:
         """A request left the engine; its task's id."""
         self.shared_until(now)
         task_id = self.in_flight.pop(request_id, None)
+        self._count(now)
         if not self.in_flight:
             self.idle_since = now
         return task_id
+
+    def lost_all(self, now: float) -> None:
+        """The engine died, and has none of its requests any more."""
+        self.in_flight.clear()
+        self._count(now)
+
+    def _count(self, now: float) -> None:
+        if self.seats is not None:
+            self.seats.delivery.count(len(self.in_flight), now)
 
     def stalled_for(self, now: float) -> float:
         """Seconds without progress while something runs, or without an answer. Slow isn't dead."""

@@ -26,7 +26,7 @@ from llmtaskpool_worker.scheduling.preemption import (
     who_makes_way,
 )
 from llmtaskpool_worker.scheduling.priority import priority
-from llmtaskpool_worker.scheduling.reserve import beyond, is_urgent
+from llmtaskpool_worker.scheduling.reserve import beyond, is_urgent, yields
 from llmtaskpool_worker.scheduling.task import WHOLE_ROUTES, Forward, Generate
 from llmtaskpool_worker.scheduling.task_queue import Waiting
 
@@ -67,6 +67,8 @@ class MakingWay:
         if slots.seats is not None and self._goes_beyond(slots, waiting.priority):
             await start(waiting)
             return
+        if slots.seats is not None and not self._has_room(slots, leaving=1):
+            return  # nothing can be sent, so one that left would leave for nothing
         if self._asked in self._lane.running or not self._outranks_any(slots, waiting.priority):
             return
         asked = who_makes_way(waiting.priority, self._occupants(slots), self._rule)
@@ -100,9 +102,21 @@ class MakingWay:
             return False
         now = self._clock()
         slots.seats.urgent_came(now)
-        slots.bound(self._cost.steps(slots.name), now)
+        slots.bound(now)
+        return self._has_room(slots, leaving=0)
+
+    def _has_room(self, slots: EngineSlots, leaving: int) -> bool:
+        """Whether an urgent one could be sent once so many of those that run have left."""
         lane = self._lane
-        return slots.free_for_urgent() and len(lane.running) < lane.threads + beyond(lane.threads)
+        most = lane.threads + beyond(lane.threads)
+        return slots.free_for_urgent(leaving) and len(lane.running) - leaving < most
+
+    def began(self, slots: EngineSlots, task: ActiveTask) -> None:
+        """One is on its way to a server; those of low weight have a place kept from them."""
+        if slots.seats is not None and yields(task.request.weight, self._rule.factor):
+            now = self._clock()
+            slots.seats.yielding_came(now)
+            slots.bound(now)
 
     def parked(self, task: ActiveTask) -> None:
         """The engine has put a task aside: it waits for a thread again."""

@@ -274,6 +274,8 @@ class Running:
             slots.engine.send(admit_message(task.request_id, payload))
         elif isinstance(payload, Forward):
             task.forwarded = ForwardedChoice(chat=payload.route == "chat/completions")
+            task.told_tokens = 0
+            self._making_way.began(slots, task)
             slots.engine.send(AdmitForward(task.request_id, payload.route, payload.body))
         elif isinstance(payload, Evaluate):
             slots.engine.send(inputs_message(task.request_id, payload))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
@@ -297,7 +297,32 @@ class Metrics:
             buckets=_LAG_BUCKETS,
             registry=self.registry,
         )
+        self._batch_lines = Counter(
+            "llmtaskpool_batch_lines",
+            "Lines of batches whose end this worker has written",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self._batches = Gauge(
+            "llmtaskpool_batches_open",
+            "Batches that have not ended, of all workers with the same queue",
+            registry=self.registry,
+        )
+        self._file_store = Gauge(
+            "llmtaskpool_file_store_bytes",
+            "Bytes that files and batches hold, of all workers with the same queue",
+            registry=self.registry,
+        )
         self._kinds: set[str] = set()
+
+    def lines_ended(self, outcome: str, lines: int) -> None:
+        """Count lines of batches: completed, failed."""
+        self._batch_lines.labels(outcome).inc(lines)
+
+    def follow_batches(self, opened: Callable[[], float], held: Callable[[], float]) -> None:
+        """Read at each scrape how many are open, and the bytes of the store."""
+        self._batches.set_function(opened)
+        self._file_store.set_function(held)
 
     def loop_was_late(self, seconds: float) -> None:
         """Count one tick of ``watch_loop``."""

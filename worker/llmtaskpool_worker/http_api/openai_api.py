@@ -36,10 +36,10 @@ from llmtaskpool_worker.http_api.openai_schema import (
 )
 from llmtaskpool_worker.http_api.sse import (
     DONE,
-    Pieces,
     answer,
     encode,
     event,
+    with_list,
 )
 from llmtaskpool_worker.http_api.structured import checked
 from llmtaskpool_worker.http_api.tool_answers import ToolShape
@@ -221,7 +221,7 @@ class OpenAIRoutes:
             "model": model.name,
             "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens},
         }
-        return Pieces(around, "data", data)
+        return with_list(around, "data", data)
 
 
 def generations(
@@ -295,7 +295,7 @@ def _in_pieces(shape: Shape, results: Sequence[Generated], choices: int) -> Resp
     """An answer with log-probabilities, which is some hundred times its text, made in a thread."""
     whole = shape.whole(results, choices)
     each = [encode(choice) for choice in whole.pop("choices")]
-    return Pieces(whole, "choices", each)
+    return with_list(whole, "choices", each)
 
 
 async def _chunks(batch: Batch, shape: Shape) -> AsyncIterator[list[dict[str, Any]]]:

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llmtaskpool_worker.contract import OPEN_ROUTES
+from llmtaskpool_worker.http_api.batches_api import BatchBody
 from llmtaskpool_worker.http_api.graphs_api import GraphBody
 from llmtaskpool_worker.http_api.one_pass_schema import (
     AnswerRequest,
@@ -50,10 +51,19 @@ _BODIES: dict[str, type[BaseModel]] = {
     "/v2/models/{model}/infer": InferRequest,
     "/v1/tasks": TaskBody,
     "/v1/graphs": GraphBody,
+    "/v1/batches": BatchBody,
 }
 _LATER = ("/v1/tasks", "/v1/graphs")
 """Their answers come before the work is done."""
 _SHAPE = "#/components/schemas/{model}"
+_FILE: dict[str, Any] = {
+    "type": "object",
+    "required": ["purpose", "file"],
+    "properties": {
+        "purpose": {"type": "string", "enum": ["batch"]},
+        "file": {"type": "string", "format": "binary"},
+    },
+}
 _ERROR: dict[str, Any] = {
     "type": "object",
     "required": ["error"],
@@ -121,6 +131,11 @@ def _operation(path: str, method: str, route: Route) -> dict[str, Any]:
         operation["requestBody"] = {
             "required": True,
             "content": {"application/json": {"schema": model}},
+        }
+    if method == "POST" and path == "/v1/files":
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": _FILE}},
         }
     return operation
 

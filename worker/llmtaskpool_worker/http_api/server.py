@@ -21,12 +21,14 @@ from llmtaskpool_worker.execution.pool import TaskPool
 from llmtaskpool_worker.http_api import metrics as metrics_page
 from llmtaskpool_worker.http_api.access import Access
 from llmtaskpool_worker.http_api.auth import Keys, KeysOfTenants, RequireKey
+from llmtaskpool_worker.http_api.batches_api import Batches, BatchRoutes
 from llmtaskpool_worker.http_api.bodies import Bodies, GiveBack
 from llmtaskpool_worker.http_api.browsers import Cors
 from llmtaskpool_worker.http_api.catalog import Catalog
 from llmtaskpool_worker.http_api.connections import guarded_protocol
 from llmtaskpool_worker.http_api.control import ControlRoutes
 from llmtaskpool_worker.http_api.errors import ANSWERED, ApiError, answer_error
+from llmtaskpool_worker.http_api.files_api import FileRoutes
 from llmtaskpool_worker.http_api.graphs_api import GraphRoutes
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.http_api.metrics import Metrics
@@ -132,8 +134,9 @@ def data_app(
     heartbeat_seconds: float,
     leaving: Callable[[], bool] = lambda: False,
     cors_origins: tuple[str, ...] = (),
+    batches: Batches | None = None,
 ) -> ASGIApp:
-    """What the data port serves: OpenAI, tasks and the open routes.
+    """What the data port serves: OpenAI, tasks, batches and the open routes.
 
     Once it is ``leaving`` it is unready and closes connections after their answers. A silent
     stream sends a comment every ``heartbeat_seconds``. Scripts of pages from ``cors_origins`` may
@@ -153,6 +156,9 @@ def data_app(
     )
     routes = Health(pool, metrics, leaving).routes() + openai.routes() + tasks.routes()
     routes += TaskListRoutes(pool, tasks).routes() + GraphRoutes(pool, tasks, bodies).routes()
+    if batches is not None:
+        routes += FileRoutes(batches.books, piece_seconds=limits.body_seconds).routes()
+        routes += BatchRoutes(batches, pool, bodies).routes()
     routes.append(description_route(routes))
     app = _assemble(routes, keys, OPEN_ROUTES, leaving)
     return Cors(app, cors_origins) if cors_origins else app

@@ -22,7 +22,7 @@ from llmtaskpool_worker.http_api.forwarded_requests import KINDS, OURS
 from llmtaskpool_worker.http_api.forwarded_scores import score_payload
 from llmtaskpool_worker.http_api.forwarding import counted, payload_of
 from llmtaskpool_worker.http_api.inference import about_of
-from llmtaskpool_worker.http_api.long_text import with_texts_encoded
+from llmtaskpool_worker.http_api.long_text import in_pieces
 from llmtaskpool_worker.http_api.one_pass_schema import parse_one_pass
 from llmtaskpool_worker.http_api.openai_api import chat_of, generations, grammar_of
 from llmtaskpool_worker.http_api.openai_schema import (
@@ -31,7 +31,16 @@ from llmtaskpool_worker.http_api.openai_schema import (
     header_weight,
     parse,
 )
-from llmtaskpool_worker.http_api.sse import EventStream, answer, encode, event, while_connected
+from llmtaskpool_worker.http_api.sse import (
+    EventStream,
+    Frame,
+    Pieces,
+    answer,
+    encode,
+    event,
+    long_event,
+    while_connected,
+)
 from llmtaskpool_worker.http_api.task_answers import event_json, result_json
 from llmtaskpool_worker.http_api.task_body import TaskBody, dependencies_of, task_of
 from llmtaskpool_worker.http_api.tensors import parse_infer, tensors_of
@@ -213,7 +222,7 @@ class TaskRoutes:
                     view = await while_connected(request.receive, self._pool.wait(view.id))
             except TimeoutError:
                 view = await self._pool.get(view.id) or view
-        return answer(await with_texts_encoded(self.task_json(view)))
+        return Pieces(await in_pieces(self.task_json(view)))
 
     async def cancel(self, request: Request) -> Response:
         """DELETE /v1/tasks/{id}: cancels what has not ended."""
@@ -229,7 +238,7 @@ class TaskRoutes:
         after = int(last) if last.isdecimal() and len(last) < 12 else -1
         return EventStream(self._frames(view.id, after), heartbeat_seconds=self._heartbeat_seconds)
 
-    async def _frames(self, task_id: str, after: int) -> AsyncIterator[bytes]:
+    async def _frames(self, task_id: str, after: int) -> AsyncIterator[Frame]:
         number = 0
         async for happened in self._pool.events(task_id):
             if number > after:
@@ -238,8 +247,8 @@ class TaskRoutes:
             number += 1
         view = await self._pool.get(task_id)
         if view is not None:
-            task = await with_texts_encoded(self.task_json(view))
-            yield event(encode(task), name="end", number=number)
+            pieces = await in_pieces(self.task_json(view))
+            yield long_event(pieces, name="end", number=number)
 
     async def _view(self, request: Request) -> TaskView:
         view = await self._pool.get(request.path_params["id"])

@@ -45,8 +45,6 @@ TOKENS_PER_LETTER = 0.25
 """Of prompts that nobody has counted, until a server's usage tells more."""
 LETTERS_ENOUGH = 32
 """Shorter prompts say little of it: a chat template alone is some ten tokens."""
-STEPS_ENOUGH = 8
-"""Samples of a server's batch that say something of it: prompts of others lie between them."""
 KNEE_SHARE_OF_SLO = 0.4
 """The knee keeps a step within this share of the time-per-token objective (control.md)."""
 FRESH_STEPS = 16
@@ -246,10 +244,6 @@ class CostModel:
         """A model's measured step seconds by batch and prefill seconds by tokens."""
         curves = self._curves(model)
         return curves.step.measured(), curves.prefill.measured()
-
-    def steps(self, model: str) -> dict[int, float]:
-        """Step seconds by batch, of batches that were measured STEPS_ENOUGH times."""
-        return self._curves(model).step.measured(STEPS_ENOUGH)
 
     def classify(self, request: TaskRequest) -> CostClass:
         """The class a request is priced in."""

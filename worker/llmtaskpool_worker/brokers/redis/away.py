@@ -28,6 +28,7 @@ from llmtaskpool_worker.brokers.protocol import (
     Wanted,
 )
 from llmtaskpool_worker.brokers.redis.broker import RedisBroker
+from llmtaskpool_worker.brokers.shelf import Shelf
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.task import Asked, LaneName, TaskError, TaskEvent, TaskView
 
@@ -217,6 +218,10 @@ class PoolBroker:
                 raise
             return own
         return Swept([*own.ended, *pools.ended], [*own.returned, *pools.returned])
+
+    def shelf(self, limit_bytes: int) -> Shelf:
+        """See Broker."""
+        return self._pool.shelf(limit_bytes)
 
     def depth(self) -> Depth:
         """See Broker. What is in our own memory ends with this worker."""

@@ -35,11 +35,13 @@ from llmtaskpool_worker.brokers.redis.following import Following
 from llmtaskpool_worker.brokers.redis.heads import Heads
 from llmtaskpool_worker.brokers.redis.link import Address
 from llmtaskpool_worker.brokers.redis.session import Session
+from llmtaskpool_worker.brokers.redis.shelf import ServerShelf
 from llmtaskpool_worker.brokers.redis.sweeping import Sweeping
 from llmtaskpool_worker.brokers.redis.trouble import away
 from llmtaskpool_worker.brokers.redis.views import Views
 from llmtaskpool_worker.brokers.redis.waking import Waking
 from llmtaskpool_worker.brokers.refusals import SHED_AT_ONCE
+from llmtaskpool_worker.brokers.shelf import Shelf
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.task import (
     TERMINAL,
@@ -136,6 +138,10 @@ class RedisBroker:
         await self._following.close()
         await asyncio.gather(*(waking.close() for waking in self._waking.values()))
         await self._session.close()
+
+    def shelf(self, limit_bytes: int) -> Shelf:
+        """See Broker."""
+        return ServerShelf(self._session.call, limit_bytes)
 
     # --- in ---------------------------------------------------------------------------------
 

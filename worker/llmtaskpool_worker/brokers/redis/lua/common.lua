@@ -21,6 +21,8 @@
 --   p:T          list    what ended with others, to be told by a sweep
 --   p:B          set     blocked tasks
 --   p:y          hash    what is no task of ours, with a reason; p:y:<n> keys of a wrong type
+--   p:f:<name>   string  a piece of a file, or a batch: what lies on the shelf
+--   p:fn p:fz p:fx       their names (zset), sizes and ends (hash), and by when they go (zset)
 --   p:s          hash    counters
 --   p:n          hash    of each tenant: "w NAME" tasks that wait, "r NAME" tasks that run
 --
@@ -130,4 +132,22 @@ end
 local function put_key_aside(key)
   call('RENAME', key, p .. ':y:' .. call('INCR', p .. ':yn'))
   put_aside(key, 'a key of a wrong type')
+end
+
+-- What lies on the shelf under a name; false: nothing, or its time is over.
+local function shelf_entry(name)
+  local size, ends = string.match(call('HGET', p .. ':fz', name) or '', '^(%d+) (-?%d+)$')
+  return tonumber(size or 0), tonumber(ends or -1)
+end
+local function shelved(name, at)
+  local _, ends = shelf_entry(name)
+  if ends >= 0 and ends <= at then return false end
+  return call('GET', p .. ':f:' .. name)
+end
+local function unshelve(name)
+  count('shelf', -(shelf_entry(name)))
+  call('DEL', p .. ':f:' .. name)
+  call('ZREM', p .. ':fn', name)
+  call('ZREM', p .. ':fx', name)
+  call('HDEL', p .. ':fz', name)
 end
