@@ -74,6 +74,7 @@ class _StateCollector:
         yield from _gpus(state)
         yield from _kinds(state)
         yield from _upstreams(state)
+        yield from _memory(state)
         yield from _queue(state)
         yield from _tenants(state)
         yield from _gate(state)
@@ -281,6 +282,32 @@ def _upstreams(state: WorkerState) -> Iterator[Metric]:
     yield from (requests, limit, away, cache, preempted)
 
 
+def _memory(state: WorkerState) -> Iterator[Metric]:
+    """Of engines that have a process of their own."""
+    held = GaugeMetricFamily(
+        "llmtaskpool_engine_memory_bytes",
+        "What an engine's process holds of memory that is no copy of a file",
+        labels=["model"],
+    )
+    budget = GaugeMetricFamily(
+        "llmtaskpool_engine_memory_budget_bytes", "What it should hold at most", labels=["model"]
+    )
+    back = CounterMetricFamily(
+        "llmtaskpool_engine_memory_given_back_bytes", "What it gave back at rest", labels=["model"]
+    )
+    recycled = CounterMetricFamily(
+        "llmtaskpool_engine_recycled", "Begun anew because it leaked", labels=["model"]
+    )
+    for model, seen in state.model_memory.items():
+        if seen.own_bytes is not None:
+            held.add_metric([model], seen.own_bytes)
+        if seen.budget_bytes is not None:
+            budget.add_metric([model], seen.budget_bytes)
+        back.add_metric([model], seen.given_back_bytes_total)
+        recycled.add_metric([model], seen.recycled_total)
+    yield from (held, budget, back, recycled)
+
+
 class Metrics:
     """The worker's own registry. ``task_ended`` is called with every task that ends."""
 
@@ -307,6 +334,11 @@ class Metrics:
             "llmtaskpool_tokens",
             "Tokens of tasks that succeeded",
             ("direction",),
+            registry=self.registry,
+        )
+        self._reused = Counter(
+            "llmtaskpool_prompt_tokens_reused",
+            "Prompt tokens of tasks that succeeded which were kept from others, not computed",
             registry=self.registry,
         )
         self._loop_lag = Histogram(
@@ -361,6 +393,8 @@ class Metrics:
         result = view.result
         if isinstance(result, (Generated, Embedded, Evaluated, Forwarded)):
             self._tokens.labels("prompt").inc(result.prompt_tokens)
+        if isinstance(result, (Generated, Forwarded)):
+            self._reused.inc(result.cached_tokens)
         if isinstance(result, Generated):
             self._tokens.labels("generated").inc(len(result.tokens))
         if isinstance(result, Forwarded):
