@@ -35,6 +35,11 @@ def test_each_field_of_a_pool_is_used_or_refused_or_told() -> None:
             "--api-key-file FILE",
         ),
         (
+            {"tenants": {"named": [{"name": "team", "apiKeySecretRef": {"name": "team"}}]}},
+            "spec.tenants.named: team: ",
+            "--tenant-keys-dir DIR",
+        ),
+        (
             {"trustedCaRef": {"name": "ca"}},
             "spec.trustedCaRef: ca/ca.crt: ",
             "--trusted-ca-file FILE",

@@ -58,6 +58,13 @@ def local(
     api_key_file: Annotated[
         Path | None, typer.Option(help="File with the keys that clients must show, one a line.")
     ] = None,
+    tenant_keys_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with a file of keys, one a line, for each tenant that the pool names "
+            "(spec.tenants.named)."
+        ),
+    ] = None,
     cache_dir: Annotated[
         Path | None, typer.Option(help="Where converted weights are kept.")
     ] = None,
@@ -152,6 +159,7 @@ def local(
         _refuse([f"--queue {queue}: --queue-url-file says where tasks are, too: leave one out"])
     instead = Instead(
         keys=api_key_file is not None,
+        tenants=tenant_keys_dir is not None,
         queue=queue is not None or queue_url_file is not None,
         ca=trusted_ca_file is not None,
     )
@@ -177,6 +185,7 @@ def local(
         host=host,
         port=port if port is not None else 0 if demo else DEFAULT_PORT,
         api_key_file=api_key_file,
+        tenant_keys_dir=tenant_keys_dir,
         cache_dir=cache_dir,
         data_dir=data_dir,
         queue=queue,

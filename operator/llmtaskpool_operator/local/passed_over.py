@@ -15,7 +15,7 @@ from llmtaskpool_operator.api.scaling import ScalingMode
 
 USED = frozenset(
     {"models", "replicas", "scaling", "threads", "queue", "slo", "auth", "env", "env_from"}
-    | {"trusted_ca_ref"}
+    | {"trusted_ca_ref", "tenants"}
 )
 """Fields of the spec that mean here what they mean on a cluster, or are refused."""
 TOLD = frozenset(
@@ -33,6 +33,7 @@ class Instead:
     """Which options of the command line were given for what a cluster has in its objects."""
 
     keys: bool = False
+    tenants: bool = False
     queue: bool = False
     ca: bool = False
 
@@ -44,6 +45,13 @@ def faults(spec: LLMTaskPoolSpec, given: Instead) -> list[str]:
         found.append(
             f"spec.auth.apiKeySecretRef: {_shown(keys)}: there are no Secrets on this machine, and "
             "without its keys the pool is open: give them with --api-key-file FILE, or take the "
+            "field out"
+        )
+    if spec.tenants.named and not given.tenants:
+        first = spec.tenants.named[0]
+        found.append(
+            f"spec.tenants.named: {first.name}: there are no Secrets on this machine: give a "
+            "folder with a file of keys for each name with --tenant-keys-dir DIR, or take the "
             "field out"
         )
     if (redis := spec.queue.redis) is not None and not given.queue:

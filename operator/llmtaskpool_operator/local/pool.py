@@ -37,6 +37,8 @@ class LocalOptions:
     host: str = "127.0.0.1"
     port: int = 8080
     api_key_file: Path | None = None
+    tenant_keys_dir: Path | None = None
+    """The folder with a file of keys for each tenant that the pool names."""
     cache_dir: Path | None = None
     data_dir: Path | None = None
     queue: Path | None = None
@@ -91,6 +93,7 @@ class LocalPool:
             pool.spec,
             cores=options.cores,
             api_key_file=options.api_key_file,
+            tenant_keys_dir=options.tenant_keys_dir,
             cache_dir=options.cache_dir,
             data_dir=options.data_dir,
             queue=options.queue,

@@ -84,6 +84,7 @@ def worker_command(
     *,
     cores: int | None = None,
     api_key_file: Path | None = None,
+    tenant_keys_dir: Path | None = None,
     cache_dir: Path | None = None,
     data_dir: Path | None = None,
     queue: Path | None = None,
@@ -119,6 +120,8 @@ def worker_command(
         environment["LLMTASKPOOL_TRUSTED_CA_FILE"] = str(trusted_ca_file.resolve())
     if api_key_file is not None:
         environment["LLMTASKPOOL_API_KEYS_FILE"] = str(api_key_file.resolve())
+    if tenant_keys_dir is not None:
+        environment["LLMTASKPOOL_TENANT_KEYS_DIR"] = str(tenant_keys_dir.resolve())
     if upstream_hosts:
         environment["LLMTASKPOOL_UPSTREAM_HOSTS"] = ",".join(upstream_hosts)
     if data_dir is not None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from llmtaskpool_worker.brokers.refusals import WORKER_LOST as WORKER_LOST
 from llmtaskpool_worker.brokers.refusals import Full as Full
 from llmtaskpool_worker.brokers.refusals import IdempotencyConflict as IdempotencyConflict
 from llmtaskpool_worker.brokers.refusals import Unavailable as Unavailable
@@ -41,7 +42,6 @@ from llmtaskpool_worker.scheduling.task import Dependencies as Dependencies
 
 MAX_ATTEMPTS = 3
 """K: so many workers may be lost with a task before it is a dead letter."""
-WORKER_LOST = "worker_lost"
 DEPENDENCY_FAILED = "dependency_failed"
 
 
@@ -101,7 +101,8 @@ class Wanted:
     after the other ``free(group)`` says how many slots it has left. ``load(line)`` is T, the
     tenant's share multiplied in. ``above``: only tasks with P = W / T above it, whatever their
     age. ``by_age``: whether the aged have their share of this call (aged_share.py).
-    ``only_bound``: only what ends with this worker, as the worker is about to end.
+    ``only_bound``: only what ends with this worker, as the worker is about to end. ``favour`` is
+    F of a tenant in the ordinary turn (tenants.py); None: 1 of each.
     """
 
     worker: str
@@ -115,6 +116,7 @@ class Wanted:
     above: float = 0.0
     by_age: bool = True
     only_bound: bool = False
+    favour: Callable[[str], float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +217,7 @@ class Depth:
     ``shared``: it is the pool's, and not to be summed over workers. ``blocked`` tasks wait for
     others, ``delayed`` for their time (the first of them at ``next_due_at``), ``dead`` are dead
     letters. ``running`` is what anybody has claimed. ``bound``: of all that waits, what ends with
-    this worker.
+    this worker. ``tenants``: of each how many tasks wait, and how many are claimed.
     """
 
     as_of: float
@@ -230,6 +232,7 @@ class Depth:
     quarantined: int = 0
     shared: bool = False
     error: str | None = None
+    tenants: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

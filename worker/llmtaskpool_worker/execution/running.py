@@ -95,7 +95,11 @@ class Running:
         """What runs alone, or does so as soon as nothing else runs."""
 
     def wanted(self, lane: Lane, most: int, *, above: float = 0.0, by_age: bool = True) -> Wanted:
-        """What the broker is asked for a lane's free threads."""
+        """What the broker is asked for a lane's free threads.
+
+        Who outranks whom among those that run is P alone: tenants' shares count in the ordinary
+        turn.
+        """
         shared = self._ledger.broker.shared
         return Wanted(
             self._worker,
@@ -109,6 +113,7 @@ class Running:
             above,
             by_age,
             self._ends(),
+            self._ledger.tenants.favour() if by_age and above <= 0 else None,
         )
 
     def groups(self, lane: Lane) -> tuple[str, ...]:
@@ -200,6 +205,7 @@ class Running:
         return task
 
     def _take(self, claim: Claim, lane: Lane) -> ActiveTask:
+        self._ledger.tenants.started(claim.line.tenant, self.load_of(claim.line))
         return self._ledger.claimed(claim, lane, CostClass.of(claim.line.cost_class))
 
     @property

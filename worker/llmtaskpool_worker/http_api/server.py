@@ -20,7 +20,7 @@ from llmtaskpool_worker.contract import LIVEZ, METRICS, OPEN_ROUTES, READYZ, Pha
 from llmtaskpool_worker.execution.pool import TaskPool
 from llmtaskpool_worker.http_api import metrics as metrics_page
 from llmtaskpool_worker.http_api.access import Access
-from llmtaskpool_worker.http_api.auth import Keys, RequireKey
+from llmtaskpool_worker.http_api.auth import Keys, KeysOfTenants, RequireKey
 from llmtaskpool_worker.http_api.batches_api import Batches, BatchRoutes
 from llmtaskpool_worker.http_api.bodies import Bodies, GiveBack
 from llmtaskpool_worker.http_api.browsers import Cors
@@ -109,12 +109,13 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     return response
 
 
-def _assemble(
+def assemble(
     routes: list[Route],
-    keys: Keys,
+    keys: Keys | KeysOfTenants,
     open_routes: frozenset[str],
     leaving: Callable[[], bool] = lambda: False,
 ) -> ASGIApp:
+    """Routes with what is around each: id and log, keys, errors in our shape."""
     app = Starlette(
         routes=routes,
         exception_handlers=dict.fromkeys(ANSWERED, answer_error) | {HTTPException: _answer_http},
@@ -127,7 +128,7 @@ def data_app(
     pool: TaskPool,
     catalog: Catalog,
     metrics: Metrics,
-    keys: Keys,
+    keys: Keys | KeysOfTenants,
     limits: HttpLimits,
     clocks: Clocks,
     *,
@@ -142,7 +143,34 @@ def data_app(
     stream sends a comment every ``heartbeat_seconds``. Scripts of pages from ``cors_origins`` may
     call it.
     """
-    bodies = Bodies(limits)
+    routes = data_routes(
+        pool,
+        catalog,
+        metrics,
+        Bodies(limits),
+        limits,
+        clocks,
+        heartbeat_seconds=heartbeat_seconds,
+        leaving=leaving,
+        batches=batches,
+    )
+    app = assemble(routes, keys, OPEN_ROUTES, leaving)
+    return Cors(app, cors_origins) if cors_origins else app
+
+
+def data_routes(
+    pool: TaskPool,
+    catalog: Catalog,
+    metrics: Metrics,
+    bodies: Bodies,
+    limits: HttpLimits,
+    clocks: Clocks,
+    *,
+    heartbeat_seconds: float,
+    leaving: Callable[[], bool] = lambda: False,
+    batches: Batches | None = None,
+) -> list[Route]:
+    """All routes of the data port."""
     openai = OpenAIRoutes(
         pool, catalog, bodies, heartbeat_seconds=heartbeat_seconds, wall_clock=clocks.wall
     )
@@ -159,15 +187,13 @@ def data_app(
     if batches is not None:
         routes += FileRoutes(batches.books, piece_seconds=limits.body_seconds).routes()
         routes += BatchRoutes(batches, pool, bodies).routes()
-    routes.append(description_route(routes))
-    app = _assemble(routes, keys, OPEN_ROUTES, leaving)
-    return Cors(app, cors_origins) if cors_origins else app
+    return [*routes, description_route(routes)]
 
 
 def control_app(pool: TaskPool, tokens: Keys, limits: HttpLimits) -> ASGIApp:
     """What the control port serves; no route of it is open."""
     few = replace(limits, body_bytes=min(limits.body_bytes, CONTROL_BODY_BYTES))
-    return _assemble(ControlRoutes(pool, Bodies(few)).routes(), tokens, frozenset())
+    return assemble(ControlRoutes(pool, Bodies(few)).routes(), tokens, frozenset())
 
 
 class _Server(uvicorn.Server):

@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from llmtaskpool_worker.disclosure import shown
 from llmtaskpool_worker.execution.pool import TaskPool
+from llmtaskpool_worker.http_api.auth import tenant_of
 from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.catalog import Catalog
 from llmtaskpool_worker.http_api.errors import ApiError, blaming, invalid
@@ -142,6 +143,7 @@ class TaskRoutes:
             idempotency_key=key,
             labels=dict(task.labels),
             dependencies=dependencies_of(task),
+            tenant=tenant_of(request),
         )
 
     async def _payload(self, task: TaskBody) -> Payload:

@@ -40,6 +40,7 @@ from llmtaskpool_worker.brokers.redis.sweeping import Sweeping
 from llmtaskpool_worker.brokers.redis.trouble import away
 from llmtaskpool_worker.brokers.redis.views import Views
 from llmtaskpool_worker.brokers.redis.waking import Waking
+from llmtaskpool_worker.brokers.refusals import SHED_AT_ONCE
 from llmtaskpool_worker.brokers.shelf import Shelf
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.task import (
@@ -170,16 +171,22 @@ class RedisBroker:
             (lane.queue_tasks, lane.queue_bytes),
             self._ttl_ms,
             self._soon_ms,
+            tenants_most := self._limits.tenants.of(submission.line.tenant).waiting,
         )
         if len(body) > LARGEST_BYTES:
             raise Full("bytes", LARGEST_BYTES)
-        call = self._session.call("accept", head, body, seconds=seconds)
-        answer = await call
+        for _ in range(SHED_AT_ONCE):
+            call = self._session.call("accept", head, body, seconds=seconds)
+            answer = await call
+            lane_full = answer[0] == b"full" and answer[1] != b"tenant"
+            if not lane_full or not await self._claiming.shed(submission, self._soon_ms):
+                break
         what, name = answer[0], answer[1].decode()
         if what == b"conflict":
             raise IdempotencyConflict
         if what == b"full":
             bounds = {"tasks": lane.queue_tasks, "bytes": lane.queue_bytes}
+            bounds["tenant"] = tenants_most or 0
             raise Full(name, bounds[name])
         if what == b"unknown_dependency":
             raise UnknownParent(name)

@@ -24,6 +24,7 @@
 --   p:f:<name>   string  a piece of a file, or a batch: what lies on the shelf
 --   p:fn p:fz p:fx       their names (zset), sizes and ends (hash), and by when they go (zset)
 --   p:s          hash    counters
+--   p:n          hash    of each tenant: "w NAME" tasks that wait, "r NAME" tasks that run
 --
 -- Books: v version, s state (q waiting, b blocked, d delayed, r running; ended: S succeeded,
 -- F failed, C cancelled, X expired, D dead letter), g group, k line, w weight, u accepted at,
@@ -46,11 +47,24 @@ local function now()
 end
 
 -- Counters are added up and written once, at the end of a script.
-local sums = {}
+local sums, bills = {}, {}
 local function count(name, n) sums[name] = (sums[name] or 0) + n end
 local function settle()
   for name, n in pairs(sums) do
     if n ~= 0 then call('HINCRBY', p .. ':s', name, n) end
+  end
+  for name, n in pairs(bills) do
+    if n ~= 0 and call('HINCRBY', p .. ':n', name, n) <= 0 then call('HDEL', p .. ':n', name) end
+  end
+end
+
+-- A line has its tenant at its end; that of who showed no key has none.
+local function tenant_of(k) return string.match(k, '\t(.+)$') end
+local function billed(k, waits, runs)
+  local tenant = tenant_of(k)
+  if tenant then
+    bills['w ' .. tenant] = (bills['w ' .. tenant] or 0) + waits
+    bills['r ' .. tenant] = (bills['r ' .. tenant] or 0) + runs
   end
 end
 
@@ -74,6 +88,7 @@ local function hold(b, n)
   count('held:' .. lane, n)
   count('bytes:' .. lane, n * b.z)
   count('work:' .. b.g, n * b.y)
+  billed(b.k, n, 0)
 end
 
 local function enter_line(id, b, patient)
@@ -98,6 +113,7 @@ local function wait_again(id, b, why, counted, alone)
   if not counted then call('HINCRBY', tk, 'a', -1) end
   if alone then call('HSET', tk, '1', '1') end
   hold(b, 1)
+  billed(b.k, 0, -1)
   enter_line(id, b, not counted)
 end
 
