@@ -115,14 +115,11 @@ class MemoryBroker(Books):
         for _ in range(SHED_AT_ONCE):
             if self._lines.has_room(task):
                 return
-            least = self._lines.least(task, now, self._ends_with_client)
+            least = self._lines.least(task, now, lambda one: self._records[one].attached)
             if least is None:
                 break
             self._told.append(self._end(self._records[least], TaskState.FAILED, SHED))
         self._lines.check_room(task)
-
-    def _ends_with_client(self, task_id: str) -> bool:
-        return self._records[task_id].task.bound_to is not None
 
     def _put_down(self, record: Record) -> None:
         task = record.task
