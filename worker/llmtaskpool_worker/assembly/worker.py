@@ -21,10 +21,12 @@ from llmtaskpool_worker.assembly.engine_settings import tell_engines
 from llmtaskpool_worker.assembly.keys import keys_of
 from llmtaskpool_worker.assembly.queue import broker_of, ids_of, read_queue
 from llmtaskpool_worker.assembly.settings import Settings, SettingsError
+from llmtaskpool_worker.assembly.sharing import cores, shared_out
 from llmtaskpool_worker.contract import GpuReading, Phase
 from llmtaskpool_worker.disclosure import where_raised
 from llmtaskpool_worker.engines.backoff import Backoff
 from llmtaskpool_worker.engines.load_errors import may_pass
+from llmtaskpool_worker.engines.processors import own_processors
 from llmtaskpool_worker.engines.protocol import (
     AdmitForward,
     Engine,
@@ -207,7 +209,7 @@ def build(
     codecs: dict[str, Any] = {}
     models: list[Model] = []
     engines: list[Engine] = []
-    for spec in settings.model_specs():
+    for spec in shared_out(settings.model_specs(), cores(), own_processors()):
         model = Model(spec.name, spec.task, created)
         model.token_ids = spec.options.get("token_ids") is True
         model.aliases = spec.aliases
