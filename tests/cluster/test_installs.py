@@ -19,6 +19,7 @@ import rig
 from chart.charts import helm_with
 from fakes.mini_kubelet import mini_kubelet
 from fakes.operator_process import OperatorProcess
+from fakes.plain_http import NO_TLS
 
 from .conftest import OPERATOR_NAMESPACE, ROOT, connected, wait_for
 from .installs import CHART, CRD, INSTALL, NEXT_FIELD, Site, next_chart, next_file
@@ -220,7 +221,9 @@ def test_pools_serve_on_through_an_uninstall_and_are_taken_up_by_the_next_instal
 def ask(address: str, seconds: float) -> int:
     """The status of a request that takes a worker so long."""
     body = {"seconds": seconds}
-    return httpx.post(f"http://{address}:8000/v1/work", json=body, timeout=60).status_code
+    return httpx.post(
+        f"http://{address}:8000/v1/work", json=body, timeout=60, verify=NO_TLS
+    ).status_code
 
 
 def token(pools: Pools) -> str:

@@ -21,6 +21,7 @@ import httpx
 import pytest
 from fakes.mini_kubelet import RunningPod, next_address
 from fakes.operator_process import OperatorProcess
+from fakes.plain_http import NO_TLS
 from fakes.preloaded import llmtaskpool
 
 from .conftest import Broken, wait_for
@@ -106,7 +107,7 @@ def load(*pods: RunningPod) -> Iterator[None]:
         with suppress(httpx.HTTPError, RuntimeError):  # the client is closed
             http.post(f"http://{address}:8000/v1/work", json={"seconds": 60})
 
-    with httpx.Client(timeout=90, limits=httpx.Limits(max_connections=200)) as http:
+    with httpx.Client(timeout=90, limits=httpx.Limits(max_connections=200), verify=NO_TLS) as http:
         for pod in pods:
             for _ in range(20):
                 threading.Thread(target=ask, args=(pod.address,), daemon=True).start()
@@ -114,7 +115,7 @@ def load(*pods: RunningPod) -> Iterator[None]:
 
 
 def threads(pod: RunningPod) -> int:
-    return httpx.get(f"http://{pod.address}:8000/who").json()["threads"]
+    return httpx.get(f"http://{pod.address}:8000/who", verify=NO_TLS).json()["threads"]
 
 
 @pytest.mark.timeout(600)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 from fakes.operator_process import OperatorProcess
+from fakes.plain_http import NO_TLS
 
 from .conftest import CONVERGED_WITHIN, LEASE, Broken, wait_for
 from .pools import Pools, fixed, own_pools
@@ -34,7 +35,7 @@ def requests_to(address: str) -> Iterator[Counter[str]]:
     over = threading.Event()
 
     def ask() -> None:
-        with httpx.Client(timeout=10) as http:
+        with httpx.Client(timeout=10, verify=NO_TLS) as http:
             while not over.wait(0.1):
                 try:
                     answer = http.post(f"http://{address}:8000/v1/tasks", json={"seconds": 0.1})

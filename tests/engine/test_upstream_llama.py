@@ -10,6 +10,7 @@ import openai
 import pytest
 from fakes.http_rig import serving_engines, wait_until
 from fakes.llama_server import llama_serving
+from fakes.plain_http import NO_TLS
 from llmtaskpool_worker.engines.protocol import ModelSpec
 from llmtaskpool_worker.engines.upstream.address import address_of
 from llmtaskpool_worker.engines.upstream.engine import UpstreamEngine
@@ -45,7 +46,9 @@ def ai(rig):
 def test_a_whole_answer_is_what_the_server_gives_itself(ai, server):
     asked = {"messages": SAY, "max_tokens": 12, "temperature": 0, "seed": 1}
     answer = ai.chat.completions.create(model="smollm2", **asked)
-    direct = httpx.post(f"{server.url}/chat/completions", json=asked, timeout=120).json()
+    direct = httpx.post(
+        f"{server.url}/chat/completions", json=asked, timeout=120, verify=NO_TLS
+    ).json()
     assert answer.choices[0].message.content == direct["choices"][0]["message"]["content"]
     assert answer.choices[0].finish_reason == direct["choices"][0]["finish_reason"]
     assert answer.usage.prompt_tokens == direct["usage"]["prompt_tokens"]
@@ -98,7 +101,9 @@ def test_no_more_are_in_flight_than_the_server_has_slots(rig, server):
 
     def look() -> None:
         while not done.wait(0.05):
-            page = httpx.get(f"{server.url.removesuffix('/v1')}/metrics", timeout=60).text
+            page = httpx.get(
+                f"{server.url.removesuffix('/v1')}/metrics", timeout=60, verify=NO_TLS
+            ).text
             lines = dict(line.rsplit(" ", 1) for line in page.splitlines() if line[:1] not in "#")
             deferred.append(float(lines["llamacpp:requests_deferred"]))
 
@@ -125,7 +130,9 @@ def test_a_client_that_leaves_frees_the_server(rig, server):
     wait_until(lambda: rig.held() == 0, "the pool's place is free")
 
     def slots() -> list[bool]:
-        page = httpx.get(f"{server.url.removesuffix('/v1')}/slots", timeout=60).json()
+        page = httpx.get(
+            f"{server.url.removesuffix('/v1')}/slots", timeout=60, verify=NO_TLS
+        ).json()
         return [slot["is_processing"] for slot in page]
 
     wait_until(lambda: not any(slots()), "its slot too")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import httpx
 import psutil
+from fakes.plain_http import NO_TLS
 from fakes.worker_process import WorkerProcess
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -34,7 +35,7 @@ class Watched:
 
     def watch(self, over: threading.Event) -> None:
         """Sample until ``over`` is set, and a few times at least."""
-        with httpx.Client(base_url=self._url, timeout=30) as other:
+        with httpx.Client(base_url=self._url, timeout=30, verify=NO_TLS) as other:
             while not over.is_set() or len(self.statuses) < 3:
                 began = time.monotonic()
                 self.statuses.append(other.get("/livez").status_code)
@@ -46,7 +47,7 @@ class Watched:
 @contextmanager
 def watched(worker: WorkerProcess) -> Iterator[Watched]:
     """Watch a worker as long as the block runs."""
-    with httpx.Client(base_url=worker.url, timeout=30) as first:
+    with httpx.Client(base_url=worker.url, timeout=30, verify=NO_TLS) as first:
         assert first.get("/livez").status_code == 200
     seen = Watched(worker)
     over = threading.Event()
@@ -104,7 +105,7 @@ def all_at_once(count: int, act: Callable[[int], object]) -> list[object]:
 
 def longest_stall_seconds(worker: WorkerProcess) -> float:
     """The upper bound of the bucket that the worker's own longest stall of its loop is in."""
-    with httpx.Client(base_url=worker.url, timeout=30) as http:
+    with httpx.Client(base_url=worker.url, timeout=30, verify=NO_TLS) as http:
         page = http.get("/metrics").text
     buckets = {
         float(sample.labels["le"]): sample.value

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 from fakes.fake_pool import FakePool
 from fakes.letters_engine import LetterTokenizer
+from fakes.plain_http import NO_TLS
 from llmtaskpool_worker.assembly.keys import keys_of
 from llmtaskpool_worker.assembly.settings import Settings
 from llmtaskpool_worker.assembly.worker import build
@@ -122,7 +123,7 @@ class Rig:
         return asyncio.run_coroutine_threadsafe(run(), self.loop).result(DEADLINE_SECONDS)
 
     def client(self, **options) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=DEADLINE_SECONDS, **options)
+        return httpx.Client(base_url=self.url, timeout=DEADLINE_SECONDS, verify=NO_TLS, **options)
 
     def post(self, path: str, body: Any = None, **options) -> httpx.Response:
         with self.client() as client:
@@ -133,7 +134,9 @@ class Rig:
             return client.get(path, **options)
 
     def control(self, method: str, path: str, **options) -> httpx.Response:
-        with httpx.Client(base_url=self.control_url, timeout=DEADLINE_SECONDS) as client:
+        with httpx.Client(
+            base_url=self.control_url, timeout=DEADLINE_SECONDS, verify=NO_TLS
+        ) as client:
             return client.request(method, path, **options)
 
     def connect(self) -> socket.socket:
@@ -176,15 +179,15 @@ def request_bytes(path: str, body: Any, *, headers: str = "") -> bytes:
 
 
 @contextmanager
-def serving(make_pool=FakePool, **chosen):
-    """A Rig over ``make_pool(clock)``; ``chosen`` are settings."""
+def serving(make_pool=FakePool, served=None, **chosen):
+    """A Rig over ``make_pool(clock)`` with the models ``served``; ``chosen`` are settings."""
     settings = Settings(port=0, control_port=0, **chosen)
     clocks = Clocks(time.monotonic, time.time)
 
     @asynccontextmanager
     async def servers():
         pool = make_pool(clocks.monotonic)
-        catalog = Catalog(models())
+        catalog = Catalog(models() if served is None else served)
         metrics = Metrics(pool.state)
         keys, tokens = keys_of(settings, clocks.monotonic)
         limits, keep_alive = settings.http_limits(), settings.keep_alive_seconds
@@ -234,7 +237,9 @@ def serving_engines(*engines: Engine, codec: LetterCodec | None = None, **chosen
         )
         ports = await worker.data.start(), await worker.control.start()
         await worker.pool.start()
+        worker.batches.start()
         yield Rig(asyncio.get_running_loop(), worker.pool, *ports)
+        await worker.batches.stop(0.0)
         await worker.pool.stop(0.0)
         await asyncio.gather(worker.data.stop(), worker.control.stop())
 

@@ -82,7 +82,7 @@ class LettersEngine:
                 self._vectors.append(message)
             case AdmitEmbedding():
                 self._fail(message.id, "wrong_model")
-            case AdmitInputs() if self.spec.task == "classify":
+            case AdmitInputs() if self.spec.task in ("classify", "rerank"):
                 self._inputs.append(message)
             case AdmitInputs():
                 self._fail(message.id, "wrong_model")
@@ -198,6 +198,8 @@ class LettersEngine:
         for one in self._inputs:
             sizes = [len(row.tokens) // 4 for row in one.texts]
             chances = [[1 / size, 1 - 1 / size] for size in sizes]
+            if self.spec.task == "rerank":
+                chances = [first for first, _ in chances]
             self._events.put_nowait(Values(one.id, chances, sum(sizes)))
         self._inputs.clear()
         if tokens or ended:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
+from fakes.plain_http import NO_TLS
 from llmtaskpool_operator.local.fleet import Fleet, FleetLimits
 from llmtaskpool_operator.local.front import Front
 from llmtaskpool_operator.local.front_connection import FrontLimits
@@ -58,7 +59,9 @@ class LocalRig:
                 await asyncio.sleep(0.01)
 
     def client(self, **options) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.url, timeout=DEADLINE_SECONDS, **options)
+        return httpx.AsyncClient(
+            base_url=self.url, timeout=DEADLINE_SECONDS, verify=NO_TLS, **options
+        )
 
     async def work(self, client: httpx.AsyncClient, seconds: float = 0.0) -> httpx.Response:
         return await client.post("/v1/chat/completions", json={"seconds": seconds})

@@ -26,6 +26,7 @@ from typing import Any
 
 import httpx
 from fakes.operator_process import DIES_WITH_ITS_PARENT
+from fakes.plain_http import NO_TLS
 from rig.ports import is_free
 
 NODE = "mini"
@@ -335,7 +336,12 @@ class MiniKubelet:
 
 def _ready(address: str) -> bool:
     try:
-        return httpx.get(f"http://{address}:{DATA_PORT}/readyz", timeout=2.0).status_code == 200
+        return (
+            httpx.get(
+                f"http://{address}:{DATA_PORT}/readyz", timeout=2.0, verify=NO_TLS
+            ).status_code
+            == 200
+        )
     except httpx.HTTPError:
         return False
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+from fakes.plain_http import NO_TLS
 from fakes.preloaded import Forked
 from rig import ports
 
@@ -48,7 +49,7 @@ class OperatorProcess:
         os.kill(self.process.pid, signal.SIGCONT)
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=5)
+        return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=5, verify=NO_TLS)
 
     def wait_ready(self, seconds: float = 30.0) -> None:
         deadline = time.monotonic() + seconds

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 from fakes.llama_server import llama_serving
+from fakes.plain_http import NO_TLS
 from fakes.vllm_stub import VllmStub, stub_serving
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +68,6 @@ def _vllm_serving(slots: int, context: int) -> Iterator[str]:
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/models", timeout=5).is_success
+        return httpx.get(f"{url}/models", timeout=5, verify=NO_TLS).is_success
     except httpx.TransportError:
         return False

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+from fakes.plain_http import NO_TLS
 
 DEADLINE_SECONDS = 60.0
 
@@ -61,7 +62,7 @@ class WorkerProcess:
         return f"http://127.0.0.1:{self.wait_for('listening')['control_port']}"
 
     def client(self, **options) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=DEADLINE_SECONDS, **options)
+        return httpx.Client(base_url=self.url, timeout=DEADLINE_SECONDS, verify=NO_TLS, **options)
 
     def exit_code(self, seconds: float = DEADLINE_SECONDS) -> int:
         """The exit code, once it has ended; what it printed is in ``lines`` and ``errors``."""

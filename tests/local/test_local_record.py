@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 from fakes.local_process import QUICK, cli, local
 from fakes.local_rig import DEADLINE_SECONDS
+from fakes.plain_http import NO_TLS
 from fakes.preloaded import llmtaskpool
 
 IDLE_DECISIONS = 2
@@ -22,7 +23,7 @@ def burst(url: str, seconds: float) -> list[int]:
     """About three workers' worth of work for some seconds, and then nothing for some."""
 
     async def send() -> list[int]:
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60, verify=NO_TLS) as client:
             jobs = []
             for _ in range(int(seconds / 0.1)):
                 body = {"seconds": 1.2}

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from fakes.local_process import cli, local, pool_object
 from fakes.local_rig import DEADLINE_SECONDS
+from fakes.plain_http import NO_TLS
 
 
 def ended(processes) -> bool:
@@ -38,7 +39,9 @@ class Stream:
         path = f"{url}/v1/chat/completions"
         with (
             contextlib.suppress(httpx.TransportError),
-            httpx.stream("POST", path, json=body, timeout=DEADLINE_SECONDS) as answer,
+            httpx.stream(
+                "POST", path, json=body, timeout=DEADLINE_SECONDS, verify=NO_TLS
+            ) as answer,
         ):
             for line in answer.iter_lines():
                 if line:
@@ -91,7 +94,7 @@ def test_workers_rise_with_the_load_and_fall_after_it_and_no_request_is_lost():
     statuses: list[int] = []
 
     async def burst(url: str) -> None:
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60, verify=NO_TLS) as client:
 
             async def one() -> None:
                 answer = await client.post("/v1/chat/completions", json={"seconds": 0.5})
@@ -100,7 +103,7 @@ def test_workers_rise_with_the_load_and_fall_after_it_and_no_request_is_lost():
             await asyncio.gather(*(one() for _ in range(80)))
 
     async def trickle(url: str, until: threading.Event) -> None:
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60, verify=NO_TLS) as client:
             while not until.is_set():
                 answer = await client.post("/v1/chat/completions", json={"seconds": 0.01})
                 statuses.append(answer.status_code)
@@ -156,9 +159,20 @@ def test_a_bad_pool_file_is_one_line_per_fault(tmp_path: Path):
     ]
 
 
+def test_a_pool_file_that_shares_a_queue_is_not_run_without_it(tmp_path: Path):
+    path = tmp_path / "pool.yaml"
+    redis = {"secretRef": {"name": "queue", "key": "url"}}
+    path.write_text(json.dumps(pool_object(queue={"redis": redis})))
+    told = cli("--pool", str(path))
+    assert told.returncode == 2
+    assert told.stderr.startswith("llmtaskpool local: spec.queue.redis.secretRef: queue/url: ")
+    assert "--queue-url-file" in told.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
+        (["--queue-url-file", "/nowhere/url"], "--queue-url-file /nowhere/url"),
         (["--output", "xml"], "--output 'xml'"),
         (["--model", "nonsense"], "--model 'nonsense'"),
         (["--min-replicas", "3", "--max-replicas", "2"], "--min-replicas 3"),

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from fakes.http_rig import wait_until
 from fakes.local_process import Local
+from fakes.plain_http import NO_TLS
 
 TESTS = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(TESTS)}
@@ -43,7 +44,7 @@ def test_a_server_is_started_beside_the_worker_again_when_it_dies_and_ended_with
         url = pool.wait_for(lambda line: line["event"] == "listening", "it listens")["url"]
 
         def answer() -> str | None:
-            got = httpx.post(f"{url}/v1/chat/completions", json=BODY, timeout=60)
+            got = httpx.post(f"{url}/v1/chat/completions", json=BODY, timeout=60, verify=NO_TLS)
             return got.json()["choices"][0]["message"]["content"] if got.is_success else None
 
         wait_until(lambda: answer() == "hello", "the server behind it answers")

@@ -133,11 +133,15 @@ class Fleet:
         first = {worker_id: rank for rank, worker_id in enumerate(victims)}
         surplus = sorted(
             self.members(),
-            key=lambda w: (first.get(w.id, len(first)), w.ready, w.in_flight, -w.started_at),
+            key=lambda w: (first.get(w.id, len(first)), w.ready, self._load(w), -w.started_at),
         )[: max(0, len(self.members()) - replicas)]
         for worker in surplus:
             self.retire(worker)
         await self.tend()
+
+    def _load(self, worker: LocalWorker) -> int:
+        """What it has to finish. Its own count is of its last report; the front knows at once."""
+        return max(worker.in_flight, self._front.open_connections(worker.id))
 
     async def tend(self) -> None:
         """Start what is missing, as far as the back-off allows. Raises Unstartable."""

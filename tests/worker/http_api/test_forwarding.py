@@ -290,9 +290,13 @@ def test_an_urgent_request_takes_the_place_of_one_that_nobody_has_read():
         assert "[DONE]" in list(lines)[-2]
 
 
-def test_an_urgent_request_goes_beside_streams_that_are_read():
-    """Nobody makes way: of four places one is the urgent ones' as long as some come."""
-    long = {"messages": HI, "model": "chat", "ignore_eos": True, "max_tokens": 4000, "weight": 0.01}
+@pytest.mark.parametrize("bulk", [0.01, 1.0], ids=["of low weight", "ordinary"])
+def test_an_urgent_request_goes_beside_streams_that_are_read(bulk):
+    """Nobody makes way: of four places one is the urgent ones' as long as some come.
+
+    Beside bulk that says that it is bulk it is theirs from the start.
+    """
+    long = {"messages": HI, "model": "chat", "ignore_eos": True, "max_tokens": 4000, "weight": bulk}
     with (
         stub_serving(VllmStub(seats=4, step_seconds=0.01)) as stub,
         serving_engines(engine_of(stub, max_threads=4), threads=16) as rig,
@@ -310,9 +314,10 @@ def test_an_urgent_request_goes_beside_streams_that_are_read():
                         return
 
         following = [readers.submit(follow, tokens) for tokens in (100, 4000, 4000, 4000, 4000)]
-        wait_until(lambda: stub.in_flight == 4, "all places are taken, and one waits")
-        urgent = {"model": "chat", "messages": HI, "max_tokens": 2, "weight": 100.0}
-        assert rig.post(CHAT, urgent).status_code == 200, "when the short one has ended"
+        at_first = 3 if bulk < 1.0 else 4
+        wait_until(lambda: stub.in_flight == at_first, "all places are taken, and one waits")
+        urgent = {"model": "chat", "messages": HI, "max_tokens": 2, "weight": 1000.0}
+        assert rig.post(CHAT, urgent).status_code == 200, "when the short one has ended, at last"
         assert stub.in_flight == 3, "its place is not given to the one that waits"
         assert rig.call(rig.pool.state).upstreams["chat"].limit == 3
         for _ in range(5):

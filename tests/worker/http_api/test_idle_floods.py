@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 import httpx
 from fakes.attacks import connect
 from fakes.http_rig import wait_until
+from fakes.plain_http import NO_TLS
 from fakes.worker_process import worker_process
 
 KEY = "the-key"
@@ -22,7 +23,12 @@ FEW_DESCRIPTORS = (
 
 def gets_in(worker) -> bool:
     with suppress(httpx.TransportError):
-        return httpx.get(f"{worker.url}/v1/models", headers=WITH_KEY, timeout=5).status_code == 200
+        return (
+            httpx.get(
+                f"{worker.url}/v1/models", headers=WITH_KEY, timeout=5, verify=NO_TLS
+            ).status_code
+            == 200
+        )
     return False
 
 
@@ -37,7 +43,7 @@ def flood(worker, count: int) -> None:
         assert gets_in(worker)
         assert known.get("/v1/models").status_code == 200
         assert next(iter(known._transport._pool.connections)) is kept
-        control = httpx.get(f"{worker.control_url}/control/v1/state", timeout=20)
+        control = httpx.get(f"{worker.control_url}/control/v1/state", timeout=20, verify=NO_TLS)
         assert control.status_code == 200
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from llmtaskpool_worker.engines.processors import part, processors
+from llmtaskpool_worker.engines.processors import own_processors, part, processors
 from llmtaskpool_worker.engines.protocol import ModelSpec
 
 
@@ -40,3 +40,8 @@ def cores() -> int:
     """How many threads may compute at once: what the environment says of OpenMP bounds it too."""
     told = os.environ.get("OMP_NUM_THREADS", "").strip()
     return min(processors(), max(1, int(told))) if told.isdecimal() else processors()
+
+
+def on_this_machine(specs: Sequence[ModelSpec]) -> list[ModelSpec]:
+    """The models with their parts of what this worker may use here."""
+    return shared_out(specs, cores(), own_processors())

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from llmtaskpool_worker.engines.scales import Memory as Memory
+
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 
@@ -35,6 +37,25 @@ class Admit(msgspec.Struct, frozen=True, tag="admit"):
     min_tokens: int = 0
     stop_token_ids: list[int] = []
     grammar: str | None = None
+    prefix: list[int] = []
+    """With what the answer begins, where a model reads the prompt and writes beside it."""
+
+
+class AdmitSound(msgspec.Struct, frozen=True, tag="sound"):
+    """Write down what is said in a file of sound.
+
+    ``language``: its code, such as "en"; None: the model is to hear which it is. ``translate``: in
+    English. ``timestamps``: with tokens of time. ``prompt``: what was said before.
+    """
+
+    id: int
+    file: bytes
+    language: str | None = None
+    translate: bool = False
+    timestamps: bool = False
+    prompt: list[int] = []
+    temperature: float = 0.0
+    seed: int | None = None
 
 
 class AdmitEmbedding(msgspec.Struct, frozen=True, tag="embed"):
@@ -130,7 +151,17 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
 
 
 ToEngine = (
-    Admit | AdmitEmbedding | AdmitInputs | Cancel | Park | Resume | SetThreads | Trim | Ping | Stop
+    Admit
+    | AdmitSound
+    | AdmitEmbedding
+    | AdmitInputs
+    | Cancel
+    | Park
+    | Resume
+    | SetThreads
+    | Trim
+    | Ping
+    | Stop
 )
 
 
@@ -157,7 +188,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     memory_budget_bytes: int | None = None
     """What the process should hold at most, of memory that is no copy of a file."""
     about: dict[str, Any] = {}
-    """What clients may know of a model that runs once over its input: its labels."""
+    """What clients may know of a model that reads: its labels, its languages."""
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True):
@@ -237,21 +268,12 @@ class Beat(msgspec.Struct, frozen=True, tag="beat"):
     """A sign of life: each second while it loads, amid a long step, and in answer to Ping."""
 
 
-class Memory(msgspec.Struct, frozen=True, tag="memory"):
-    """What the engine's process holds, as in ``memory_budget_bytes``; each second while it works.
-
-    ``given_back_bytes`` answers Trim: what it held before it and not after.
-    """
-
-    own_bytes: int
-    given_back_bytes: int = 0
-
-
 class Piece(msgspec.Struct, frozen=True, tag="piece"):
-    """What a server said next of a request: the choice of a chunk."""
+    """What a server said next of a request: the choice of a chunk, and the tokens it stands for."""
 
     id: int
     choice: dict[str, Any]
+    tokens: int = 0
 
 
 class Answered(msgspec.Struct, frozen=True, tag="answered"):
@@ -312,7 +334,19 @@ class EngineDied(msgspec.Struct, frozen=True, tag="died"):
 EngineEvent = FromEngine | FromServer | EngineDied
 
 
-TASKS = ("generate", "embed", "rerank", "classify", "tag", "answer", "detect", "tensor")
+TASKS = (
+    "generate",
+    "embed",
+    "rerank",
+    "classify",
+    "tag",
+    "answer",
+    "detect",
+    "tensor",
+    "translate",
+    "summarize",
+    "transcribe",
+)
 """What a model can be loaded for."""
 
 

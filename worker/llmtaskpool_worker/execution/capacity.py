@@ -31,20 +31,24 @@ class Capacity:
         cap = self._lanes[name].limits.threads_max
         if name is not LaneName.COMPUTE:
             return cap
-        ready = [s for s in self._slots.values() if s.ready is not None]
+        ready = self._ready()
         if ready:
             cap = min(cap, sum(s.holds for s in ready))
         guarded = [self._guarded(s, s.guard) for s in ready if s.guard is not None]
         return max(1, min([cap, *guarded]))
 
     def look(self) -> None:
-        """Settle anew what servers behind models can hold."""
-        now = self._clock()
+        """Settle anew what servers behind models can hold, and what is tried at them."""
+        now, lane, ready = self._clock(), self._lanes[LaneName.COMPUTE], self._ready()
         for slots in self._slots.values():
-            if slots.seats is not None:
-                slots.bound(self._cost.steps(slots.name), now)
-            if slots.ramp is not None:
-                slots.ramp.look(len(slots.in_flight), now)
+            slots.bound(now)
+        # Who gives a lane fewer threads than its engines hold does not want more to be tried.
+        full = lane.threads >= min(lane.limits.threads_max, sum(s.holds for s in ready))
+        most = lane.limits.threads_max - lane.threads
+        lane.tries = max(0, min(most, sum(s.tries for s in ready))) if full else 0
+
+    def _ready(self) -> list[EngineSlots]:
+        return [slots for slots in self._slots.values() if slots.ready is not None]
 
     def _guarded(self, slots: EngineSlots, guard: LatencyGuard) -> int:
         knee = self._cost.model(slots.name).knee(guard.slo_seconds)

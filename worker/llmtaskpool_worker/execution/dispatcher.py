@@ -43,7 +43,6 @@ from llmtaskpool_worker.scheduling.latency_guard import LatencyGuard
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.nature import Nature, kind_states
 from llmtaskpool_worker.scheduling.profile import CalibrationProfile
-from llmtaskpool_worker.scheduling.ramp import Ramp
 from llmtaskpool_worker.scheduling.seats import Seats
 from llmtaskpool_worker.scheduling.suspicion import Suspicion
 from llmtaskpool_worker.scheduling.task import Asked, TaskError, TaskEvent, TaskRequest, TaskView
@@ -101,13 +100,13 @@ class Dispatcher:
             if slo is not None and slots.task == "generate":
                 slots.guard = LatencyGuard(slo)
             if slots.engine.spec.forwards:
-                slots.seats, slots.ramp = Seats(self.limits.compute.threads_max), Ramp()
+                slots.seats = Seats(self.limits.compute.threads_max)
         self._worker_id, self._clock, self._wall_clock = worker_id, clock, wall_clock
         self._gpus, self._rss_bytes = gpus, rss_bytes
         new_id = new_id or ids()
         if broker is None:
             broker = MemoryBroker(self.limits, clock)
-        self._ledger = TaskLedger(broker, clock, self._slots.values())
+        self._ledger = TaskLedger(broker, clock, self._slots.values(), self.limits.tenants)
         self._drain = Drain(self._ledger, clock)
         self._lanes = {name: Lane(name, self.limits, self._load_of) for name in LaneName}
         self._making_way = MakingWay(
@@ -133,9 +132,7 @@ class Dispatcher:
             self.cost,
             clock=clock,
             new_id=new_id,
-            patience_seconds=self.limits.queue_timeout_seconds,
-            unattended_seconds=self.limits.task_queue_timeout_seconds,
-            run_seconds=self.limits.run_timeout_seconds,
+            limits=self.limits,
             worker=worker_id,
             closed=lambda: self._drain.begun,
         )
@@ -307,6 +304,7 @@ class Dispatcher:
             model_problems=self.problems(),
             upstreams=told(self._slots, EngineSlots.upstream),
             queue=queue_state(self._ledger.broker, self._clock(), self._wall_clock()),
+            tenants=self._ledger.tenants.states(self._ledger.broker.depth()),
         )
 
     def alive(self) -> bool:

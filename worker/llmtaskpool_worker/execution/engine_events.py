@@ -40,6 +40,8 @@ from llmtaskpool_worker.scheduling.task import (
     TokenLogprob,
 )
 from llmtaskpool_worker.text.conclusions import conclude
+from llmtaskpool_worker.text.generated import GenerationText
+from llmtaskpool_worker.text.spoken import SpokenText
 
 
 class EngineEvents:
@@ -118,14 +120,12 @@ class EngineEvents:
         own = slots.unhindered.own_seconds(step.decode_batch, step.seconds, step.cpu_seconds)
         if slots.guard is not None and step.decode_batch:
             slots.guard.observe(own)
-        if slots.ramp is not None and step.decode_batch:
-            slots.ramp.measured(step.decode_batch)
         self._cost.observe_step(
             slots.name, step.decode_batch, step.prefill_tokens, step.seconds, own
         )
         for request_id, tokens in step.reused:
             task = self._ledger.active.get(slots.in_flight.get(request_id, ""))
-            if task is not None and task.text is not None:
+            if task is not None and isinstance(task.text, GenerationText):
                 task.text.cached_tokens = tokens
         for token in step.tokens:
             task = self._ledger.active.get(slots.in_flight.get(token.id, ""))
@@ -165,7 +165,7 @@ class EngineEvents:
 
     def _generated(self, task: ActiveTask, reason: FinishReason) -> None:
         text = task.text
-        if text is None:
+        if not isinstance(text, GenerationText):
             return
         delta = text.finish()
         if delta is not None:
@@ -188,12 +188,16 @@ class EngineEvents:
         return task
 
     def _evaluated(self, slots: EngineSlots, task: ActiveTask, happened: Values) -> None:
-        payload = task.request.payload
-        if isinstance(payload, Evaluate):
-            about = {} if slots.ready is None else slots.ready.about
+        payload, text = task.request.payload, task.text
+        if isinstance(text, SpokenText):
+            delta = text.finish()
+            if delta is not None:
+                self._ledger.publish(task, delta)
+            self._ledger.commit(task, text.concluded(happened.values))
+        elif isinstance(payload, Evaluate):
 
             def take_in() -> None:
-                value = conclude(task.request.kind, payload, happened.values, about)
+                value = conclude(task.request.kind, payload, happened.values, slots.about)
                 self._ledger.commit(task, Evaluated(value, happened.tokens))
 
             self._decode(task, take_in)
@@ -207,7 +211,7 @@ class EngineEvents:
         alone = len(slots.in_flight) == 1
         for request_id in slots.in_flight:
             self._lane.left(request_id)
-        slots.in_flight.clear()
+        slots.lost_all(self._clock())
         convicted = slots.suspicion.crashed([task.id for task in lost], alone=alone)
         again: list[ActiveTask] = []
         for task in self._parked_of(slots):  # what the engine kept of them is gone too

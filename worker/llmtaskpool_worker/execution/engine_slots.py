@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from llmtaskpool_worker.contract import ModelProblem, UpstreamState
 from llmtaskpool_worker.engines.protocol import Engine, Gauges, Ready
 from llmtaskpool_worker.execution.engine_memory import EngineMemory
 from llmtaskpool_worker.scheduling.hindrance import Unhindered
 from llmtaskpool_worker.scheduling.latency_guard import LatencyGuard
-from llmtaskpool_worker.scheduling.ramp import Ramp
 from llmtaskpool_worker.scheduling.seats import Seats
 from llmtaskpool_worker.scheduling.suspicion import Suspicion
 
@@ -68,9 +67,8 @@ class EngineSlots:
     """The bound of a server behind the model; None where the engine is our own."""
     gauges: Gauges | None = None
     """What that server said last of itself."""
-    ramp: Ramp | None = None
-    """How many of its places are used yet."""
     _bound: int | None = None
+    _open: int = 0
     _with_urgent: int = 0
     _paused: bool = False
     memory: EngineMemory = field(default_factory=EngineMemory)
@@ -84,6 +82,11 @@ class EngineSlots:
         return self.engine.spec.name
 
     @property
+    def about(self) -> Mapping[str, Any]:
+        """What the engine said of the model, as long as it is there."""
+        return {} if self.ready is None else self.ready.about
+
+    @property
     def task(self) -> str:
         """What the model does: generate or embed."""
         return self.engine.spec.task
@@ -95,14 +98,19 @@ class EngineSlots:
         _, _, number = (group or "").partition(_SUSPECTS)
         if not self.suspicion.allows(int(number) if number else None, len(self.in_flight)):
             return 0
-        places = self.holds if self.ramp is None else min(self.holds, self.ramp.places)
+        places = self.holds if self.seats is None else min(self._open, self.ready.max_threads)
         return max(0, places - len(self.in_flight))
 
-    def free_for_urgent(self) -> bool:
-        """Whether a server has a place beyond its N."""
+    def free_for_urgent(self, leaving: int = 0) -> bool:
+        """Whether a server has a place beyond its N, once so many of its requests have left."""
         if self.ready is None or self._paused or self.seats is None:
             return False
-        return len(self.in_flight) < self._with_urgent
+        return len(self.in_flight) - leaving < self._with_urgent
+
+    @property
+    def tries(self) -> int:
+        """So many more than N a server gets now, to see what it makes of them."""
+        return 0 if self.seats is None else max(0, self._open - self.holds)
 
     @property
     def holds(self) -> int:
@@ -131,11 +139,12 @@ class EngineSlots:
             preemptions_total=said.preemptions,
         )
 
-    def bound(self, measured: Mapping[int, float], now: float) -> None:
-        """Settle anew what a server can hold. ``measured``: seconds of its steps by streams."""
+    def bound(self, now: float) -> None:
+        """Settle anew what a server can hold."""
         if self.seats is not None and self.ready is not None:
             self.seats.most = self.ready.max_threads
-            self._bound = self.seats.limit(measured, now)
+            self._bound = self.seats.limit(now)
+            self._open = self.seats.open(now)
             self._with_urgent = self.seats.with_urgent(self._bound, now)
             self._paused = self.seats.paused(now)
 
@@ -151,6 +160,7 @@ class EngineSlots:
             self.progress_at = now if self.asked_at is None else self.asked_at
             self.idle_since = None
         self.in_flight[request_id] = task_id
+        self._count(now)
 
     def shared_until(self, now: float) -> float:
         """Seconds of this engine that one request got, had it run all the time until ``now``.
@@ -167,9 +177,19 @@ class EngineSlots:
         """A request left the engine; its task's id."""
         self.shared_until(now)
         task_id = self.in_flight.pop(request_id, None)
+        self._count(now)
         if not self.in_flight:
             self.idle_since = now
         return task_id
+
+    def lost_all(self, now: float) -> None:
+        """The engine died, and has none of its requests any more."""
+        self.in_flight.clear()
+        self._count(now)
+
+    def _count(self, now: float) -> None:
+        if self.seats is not None:
+            self.seats.delivery.count(len(self.in_flight), now)
 
     def stalled_for(self, now: float) -> float:
         """Seconds without progress while something runs, or without an answer. Slow isn't dead."""

@@ -6,6 +6,7 @@ import logging
 
 from llmtaskpool_worker.engines.protocol import Ping, SetThreads, Stop, Trim
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
+from llmtaskpool_worker.scheduling.climb import most_tried
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.reserve import beyond
 
@@ -16,7 +17,7 @@ def tell_threads(threads: int, *told: EngineSlots) -> None:
     """N, and at a server what may go beyond it; an engine that loads is told later."""
     for slots in told:
         if slots.ready is not None:
-            more = 0 if slots.seats is None else beyond(threads)
+            more = 0 if slots.seats is None else beyond(threads) + most_tried(threads)
             slots.engine.send(SetThreads(threads + more))
 
 

@@ -25,6 +25,8 @@ class Lane:
         self.name = name
         self.limits = limits.lane(name)
         self.threads = self.limits.threads
+        self.tries = 0
+        """So many beyond N are started just now, to see what a server makes of them."""
         self.running: dict[int, str] = {}
         """Run to task id: what engines and handlers are really at work for."""
         self.held = TaskQueue(
@@ -39,7 +41,7 @@ class Lane:
     @property
     def free_threads(self) -> int:
         """How many more tasks may start; never below 0, also after N was lowered."""
-        return max(0, self.threads - len(self.running))
+        return max(0, self.threads + self.tries - len(self.running))
 
     def began(self, run: int, task_id: str) -> None:
         """A run takes a place. Raises ValueError when it has one."""

@@ -10,6 +10,7 @@ when these are full.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 
 from llmtaskpool_worker.brokers.protocol import Head, Wanted
 from llmtaskpool_worker.engines.protocol import Park, Resume
@@ -25,7 +26,7 @@ from llmtaskpool_worker.scheduling.preemption import (
     who_makes_way,
 )
 from llmtaskpool_worker.scheduling.priority import priority
-from llmtaskpool_worker.scheduling.reserve import beyond, is_urgent
+from llmtaskpool_worker.scheduling.reserve import beyond, is_urgent, yields
 from llmtaskpool_worker.scheduling.task import WHOLE_ROUTES, Forward, Generate
 from llmtaskpool_worker.scheduling.task_queue import Waiting
 
@@ -54,7 +55,8 @@ class MakingWay:
 
         ``wanted``: the broker is asked by it who is the most urgent in line.
         """
-        waiting = self._most_urgent(await self._ledger.broker.peek(wanted))
+        in_line = await self._ledger.broker.peek(replace(wanted, groups=tuple(self._slots)))
+        waiting = self._most_urgent(in_line)
         if waiting is None:
             return
         slots = self._slots[waiting.group]
@@ -65,11 +67,18 @@ class MakingWay:
         if slots.seats is not None and self._goes_beyond(slots, waiting.priority):
             await start(waiting)
             return
+        if slots.seats is not None and not self._has_room(slots, leaving=1):
+            return  # nothing can be sent, so one that left would leave for nothing
         if self._asked in self._lane.running or not self._outranks_any(slots, waiting.priority):
             return
         asked = who_makes_way(waiting.priority, self._occupants(slots), self._rule)
-        if asked is not None:
-            self._asked = self._ledger.active[asked].request_id
+        if asked is None:
+            return
+        if waiting is in_line and not await self._ledger.broker.promise(waiting):
+            return
+        task = self._ledger.active.get(asked)  # a shared broker has taken its time
+        if task is not None and task.runs and self._asked not in self._lane.running:
+            self._asked = task.request_id
             slots.engine.send(Park(self._asked))
             self.made_for_urgent = True
 
@@ -93,9 +102,21 @@ class MakingWay:
             return False
         now = self._clock()
         slots.seats.urgent_came(now)
-        slots.bound(self._cost.steps(slots.name), now)
+        slots.bound(now)
+        return self._has_room(slots, leaving=0)
+
+    def _has_room(self, slots: EngineSlots, leaving: int) -> bool:
+        """Whether an urgent one could be sent once so many of those that run have left."""
         lane = self._lane
-        return slots.free_for_urgent() and len(lane.running) < lane.threads + beyond(lane.threads)
+        most = lane.threads + beyond(lane.threads)
+        return slots.free_for_urgent(leaving) and len(lane.running) - leaving < most
+
+    def began(self, slots: EngineSlots, task: ActiveTask) -> None:
+        """One is on its way to a server; those of low weight have a place kept from them."""
+        if slots.seats is not None and yields(task.request.weight, self._rule.factor):
+            now = self._clock()
+            slots.seats.yielding_came(now)
+            slots.bound(now)
 
     def parked(self, task: ActiveTask) -> None:
         """The engine has put a task aside: it waits for a thread again."""

@@ -23,6 +23,8 @@ from llmtaskpool_worker.scheduling.task import WHOLE_ROUTES, Forward, Forwarded,
 QUEUED_INSIDE = 2
 """So many waiting in the server keep a successor ready; more is order that we have lost."""
 CACHE_PARTS = 10_000
+LEFT = ("cancelled", "parked")
+"""Reasons of an end that is not the server's."""
 
 
 class ServerEvents:
@@ -36,18 +38,17 @@ class ServerEvents:
     def take_in(self, slots: EngineSlots, happened: FromServer) -> None:
         """One event of the server behind ``slots``."""
         match happened:
-            case Piece(id=request_id, choice=choice):
+            case Piece(id=request_id, choice=choice, tokens=tokens):
                 slots.moved(self._clock())
                 task = self._ledger.active.get(slots.in_flight.get(request_id, ""))
                 if task is not None and task.forwarded is not None:
                     self._took(slots)
+                    self._drew(slots, task, tokens)
                     self._ledger.publish(task, task.forwarded.push(choice))
             case Answered(id=request_id, reason=reason):
                 slots.moved(self._clock())
                 share = slots.shared_until(self._clock())
-                if slots.ramp is not None:
-                    slots.ramp.ended(len(slots.in_flight))
-                task = self._of(slots, request_id)
+                task = self._answers(slots, request_id, happened)
                 if task is not None and reason == "parked":
                     task.made_way += 1
                     why = "it made way for an urgent one; it begins again"
@@ -71,10 +72,48 @@ class ServerEvents:
             case Gauges():
                 self._gauges(slots, happened)
 
+    def _drew(self, slots: EngineSlots, task: ActiveTask, tokens: int) -> None:
+        """Learn from tokens that came: with the first ones its prompt was read."""
+        if slots.seats is None or not tokens:
+            return
+        now, threads = self._clock(), self._lane.threads
+        delivery = slots.seats.delivery
+        if not task.told_tokens:
+            slots.seats.take_in(delivery.read(self._prompt(task), now), threads, now)
+        task.told_tokens += tokens
+        slots.seats.take_in(delivery.drew(tokens, now), threads, now)
+
+    def _answers(
+        self, slots: EngineSlots, request_id: int, answered: Answered
+    ) -> ActiveTask | None:
+        """The task of a request that ended; what its usage adds to what its chunks told."""
+        task = self._ledger.active.get(slots.in_flight.get(request_id, ""))
+        seats, usage = slots.seats, answered.usage or {}
+        if task is not None and seats is not None and answered.reason not in LEFT:
+            now, threads = self._clock(), self._lane.threads
+            if answered.value is None:
+                drawn = _whole(usage.get("completion_tokens")) - task.told_tokens
+                if drawn > 0:  # servers that are in a hurry put several tokens into one chunk
+                    seats.take_in(seats.delivery.drew(drawn, now), threads, now)
+            else:
+                read = _whole(usage.get("prompt_tokens")) or self._prompt(task)
+                seats.take_in(seats.delivery.answered_at_once(read, now), threads, now)
+            details = usage.get("prompt_tokens_details")
+            if isinstance(details, dict):
+                seats.delivery.was_known(
+                    _whole(details.get("cached_tokens")), _whole(usage.get("prompt_tokens"))
+                )
+        return self._of(slots, request_id)
+
+    def _prompt(self, task: ActiveTask) -> int:
+        payload = task.request.payload
+        assert isinstance(payload, Forward)  # noqa: S101 - only those are sent to servers
+        return self._cost.prompt_tokens(task.request.model, payload)
+
     def _answered(self, task: ActiveTask, answered: Answered, seconds: float) -> None:
         payload = task.request.payload
         assert isinstance(payload, Forward)  # noqa: S101 - only those are sent to servers
-        guess = self._cost.prompt_tokens(task.request.model, payload)
+        guess = self._prompt(task)
         if payload.route in WHOLE_ROUTES:
             usage = answered.usage or {"prompt_tokens": guess, "total_tokens": guess}
             result = Forwarded(answered.value, usage)
@@ -130,10 +169,15 @@ class ServerEvents:
 
     def settle(self, slots: EngineSlots) -> None:
         """Look anew how much the server can hold."""
-        slots.bound(self._cost.steps(slots.name), self._clock())
+        slots.bound(self._clock())
 
     def _of(self, slots: EngineSlots, request_id: int) -> ActiveTask | None:
         """The task of a request that the server has no more; None when it has ended meanwhile."""
         task_id = slots.ended(request_id, self._clock())
         self._lane.left(request_id)
         return None if task_id is None else self._ledger.active.get(task_id)
+
+
+def _whole(told: object) -> int:
+    """A number of a server's usage; 0 where it is none."""
+    return told if type(told) is int and told > 0 else 0

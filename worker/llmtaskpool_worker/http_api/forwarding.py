@@ -18,7 +18,7 @@ from llmtaskpool_worker.http_api.errors import ANSWERED, as_answer, invalid
 from llmtaskpool_worker.http_api.forwarded_answers import ForwardedShape
 from llmtaskpool_worker.http_api.forwarded_requests import Forwarding, forwarding
 from llmtaskpool_worker.http_api.openai_schema import WEIGHT_HEADER, weight_of
-from llmtaskpool_worker.http_api.sse import DONE, Pieces, answer, encode, event
+from llmtaskpool_worker.http_api.sse import DONE, answer, encode, event, with_list
 from llmtaskpool_worker.scheduling.task import (
     ChoiceDelta,
     Forwarded,
@@ -123,7 +123,7 @@ async def _embeddings(model: Model, views: Sequence[TaskView]) -> Response:
                 data.append(encode(shown))
                 await asyncio.sleep(0)
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return Pieces({"object": "list", "model": model.name, "usage": usage}, "data", data)
+    return with_list({"object": "list", "model": model.name, "usage": usage}, "data", data)
 
 
 async def counted(model: Model, wanted: Forwarding) -> list[Any]:

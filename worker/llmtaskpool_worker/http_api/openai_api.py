@@ -17,6 +17,7 @@ from starlette.routing import Route
 from llmtaskpool_worker.execution.pool import TaskPool
 from llmtaskpool_worker.execution.submitting import Batch, merged_events
 from llmtaskpool_worker.http_api.answering import Answering, Forms
+from llmtaskpool_worker.http_api.audio_api import AudioRoutes
 from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.catalog import Catalog, Model
 from llmtaskpool_worker.http_api.errors import ANSWERED, as_answer, invalid
@@ -36,13 +37,14 @@ from llmtaskpool_worker.http_api.openai_schema import (
 )
 from llmtaskpool_worker.http_api.sse import (
     DONE,
-    Pieces,
     answer,
     encode,
     event,
+    with_list,
 )
 from llmtaskpool_worker.http_api.structured import checked
 from llmtaskpool_worker.http_api.tool_answers import ToolShape
+from llmtaskpool_worker.http_api.translate_api import TranslateRoutes
 from llmtaskpool_worker.scheduling.task import (
     ChoiceDelta,
     Embed,
@@ -75,6 +77,8 @@ class OpenAIRoutes:
         self._answering = Answering(pool, bodies, heartbeat_seconds)
         self._forward = ForwardRoutes(self._answering, catalog, wall_clock=wall_clock)
         self._tables = InferenceRoutes(pool, self._answering, catalog, bodies)
+        self._audio = AudioRoutes(self._answering, catalog, bodies)
+        self._translate = TranslateRoutes(self._answering, catalog, bodies)
         self._once = OnePassRoutes(
             self._forward, self._answering, catalog, bodies, wall_clock=wall_clock
         )
@@ -89,6 +93,8 @@ class OpenAIRoutes:
             Route("/v1/models/{model:path}", self.model, methods=["GET"]),
             *self._once.routes(),
             *self._tables.routes(),
+            *self._translate.routes(),
+            *self._audio.routes(),
         ]
 
     async def models(self, _request: Request) -> Response:
@@ -221,7 +227,7 @@ class OpenAIRoutes:
             "model": model.name,
             "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens},
         }
-        return Pieces(around, "data", data)
+        return with_list(around, "data", data)
 
 
 def generations(
@@ -295,7 +301,7 @@ def _in_pieces(shape: Shape, results: Sequence[Generated], choices: int) -> Resp
     """An answer with log-probabilities, which is some hundred times its text, made in a thread."""
     whole = shape.whole(results, choices)
     each = [encode(choice) for choice in whole.pop("choices")]
-    return Pieces(whole, "choices", each)
+    return with_list(whole, "choices", each)
 
 
 async def _chunks(batch: Batch, shape: Shape) -> AsyncIterator[list[dict[str, Any]]]:

@@ -64,16 +64,31 @@ _LINE_ENDS = (
 """Letters that many clients' readers (httpx, str.splitlines) take for the end of a line."""
 
 
+Frame = bytes | Sequence[bytes]
+"""What is sent in one go, or piece by piece with nothing between."""
+
+
 def event(data: bytes, *, name: str | None = None, number: int | None = None) -> bytes:
     """One server-sent event; ``data`` is JSON in one line, and one by all who count lines."""
-    for letter, escape in _LINE_ENDS:
-        data = data.replace(letter, escape)
-    head = b""
-    if number is not None:
-        head += b"id: %d\n" % number
+    return _head(name, number) + _in_one_line(data) + b"\n\n"
+
+
+def long_event(data: Sequence[bytes], *, name: str, number: int) -> Frame:
+    """The same of JSON in pieces, none of which begins or ends within a letter."""
+    return [_head(name, number), *map(_in_one_line, data), b"\n\n"]
+
+
+def _head(name: str | None, number: int | None) -> bytes:
+    head = b"" if number is None else b"id: %d\n" % number
     if name is not None:
         head += b"event: %s\n" % name.encode("ascii")
-    return head + b"data: " + data + b"\n\n"
+    return head + b"data: "
+
+
+def _in_one_line(data: bytes) -> bytes:
+    for letter, escape in _LINE_ENDS:
+        data = data.replace(letter, escape)
+    return data
 
 
 class EventStream(Response):
@@ -86,7 +101,7 @@ class EventStream(Response):
 
     def __init__(
         self,
-        frames: AsyncIterator[bytes],
+        frames: AsyncIterator[Frame],
         *,
         heartbeat_seconds: float,
         on_close: Callable[[], None] = lambda: None,
@@ -110,12 +125,12 @@ class EventStream(Response):
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
         loop = asyncio.get_running_loop()
-        sent_at = loop.time()
+        sent_at, within = loop.time(), False
 
         async def beat() -> None:
             while True:
                 await asyncio.sleep(max(0.01, sent_at + self._heartbeat_seconds - loop.time()))
-                if loop.time() - sent_at >= self._heartbeat_seconds:
+                if not within and loop.time() - sent_at >= self._heartbeat_seconds:
                     await send({"type": "http.response.body", "body": COMMENT, "more_body": True})
                     note()
 
@@ -127,7 +142,13 @@ class EventStream(Response):
         try:
             turn_began = loop.time()
             async for frame in self._frames:
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
+                pieces = (frame,) if isinstance(frame, bytes) else frame
+                within = len(pieces) > 1
+                for number, piece in enumerate(pieces):
+                    if number:
+                        await asyncio.sleep(0)
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                within = False
                 note()
                 if sent_at - turn_began > TURN_SECONDS:
                     # A client that reads fast never makes ``send`` wait, nor do frames that are
@@ -142,20 +163,26 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-class Pieces(Response):
+def with_list(around: dict[str, Any], name: str, items: Sequence[bytes]) -> Response:
     """A JSON object with one long list, as it is encoded item by item: others have their turns.
 
     ``around`` is the object without the list, which is added as its last field ``name``.
     """
+    parts = [encode(around)[:-1] + b"," + encode(name) + b":["]
+    for number, item in enumerate(items):
+        parts.append(b"," + item if number else item)
+    parts.append(b"]}")
+    return Pieces(parts)
+
+
+class Pieces(Response):
+    """A JSON answer that is sent piece by piece."""
 
     media_type = "application/json"
 
-    def __init__(self, around: dict[str, Any], name: str, items: Sequence[bytes]) -> None:
-        self._parts = [encode(around)[:-1] + b"," + encode(name) + b":["]
-        for number, item in enumerate(items):
-            self._parts.append(b"," + item if number else item)
-        self._parts.append(b"]}")
+    def __init__(self, parts: Sequence[bytes]) -> None:
         super().__init__()
+        self._parts = parts
         self.headers["content-length"] = str(sum(map(len, self._parts)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
@@ -163,10 +190,11 @@ class Pieces(Response):
         await send(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
-        for part in self._parts:
+        *parts, last = self._parts
+        for part in parts:
             await send({"type": "http.response.body", "body": part, "more_body": True})
             await asyncio.sleep(0)  # a client that reads fast never makes ``send`` wait
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await send({"type": "http.response.body", "body": last, "more_body": False})
 
 
 DONE = event(b"[DONE]")

@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from llmtaskpool_worker.disclosure import shown
 from llmtaskpool_worker.execution.pool import TaskPool
+from llmtaskpool_worker.http_api.auth import tenant_of
 from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.catalog import Catalog
 from llmtaskpool_worker.http_api.errors import ApiError, blaming, invalid
@@ -21,7 +22,7 @@ from llmtaskpool_worker.http_api.forwarded_requests import KINDS, OURS
 from llmtaskpool_worker.http_api.forwarded_scores import score_payload
 from llmtaskpool_worker.http_api.forwarding import counted, payload_of
 from llmtaskpool_worker.http_api.inference import about_of
-from llmtaskpool_worker.http_api.long_text import with_texts_encoded
+from llmtaskpool_worker.http_api.long_text import in_pieces
 from llmtaskpool_worker.http_api.one_pass_schema import parse_one_pass
 from llmtaskpool_worker.http_api.openai_api import chat_of, generations, grammar_of
 from llmtaskpool_worker.http_api.openai_schema import (
@@ -30,7 +31,23 @@ from llmtaskpool_worker.http_api.openai_schema import (
     header_weight,
     parse,
 )
-from llmtaskpool_worker.http_api.sse import EventStream, answer, encode, event, while_connected
+from llmtaskpool_worker.http_api.sequences import (
+    SummarizeRequest,
+    parse_translation,
+    summary,
+    translation,
+)
+from llmtaskpool_worker.http_api.sounds import task_transcription
+from llmtaskpool_worker.http_api.sse import (
+    EventStream,
+    Frame,
+    Pieces,
+    answer,
+    encode,
+    event,
+    long_event,
+    while_connected,
+)
 from llmtaskpool_worker.http_api.task_answers import event_json, result_json
 from llmtaskpool_worker.http_api.task_body import TaskBody, dependencies_of, task_of
 from llmtaskpool_worker.http_api.tensors import parse_infer, tensors_of
@@ -38,6 +55,8 @@ from llmtaskpool_worker.kinds.registry import (
     EMBED_KINDS,
     EVALUATE_KINDS,
     GENERATE_KINDS,
+    HEAR_KINDS,
+    SEQUENCE_KINDS,
 )
 from llmtaskpool_worker.scheduling.task import (
     SCORE_ROUTES,
@@ -124,6 +143,7 @@ class TaskRoutes:
             idempotency_key=key,
             labels=dict(task.labels),
             dependencies=dependencies_of(task),
+            tenant=tenant_of(request),
         )
 
     async def _payload(self, task: TaskBody) -> Payload:
@@ -139,6 +159,10 @@ class TaskRoutes:
             return Embed(await model.encode(_one_input(task.input), "input"))
         if task.kind in EVALUATE_KINDS:
             return await self._evaluation(task)
+        if task.kind in HEAR_KINDS:
+            return await self._sound(task)
+        if task.kind in SEQUENCE_KINDS:
+            return await self._sequence(task)
         if task.input is not None:
             raise invalid("input", f"input can't be used with kind {task.kind}: use arguments.")
         return Call(dict(task.arguments))
@@ -191,6 +215,28 @@ class TaskRoutes:
             body = await _off_loop_when_long(task.input, partial(parse_one_pass, task.kind, given))
             return (await evaluation(task.kind, body, self._catalog))[1]
 
+    async def _sound(self, task: TaskBody) -> Payload:
+        """A file of sound in base64, checked as on its route."""
+        model = self._catalog.get(_model_of(task), "transcribe")
+        _none_of(task, ("model", "file", "weight", "timeout_seconds"))
+        with blaming("arguments.", {"model": "model", "file": "input"}):
+            given = {**task.arguments, "model": model.name}
+            return await task_transcription(model, given, task.input)
+
+    async def _sequence(self, task: TaskBody) -> Payload:
+        """A text to be translated or told shorter, checked as on its route."""
+        model = self._catalog.get(_model_of(task), task.kind)
+        _none_of(task, ("model", "q", "input", "weight", "timeout_seconds"))
+        field = "q" if task.kind == "translate" else "input"
+        given = {**task.arguments, "model": model.name, field: task.input}
+        with blaming("arguments.", {"model": "model", "q": "input", "input": "input"}):
+            if task.kind == "summarize":
+                return await summary(model, parse(SummarizeRequest, given))
+            if not isinstance(task.input, str):
+                raise invalid("q", "q must be a text: send a task for each.")
+            body = parse_translation(given, self._catalog)
+            return await translation(model, body, task.input, "q")
+
     def _inference(self, task: TaskBody) -> Payload:
         """Tensors for a model of tables, as Open Inference Protocol v2 writes them in JSON."""
         model = self._catalog.get(_model_of(task), "tensor")
@@ -211,7 +257,7 @@ class TaskRoutes:
                     view = await while_connected(request.receive, self._pool.wait(view.id))
             except TimeoutError:
                 view = await self._pool.get(view.id) or view
-        return answer(await with_texts_encoded(self.task_json(view)))
+        return Pieces(await in_pieces(self.task_json(view)))
 
     async def cancel(self, request: Request) -> Response:
         """DELETE /v1/tasks/{id}: cancels what has not ended."""
@@ -227,7 +273,7 @@ class TaskRoutes:
         after = int(last) if last.isdecimal() and len(last) < 12 else -1
         return EventStream(self._frames(view.id, after), heartbeat_seconds=self._heartbeat_seconds)
 
-    async def _frames(self, task_id: str, after: int) -> AsyncIterator[bytes]:
+    async def _frames(self, task_id: str, after: int) -> AsyncIterator[Frame]:
         number = 0
         async for happened in self._pool.events(task_id):
             if number > after:
@@ -236,8 +282,8 @@ class TaskRoutes:
             number += 1
         view = await self._pool.get(task_id)
         if view is not None:
-            task = await with_texts_encoded(self.task_json(view))
-            yield event(encode(task), name="end", number=number)
+            pieces = await in_pieces(self.task_json(view))
+            yield long_event(pieces, name="end", number=number)
 
     async def _view(self, request: Request) -> TaskView:
         view = await self._pool.get(request.path_params["id"])

@@ -32,6 +32,7 @@ from llmtaskpool_worker.scheduling.task import (
     Forward,
     Generate,
     TaskRequest,
+    Transcribe,
 )
 
 OUTPUT_QUANTILE = 0.6
@@ -39,7 +40,9 @@ OUTPUT_PRIOR_TOKENS = 150
 ENOUGH = 8
 """A class speaks for itself from so many finished tasks on; before, its kind and model do."""
 CALL_PRIOR_SECONDS = 0.5
-READS = frozenset({"embed", "rerank", "score", "classify", "tag", "answer", "detect", "infer"})
+READS = frozenset(
+    {"embed", "rerank", "score", "classify", "tag", "answer", "detect", "infer", "transcribe"}
+)
 """Kinds whose cost is that of reading their tokens, until one of them has finished."""
 FORWARD_PRIOR_TOKENS = 4096
 """The most output that is expected of a server behind a model, where a request has no bound."""
@@ -47,8 +50,6 @@ TOKENS_PER_LETTER = 0.25
 """Of prompts that nobody has counted, until a server's usage tells more."""
 LETTERS_ENOUGH = 32
 """Shorter prompts say little of it: a chat template alone is some ten tokens."""
-STEPS_ENOUGH = 8
-"""Samples of a server's batch that say something of it: prompts of others lie between them."""
 KNEE_SHARE_OF_SLO = 0.4
 """The knee keeps a step within this share of the time-per-token objective (control.md)."""
 FRESH_STEPS = 16
@@ -250,10 +251,6 @@ class CostModel:
         curves = self._curves(model)
         return curves.step.measured(), curves.prefill.measured()
 
-    def steps(self, model: str) -> dict[int, float]:
-        """Step seconds by batch, of batches that were measured STEPS_ENOUGH times."""
-        return self._curves(model).step.measured(STEPS_ENOUGH)
-
     def classify(self, request: TaskRequest) -> CostClass:
         """The class a request is priced in."""
         payload = request.payload
@@ -267,7 +264,7 @@ class CostModel:
             )
         if isinstance(payload, Embed):
             return CostClass(request.kind, request.model, _half_octave(len(payload.tokens)))
-        if isinstance(payload, Evaluate):
+        if isinstance(payload, Evaluate | Transcribe):
             return CostClass(request.kind, request.model, _half_octave(payload.size))
         if isinstance(payload, Forward):
             size = _half_octave(self.prompt_tokens(request.model, payload))
@@ -302,7 +299,7 @@ class CostModel:
             most = float(payload.max_tokens or FORWARD_PRIOR_TOKENS)
             tokens = min(self._length(of, mean=True), most)
             return self._generation(of, self.prompt_tokens(request.model, payload), tokens)
-        if isinstance(payload, Embed | Evaluate | Forward):
+        if isinstance(payload, Embed | Evaluate | Transcribe | Forward):
             return self._mean_seconds(of)
         return self._mean_seconds(of) / max(1, threads)
 

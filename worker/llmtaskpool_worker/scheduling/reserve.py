@@ -3,8 +3,10 @@
 A server that is full of long answers lets an urgent request wait for the end of one of them,
 however far ahead it is in our queue. So an urgent one may be sent beyond N, where the server has
 more places than N. Where N is all that the server has, one in ONE_IN of its places stays free of
-others, but only while urgent ones come: for KEPT_SECONDS after the last. A pool whose requests are
-all alike loses nothing, and one with both loses a place of four, or a sixteenth of many.
+others, but only while urgent ones come: for KEPT_SECONDS after the last. And one place stays free
+from the start of requests that yield, whose weight says that an ordinary one is urgent beside them:
+else the first urgent one would wait. A pool whose requests are all alike, and none of low weight,
+loses nothing, and one with both loses a place of four, or a sixteenth of many.
 
 Urgent is who could have the place of a running one, too (preemption.py): its P = W / T is
 ``factor`` times as high. Pure; seconds are of the caller's clock.
@@ -33,3 +35,8 @@ def kept(places: int) -> int:
 def is_urgent(waiting: float, running: Iterable[float], factor: float) -> bool:
     """Whether P ``waiting`` is ``factor`` times that of a running one; ``factor`` <= 1: never."""
     return factor > 1 and any(waiting >= factor * one for one in running)
+
+
+def yields(weight: float, factor: float) -> bool:
+    """Whether ordinary requests (weight 1) of the same size are urgent beside one of ``weight``."""
+    return factor > 1 and weight * factor <= 1

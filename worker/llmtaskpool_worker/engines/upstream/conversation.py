@@ -156,7 +156,7 @@ class Conversation:
                         if event == b"[DONE]":
                             return gathered.end(), True
                         if (piece := gathered.take(event)) is not None:
-                            self._drew(message.id, _tokens_of(piece.choice))
+                            self._drew(message.id, piece.tokens)
                             self._tell(piece)
                         if gathered.failed is not None:
                             return gathered.failed, False
@@ -225,7 +225,7 @@ class _Gathered:
                 reason = choice.get("finish_reason")
                 if isinstance(reason, str):
                     self.reason = reason
-                return Piece(self._id, choice)
+                return Piece(self._id, choice, _tokens_of(choice))
         return None
 
     def end(self) -> Outcome:
