@@ -13,6 +13,7 @@ import msgspec
 
 from llmtaskpool_worker.engines.model_spec import TASKS as TASKS
 from llmtaskpool_worker.engines.model_spec import ModelSpec as ModelSpec
+from llmtaskpool_worker.engines.scales import Memory as Memory
 from llmtaskpool_worker.engines.server_events import Answered as Answered
 from llmtaskpool_worker.engines.server_events import ConnectionLost as ConnectionLost
 from llmtaskpool_worker.engines.server_events import Gauges as Gauges
@@ -271,16 +272,6 @@ class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
 
 class Beat(msgspec.Struct, frozen=True, tag="beat"):
     """A sign of life: each second while it loads, amid a long step, and in answer to Ping."""
-
-
-class Memory(msgspec.Struct, frozen=True, tag="memory"):
-    """What the engine's process holds, as in ``memory_budget_bytes``; each second while it works.
-
-    ``given_back_bytes`` answers Trim: what it held before it and not after.
-    """
-
-    own_bytes: int
-    given_back_bytes: int = 0
 
 
 FromEngine = Loading | Ready | Step | Vector | Values | RequestFailed | LoadFailed | Beat | Memory
