@@ -9,14 +9,17 @@ somebody's scripts, so `tests/packaging/test_public_names.py` compares the two.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
+import llmtaskpool
 import typer
 import yaml
 from llmtaskpool_operator.__main__ import app as operator_commands
@@ -33,8 +36,10 @@ from llmtaskpool_worker.assembly.settings import PREFIX, Settings
 from llmtaskpool_worker.calibration.command import calibrate_command
 from llmtaskpool_worker.contract import LaneName, LaneState, Phase, Totals, Work, WorkerState
 from llmtaskpool_worker.http_api.access import REQUEST_ID
+from llmtaskpool_worker.http_api.batches_api import BatchBody, Batches, BatchRoutes
 from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.control import ControlRoutes
+from llmtaskpool_worker.http_api.files_api import FileRoutes
 from llmtaskpool_worker.http_api.graphs_api import GraphBody
 from llmtaskpool_worker.http_api.inference import LENGTH_HEADER
 from llmtaskpool_worker.http_api.limits import HttpLimits
@@ -77,6 +82,7 @@ def public_names() -> dict[str, list[str]]:
         "words": words(),
         "objects": objects(),
         "kinds": list(kinds.__all__),
+        "client": client(),
         "environment": environment(),
         "entry points": entry_points(),
     }
@@ -95,11 +101,16 @@ def commands() -> list[str]:
 
 
 def _options(words: str, app: typer.Typer) -> Iterator[str]:
-    group: Any = typer.main.get_command(app)
+    yield from _options_of(words, typer.main.get_command(app))
+
+
+def _options_of(words: str, group: Any) -> Iterator[str]:
     context = typer.Context(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         yield f"{words} {name}"
+        if hasattr(command, "commands"):
+            yield from _options_of(f"{words} {name}", command)
         for one in command.params:
             for option in (*one.opts, *one.secondary_opts):
                 yield f"{words} {name} {option}"
@@ -132,12 +143,15 @@ def _fields(schema: dict[str, Any], path: str) -> Iterator[str]:
 def routes() -> list[str]:
     """``POST /v1/tasks data``: method, path and port."""
     pool, catalog, nothing, bodies = (cast("Any", None),) * 3 + (Bodies(HttpLimits()),)
+    nothing_yet = cast("Any", SimpleNamespace(files=None))
     data = [
         *Health(pool, nothing).routes(),
         *OpenAIRoutes(pool, catalog, bodies, heartbeat_seconds=1, wall_clock=float).routes(),
         *TaskRoutes(
             pool, catalog, bodies, heartbeat_seconds=1, clock=float, wall_clock=float
         ).routes(),
+        *FileRoutes(nothing_yet, piece_seconds=1).routes(),
+        *BatchRoutes(Batches(nothing_yet, nothing_yet), pool, bodies).routes(),
     ]
     data.append(description_route(data))
     ports = {"data": data, "control": ControlRoutes(pool, bodies).routes()}
@@ -187,6 +201,7 @@ def messages() -> list[str]:
         InferRequest,
         TaskBody,
         GraphBody,
+        BatchBody,
     ]
     for one in vars(contract).values():
         if isinstance(one, type) and issubclass(one, BaseModel) and one is not BaseModel:
@@ -222,12 +237,27 @@ def objects() -> list[str]:
     ]
 
 
+def client() -> list[str]:
+    """What programs import of the Python client, and its calls with their arguments."""
+    calls = [
+        f"Client.{name}({', '.join(inspect.signature(call).parameters)})"
+        for name, call in vars(llmtaskpool.Client).items()
+        if not name.startswith("_")
+    ]
+    fields = [
+        f"{one.__name__}.{field}"
+        for one in (llmtaskpool.TaskFields, llmtaskpool.BatchFields)
+        for field in one.__annotations__
+    ]
+    return [*llmtaskpool.__all__, *calls, *fields]
+
+
 def environment() -> list[str]:
     """Every variable that settings read, and every other of ours that is named in the code."""
     found = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
     prefix = str(OperatorSettings.model_config["env_prefix"])
     found += [f"{prefix}{name.upper()}" for name in OperatorSettings.model_fields]
-    for source in (*ROOT.glob("operator/**/*.py"), *ROOT.glob("worker/**/*.py")):
+    for source in (p for f in ("client", "operator", "worker") for p in ROOT.glob(f"{f}/**/*.py")):
         found += _VARIABLE.findall(source.read_text())
     return found
 

@@ -64,6 +64,7 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
             "podAnnotations": {"prometheus.io/scrape": "true"},
             "trustedCaRef": {"name": "corporate-ca"},
             "user": {"byPlatform": True},
+            "tenants": {"waiting": 100, "weight": 10},
         }
     },
     "small": {

@@ -120,6 +120,7 @@ _OPEN = {
     ".affinity",
     ".workers.trustedCaRef",
     ".workers.user",
+    ".workers.tenants",
 }  # known keys, none of them needed
 
 

@@ -225,6 +225,22 @@ REFUSED: dict[str, tuple[Spec, str]] = {
         {"queue": {"redis": {"allowVolatile": True}}},
         "spec.queue.redis.secretRef",
     ),
+    "limits of keys where no key is asked for": (
+        {"tenants": {"each": {"waiting": 10}}},
+        "set auth.apiKeySecretRef",
+    ),
+    "a tenant without keys": (
+        {"tenants": {"named": [{"name": "team"}]}},
+        "spec.tenants.named[0].apiKeySecretRef",
+    ),
+    "a tenant that is called like a key": (
+        {"tenants": {"named": [{"name": "key-1", "apiKeySecretRef": {"name": "t"}}]}},
+        "the name of a tenant begins with key-",
+    ),
+    "a tenant that may have nothing": (
+        {"tenants": {"named": [{"name": "t", "apiKeySecretRef": {"name": "t"}, "running": 0}]}},
+        "spec.tenants.named[0].running",
+    ),
     # variables
     "a setting of the worker": (
         {"env": [{"name": "LLMTASKPOOL_DATA_DIR", "value": "/"}]},
@@ -380,6 +396,20 @@ ACCEPTED: dict[str, Spec] = {
         **model(tokenSecretRef={"name": "hub-of-m", "key": "token"}),
     },
     "a queue that workers share": {"queue": {"redis": {"secretRef": {"name": "q", "key": "url"}}}},
+    "tenants": {
+        "auth": {"apiKeySecretRef": {"name": "keys"}},
+        "tenants": {
+            "each": {"waiting": 20, "weight": 1},
+            "named": [
+                {"name": "team-a", "apiKeySecretRef": {"name": "team-a"}, "share": 2.5},
+                {"name": "team-b", "apiKeySecretRef": {"name": "team-b"}, "running": 4},
+            ],
+        },
+    },
+    "tenants with names alone": {
+        "tenants": {"named": [{"name": "t", "apiKeySecretRef": {"name": "t", "key": "keys"}}]}
+    },
+    "tenants without limits": {"tenants": {}},
     "a model from an image": model(source="image:quay.io/org/model:1#weights"),
     "pulling": {
         "image": "registry.example:5000/worker@sha256:" + "a" * 64,

@@ -42,6 +42,8 @@ class LettersEngine:
         self.deaths = 0
         self.pings = 0
         self.largest_batch = 0
+        self.keeps = 0
+        """Of each prompt it says that it had so many tokens from others."""
         self.started: list[int] = []
         self._running: dict[int, tuple[Admit, int]] = {}
         self._waiting: list[Admit] = []
@@ -80,7 +82,7 @@ class LettersEngine:
                 self._vectors.append(message)
             case AdmitEmbedding():
                 self._fail(message.id, "wrong_model")
-            case AdmitInputs() if self.spec.task == "classify":
+            case AdmitInputs() if self.spec.task in ("classify", "rerank"):
                 self._inputs.append(message)
             case AdmitInputs():
                 self._fail(message.id, "wrong_model")
@@ -155,9 +157,12 @@ class LettersEngine:
                 self._step()
 
     def _step(self) -> None:
+        reused = []
         while self._waiting and len(self._running) < self.threads:
             request = self._waiting.pop(0)
             self.started.append(request.prompt[0])
+            if self.keeps:
+                reused.append((request.id, self.keeps))
             self._running[request.id] = (request, 0)
         if any(POISON in request.prompt for request, _ in self._running.values()):
             self.kill()
@@ -193,12 +198,15 @@ class LettersEngine:
         for one in self._inputs:
             sizes = [len(row.tokens) // 4 for row in one.texts]
             chances = [[1 / size, 1 - 1 / size] for size in sizes]
+            if self.spec.task == "rerank":
+                chances = [first for first, _ in chances]
             self._events.put_nowait(Values(one.id, chances, sum(sizes)))
         self._inputs.clear()
         if tokens or ended:
             self._steps += 1
             self.largest_batch = max(self.largest_batch, len(tokens))
-            self._events.put_nowait(Step(self._steps, 0.01, len(tokens), 0, tokens, ended))
+            batch = len(tokens)
+            self._events.put_nowait(Step(self._steps, 0.01, batch, 0, tokens, ended, reused=reused))
 
 
 class LetterTokenizer:

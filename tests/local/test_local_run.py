@@ -159,9 +159,20 @@ def test_a_bad_pool_file_is_one_line_per_fault(tmp_path: Path):
     ]
 
 
+def test_a_pool_file_that_shares_a_queue_is_not_run_without_it(tmp_path: Path):
+    path = tmp_path / "pool.yaml"
+    redis = {"secretRef": {"name": "queue", "key": "url"}}
+    path.write_text(json.dumps(pool_object(queue={"redis": redis})))
+    told = cli("--pool", str(path))
+    assert told.returncode == 2
+    assert told.stderr.startswith("llmtaskpool local: spec.queue.redis.secretRef: queue/url: ")
+    assert "--queue-url-file" in told.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
+        (["--queue-url-file", "/nowhere/url"], "--queue-url-file /nowhere/url"),
         (["--output", "xml"], "--output 'xml'"),
         (["--model", "nonsense"], "--model 'nonsense'"),
         (["--min-replicas", "3", "--max-replicas", "2"], "--min-replicas 3"),

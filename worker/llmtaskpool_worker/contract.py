@@ -28,6 +28,11 @@ GOOD_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 CONTROL_STATE = "/control/v1/state"
 CONTROL_THREADS = "/control/v1/threads"
 CONTROL_DRAIN = "/control/v1/drain"
+CONTROL_WORKERS = "/control/v1/workers"
+"""Of a gate alone."""
+
+COLD_START = "x-llmtaskpool-cold-start"
+"""The header of an answer whose request a gate held until a worker was there: ``true``."""
 
 METRIC_WORK_ARRIVED = "llmtaskpool_work_arrived_seconds_total"
 METRIC_WORK_DONE = "llmtaskpool_work_done_seconds_total"
@@ -141,6 +146,16 @@ class QueueState(_Message):
     """Entries that nobody here can read."""
 
 
+class TenantState(_Message):
+    """A tenant's tasks. Of a shared queue ``waiting`` and ``running`` are the pool's; what was
+    started (in thread-seconds, T of P = W / T) and refused is this worker's."""
+
+    waiting: Count = 0
+    running: Count = 0
+    started_seconds_total: Seconds = 0.0
+    refused_total: Count = 0
+
+
 class KindState(_Message):
     """Where a kind of task runs and why: its seconds on a CPU against those it waited."""
 
@@ -163,6 +178,19 @@ class ModelProblem(_Message):
     message: str
 
 
+class ModelMemory(_Message):
+    """What a model's engine process holds of memory that is no copy of a file.
+
+    ``budget_bytes``: what it should hold at most; ``recycled_total``: how often it began anew
+    because it stayed beyond that.
+    """
+
+    own_bytes: Count | None = None
+    budget_bytes: Count | None = None
+    given_back_bytes_total: Count = 0
+    recycled_total: Count = 0
+
+
 class UpstreamState(_Message):
     """The server behind a model: our own counts, and what its metrics page says, if it does.
 
@@ -177,6 +205,30 @@ class UpstreamState(_Message):
     waiting: Seconds | None = None
     cache_usage: Seconds | None = None
     preemptions_total: Seconds | None = None
+
+
+Address = Annotated[
+    str, Field(max_length=300, pattern=r"^([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$")
+]
+"""``host:port`` of a worker's data port."""
+
+MOST_WORKERS = 64
+"""So many workers are told to a gate: more are not needed until it is out of the way."""
+
+
+class GateState(_Message):
+    """What a gate has to do: requests that it holds, and those that it has passed on."""
+
+    held: Count
+    """They wait for a worker."""
+    recent: Count = 0
+    """Those that asked for a worker within the last 10 s, also when their clients have left."""
+    forwarding: Count = 0
+    """Workers are at them."""
+    arrived_total: Count = 0
+    """Requests that asked for a worker, since the process started."""
+    workers: tuple[Address, ...] = ()
+    """The ready workers that it knows."""
 
 
 class WorkerState(_Message):
@@ -203,10 +255,16 @@ class WorkerState(_Message):
     """Where models that are loaded run, by their names: "cpu", or a kind of accelerator."""
     model_problems: dict[str, ModelProblem] = {}
     """What is wrong with models now, by their names; one that loads for the first time is not."""
+    model_memory: dict[str, ModelMemory] = {}
+    """Of engines that have a process and have told it, by the models' names."""
     upstreams: dict[str, UpstreamState] = {}
     """The servers behind models, by the models' names."""
     queue: QueueState | None = None
     """None: of a worker that is older than this."""
+    tenants: dict[str, TenantState] = {}
+    """By their names; those that have none are called key- and a few digits of a digest."""
+    gate: GateState | None = None
+    """None: it is a worker."""
 
 
 class ThreadsRequest(_Message):
@@ -226,6 +284,14 @@ class ThreadsAnswer(_Message):
 
     generation: Count
     threads: dict[LaneName, Count]
+
+
+class WorkersRequest(_Message):
+    """The body of ``PUT /control/v1/workers``: all ready workers of a gate's pool, absolute."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    workers: Annotated[tuple[Address, ...], Field(max_length=MOST_WORKERS)]
 
 
 class DrainRequest(_Message):

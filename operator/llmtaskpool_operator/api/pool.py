@@ -32,6 +32,7 @@ from llmtaskpool_operator.api.rules import DNS_LABEL, Name, Rule, Wire, list_map
 from llmtaskpool_operator.api.scaling import Scaling, ScalingMode
 from llmtaskpool_operator.api.service import Service
 from llmtaskpool_operator.api.status import LLMTaskPoolStatus
+from llmtaskpool_operator.api.tenants import TenantLimits, Tenants
 from llmtaskpool_operator.api.threads import Threads
 from llmtaskpool_operator.api.upstream import Upstream
 
@@ -84,6 +85,8 @@ class LLMTaskPoolSpec(Wire):
     """What users are promised."""
     auth: Auth = Field(default_factory=Auth)
     """Who may use the pool."""
+    tenants: Tenants = Field(default_factory=_shared(Tenants()))
+    """What those who use the pool may have at once, by their API keys."""
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     """Image of the worker. Default: the one that the operator was installed with (the chart's
     `workerImage`)."""
@@ -169,6 +172,29 @@ class LLMTaskPoolSpec(Wire):
             "upstream has a server that no model asks: add one with the source "
             "openai:http://127.0.0.1:8002/v1 to spec.models",
             lambda s: s.upstream is None or any(m.source.startswith("openai:") for m in s.models),
+        ),
+        Rule(
+            "!has(self.tenants) || !has(self.tenants.each) || (!has(self.tenants.each.waiting) && "
+            "!has(self.tenants.each.running) && !has(self.tenants.each.weight) && "
+            "(!has(self.tenants.each.share) || self.tenants.each.share == 1.0)) || "
+            "(has(self.auth) && has(self.auth.apiKeySecretRef)) || "
+            "(has(self.tenants.named) && self.tenants.named.size() > 0)",
+            "tenants",
+            "tenants are told apart by their API keys, and no key is asked for: set "
+            "auth.apiKeySecretRef, or give each of tenants.named its apiKeySecretRef",
+            lambda s: (
+                s.auth.api_key_secret_ref is not None
+                or bool(s.tenants.named)
+                or s.tenants.each == TenantLimits()
+            ),
+        ),
+        Rule(
+            "!has(self.tenants) || !has(self.tenants.named) || "
+            "self.tenants.named.all(tenant, !tenant.name.startsWith('key-'))",
+            "tenants",
+            "the name of a tenant begins with key-, as those of keys without a name do: give it "
+            "another",
+            lambda s: not any(one.name.startswith("key-") for one in s.tenants.named),
         ),
         Rule(
             "!has(self.scaling) || self.scaling.mode != 'Fixed' || has(self.replicas)",

@@ -15,6 +15,7 @@ from llmtaskpool_operator.api.labels import Annotations, OwnLabels
 from llmtaskpool_operator.api.pods import CaBundle, PullPolicy, SecretName, User
 from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
 from llmtaskpool_operator.api.rules import Wire
+from llmtaskpool_operator.api.tenants import TenantLimits, Tenants
 
 
 class WorkerDefaults(Wire):
@@ -38,6 +39,8 @@ class WorkerDefaults(Wire):
     """Of pools that name none; the ConfigMap must be in the pools' namespaces."""
     user: User | None = None
     """Of pools that say nothing of `user`."""
+    tenants: TenantLimits | None = None
+    """Of each API key in pools that say nothing of `tenants.each`."""
 
 
 def with_defaults(spec: LLMTaskPoolSpec, defaults: WorkerDefaults) -> LLMTaskPoolSpec:
@@ -52,9 +55,16 @@ def with_defaults(spec: LLMTaskPoolSpec, defaults: WorkerDefaults) -> LLMTaskPoo
             "pod_labels": defaults.pod_labels | spec.pod_labels,
             "pod_annotations": defaults.pod_annotations | spec.pod_annotations,
             "trusted_ca_ref": spec.trusted_ca_ref or defaults.trusted_ca_ref,
+            "tenants": _with_limits(spec.tenants, defaults.tenants),
             "user": spec.user if own_user or defaults.user is None else defaults.user,
         }
     )
+
+
+def _with_limits(tenants: Tenants, each: TenantLimits | None) -> Tenants:
+    if each is None or tenants.each != TenantLimits():
+        return tenants
+    return tenants.model_copy(update={"each": each})
 
 
 class _Named(Protocol):

@@ -72,6 +72,14 @@ def _at(event: Manifest) -> float:
     return max((seconds(time) or 0.0 for time in times), default=0.0)
 
 
+_FIELDS = {
+    '"keys"': "spec.auth.apiKeySecretRef",
+    '"tenants"': "spec.tenants.named[].apiKeySecretRef",
+    '"queue"': "spec.queue.redis.secretRef",
+}
+"""Of volumes that are Secrets' the fields that name these."""
+
+
 def _problem(pod: str, event: Manifest) -> Problem:
     reason, note = str(event.get("reason") or "FailedMount"), str(event.get("note") or "")
     words = " ".join(note.split())[:400].rstrip(".")
@@ -79,8 +87,8 @@ def _problem(pod: str, event: Manifest) -> Problem:
         return Problem("PodWaits", f"{pod}: {reason}: {words}: kubectl describe pod {pod}")
     missing = _MISSING.search(words) is not None
     remedy = f"kubectl describe pod {pod}"
-    if '"keys"' in words:
-        remedy = "make that Secret and key, or correct spec.auth.apiKeySecretRef"
+    if field := next((field for volume, field in _FIELDS.items() if volume in words), None):
+        remedy = f"make that Secret and key, or correct {field}"
     elif missing:
         remedy = "make what it names, or correct the name in the pool's spec"
     return Problem("FailedMount", f"{pod}: {words}: {remedy}", stalled=missing)

@@ -49,6 +49,7 @@ def mounted(pool: LLMTaskPool) -> Mounted:
         secret = {"secretName": keys.name, "items": items, "defaultMode": mode}
         held.add("keys", {"secret": secret}, f"{_RUN}/keys", read_only=True)
         held.environment["LLMTASKPOOL_API_KEYS_FILE"] = f"{_RUN}/keys/keys"
+    _add_tenants(held, mode)
     _add_hub_tokens(held, mode)
     _add_queue(held, pool, mode)
     if (bundle := spec.trusted_ca_ref) is not None:
@@ -65,6 +66,30 @@ def mounted(pool: LLMTaskPool) -> Mounted:
     return held
 
 
+_GATES = ("tmp", "token", "keys", "queue", "trusted-ca")
+"""What a gate has of them: no caches, no models, no tokens of a hub."""
+_GATES_FILES = (
+    "LLMTASKPOOL_CONTROL_TOKENS_FILE",
+    "LLMTASKPOOL_API_KEYS_FILE",
+    "LLMTASKPOOL_QUEUE_FILE",
+    "LLMTASKPOOL_QUEUE_POOL",
+    "LLMTASKPOOL_QUEUE_ALLOW_VOLATILE",
+    "LLMTASKPOOL_TRUSTED_CA_FILE",
+)
+
+
+def mounted_by_gate(pool: LLMTaskPool) -> Mounted:
+    """Those that a pool's gate has."""
+    held = mounted(pool)
+    files = {name: held.environment[name] for name in _GATES_FILES if name in held.environment}
+    return Mounted(
+        held.spec,
+        [one for one in held.volumes if one["name"] in _GATES],
+        [one for one in held.mounts if one["name"] in _GATES],
+        files,
+    )
+
+
 def _cache(pool: LLMTaskPool) -> Manifest:
     cache = pool.spec.cache
     name = claim_name(pool) if cache.claim_template is not None else cache.claim_name
@@ -72,6 +97,16 @@ def _cache(pool: LLMTaskPool) -> Manifest:
         return {"persistentVolumeClaim": {"claimName": name}}
     given = {} if cache.empty_dir is None else cache.empty_dir.wire()
     return {"emptyDir": {key: value for key, value in given.items() if value != ""}}
+
+
+def _add_tenants(held: Mounted, mode: int) -> None:
+    """The keys of tenants with names, in files of these names that follow their Secrets."""
+    named = held.spec.tenants.named
+    if named:
+        sources = [_projected(one.api_key_secret_ref, one.name) for one in named]
+        projected = {"sources": sources, "defaultMode": mode}
+        held.add("tenants", {"projected": projected}, f"{_RUN}/tenants", read_only=True)
+        held.environment["LLMTASKPOOL_TENANT_KEYS_DIR"] = f"{_RUN}/tenants"
 
 
 def _add_hub_tokens(held: Mounted, mode: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -11,6 +12,7 @@ import typer
 from llmtaskpool_worker.contract import keys_in
 
 from llmtaskpool_operator.api.manifest_file import BadPool, pool_from_file
+from llmtaskpool_operator.local.passed_over import Instead, faults
 from llmtaskpool_operator.local.settings import (
     demo_pool,
     machine_cores,
@@ -56,6 +58,13 @@ def local(
     api_key_file: Annotated[
         Path | None, typer.Option(help="File with the keys that clients must show, one a line.")
     ] = None,
+    tenant_keys_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with a file of keys, one a line, for each tenant that the pool names "
+            "(spec.tenants.named)."
+        ),
+    ] = None,
     cache_dir: Annotated[
         Path | None, typer.Option(help="Where converted weights are kept.")
     ] = None,
@@ -91,6 +100,17 @@ def local(
             "pool has one. None: tasks are kept in memory."
         ),
     ] = None,
+    queue_url_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the URL of a Redis or Valkey on which the workers share their tasks, "
+            "such as redis://user:password@host:6379/0: what spec.queue.redis is on a cluster."
+        ),
+    ] = None,
+    trusted_ca_file: Annotated[
+        Path | None,
+        typer.Option(help="Certificate authorities (PEM) that workers trust beside the public."),
+    ] = None,
     record: Annotated[
         Path | None,
         typer.Option(help="File to which decisions about replicas are added, for `replay`."),
@@ -110,6 +130,12 @@ def local(
         _refuse(["--pool: it says which models and how many replicas: leave the options out"])
     if api_key_file is not None:
         _check_keys(api_key_file)
+    for option, file in (
+        ("--queue-url-file", queue_url_file),
+        ("--trusted-ca-file", trusted_ca_file),
+    ):
+        if file is not None and not os.access(file, os.R_OK):
+            _refuse([f"{option} {file}: it can't be read: name a file that can"])
     try:
         if demo and pool is None:
             wanted = demo_pool(model or ())
@@ -129,6 +155,16 @@ def local(
                 "--max-replicas 1 (spec.scaling.maxReplicas of a pool's file), or leave --queue out"
             ]
         )
+    if queue is not None and queue_url_file is not None:
+        _refuse([f"--queue {queue}: --queue-url-file says where tasks are, too: leave one out"])
+    instead = Instead(
+        keys=api_key_file is not None,
+        tenants=tenant_keys_dir is not None,
+        queue=queue is not None or queue_url_file is not None,
+        ca=trusted_ca_file is not None,
+    )
+    if found := faults(wanted.spec, instead):
+        _refuse(found)
     from llmtaskpool_operator.local.pool import LocalOptions  # after the options, which may be bad
     from llmtaskpool_operator.local.run import run
 
@@ -149,9 +185,12 @@ def local(
         host=host,
         port=port if port is not None else 0 if demo else DEFAULT_PORT,
         api_key_file=api_key_file,
+        tenant_keys_dir=tenant_keys_dir,
         cache_dir=cache_dir,
         data_dir=data_dir,
         queue=queue,
+        queue_url_file=queue_url_file,
+        trusted_ca_file=trusted_ca_file,
         cores=machine_cores() if divide_cores else None,
         drain_seconds=drain_seconds,
         record=record,

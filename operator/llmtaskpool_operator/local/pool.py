@@ -37,10 +37,15 @@ class LocalOptions:
     host: str = "127.0.0.1"
     port: int = 8080
     api_key_file: Path | None = None
+    tenant_keys_dir: Path | None = None
+    """The folder with a file of keys for each tenant that the pool names."""
     cache_dir: Path | None = None
     data_dir: Path | None = None
     queue: Path | None = None
     """The file in which its one worker keeps tasks."""
+    queue_url_file: Path | None = None
+    """The file with the URL of the server on which its workers share a line."""
+    trusted_ca_file: Path | None = None
     cores: int | None = None
     drain_seconds: float = 10.0
     record: Path | None = None
@@ -88,9 +93,13 @@ class LocalPool:
             pool.spec,
             cores=options.cores,
             api_key_file=options.api_key_file,
+            tenant_keys_dir=options.tenant_keys_dir,
             cache_dir=options.cache_dir,
             data_dir=options.data_dir,
             queue=options.queue,
+            queue_url_file=options.queue_url_file,
+            queue_pool=f"{pool.metadata.namespace}/{pool.metadata.name}",
+            trusted_ca_file=options.trusted_ca_file,
             upstream_hosts=options.upstream_hosts,
         )
         self.fleet = Fleet(

@@ -22,6 +22,7 @@ from llmtaskpool_operator.local.demo import Demo
 from llmtaskpool_operator.local.demo_report import DemoReport, report, summary
 from llmtaskpool_operator.local.fleet import Unstartable
 from llmtaskpool_operator.local.live_view import JsonView, Line, View, view_for
+from llmtaskpool_operator.local.passed_over import told
 from llmtaskpool_operator.local.pool import LocalOptions, LocalPool, NoRecord, PortTaken
 from llmtaskpool_operator.local.upstream_server import GRACE_SECONDS, UpstreamServer
 
@@ -57,6 +58,9 @@ async def run(pool: LLMTaskPool, options: LocalOptions, *, output: str, demo: bo
 async def _run(pool: LLMTaskPool, options: LocalOptions, view: View, *, demo: bool) -> int:
     epoch = time.time() - time.monotonic()
     local = LocalPool(pool, options, view, lambda: epoch + time.monotonic())
+    if fields := told(pool.spec, server=bool(options.upstream)):
+        text = f"Of pods alone, and nothing on this machine: {', '.join(fields)}."
+        view.tell(Line(local.elapsed(), "notice", text))
     stopping = asyncio.Event()
     killing = asyncio.Event()
     _on_signals(stopping, killing)

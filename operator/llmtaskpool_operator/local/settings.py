@@ -84,16 +84,21 @@ def worker_command(
     *,
     cores: int | None = None,
     api_key_file: Path | None = None,
+    tenant_keys_dir: Path | None = None,
     cache_dir: Path | None = None,
     data_dir: Path | None = None,
     queue: Path | None = None,
+    queue_url_file: Path | None = None,
+    queue_pool: str = "",
+    trusted_ca_file: Path | None = None,
     drain_seconds: float | None = None,
     upstream_hosts: Sequence[str] = (),
 ) -> WorkerCommand:
     """How to start a worker of this pool.
 
     ``cores`` of this machine are divided among the most workers that there may be, so that
-    their torch threads don't fight for them; None leaves torch its own choice.
+    their torch threads don't fight for them; None leaves torch its own choice. ``queue_pool`` is
+    the name of the line on a shared queue, whose URL is in ``queue_url_file``.
     """
     grace = drain_seconds if drain_seconds is not None else 5.0
     options = [
@@ -104,9 +109,19 @@ def worker_command(
         options += ["--cache-dir", str(cache_dir)]
     if queue is not None:
         options += ["--queue", f"sqlite:{queue.resolve()}"]
-    environment = environment_of(spec)
+    environment = {one.name: one.value for one in spec.env if one.value is not None}
+    environment |= environment_of(spec)
+    if queue_url_file is not None:
+        environment["LLMTASKPOOL_QUEUE_FILE"] = str(queue_url_file.resolve())
+        environment["LLMTASKPOOL_QUEUE_POOL"] = queue_pool
+        if spec.queue.redis is not None and spec.queue.redis.allow_volatile:
+            environment["LLMTASKPOOL_QUEUE_ALLOW_VOLATILE"] = "true"
+    if trusted_ca_file is not None:
+        environment["LLMTASKPOOL_TRUSTED_CA_FILE"] = str(trusted_ca_file.resolve())
     if api_key_file is not None:
         environment["LLMTASKPOOL_API_KEYS_FILE"] = str(api_key_file.resolve())
+    if tenant_keys_dir is not None:
+        environment["LLMTASKPOOL_TENANT_KEYS_DIR"] = str(tenant_keys_dir.resolve())
     if upstream_hosts:
         environment["LLMTASKPOOL_UPSTREAM_HOSTS"] = ",".join(upstream_hosts)
     if data_dir is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
+from llmtaskpool_operator.api.tenants import TenantLimits, Tenants
 
 
 def options_of(spec: LLMTaskPoolSpec) -> list[str]:
@@ -31,6 +32,8 @@ def environment_of(spec: LLMTaskPoolSpec) -> dict[str, str]:
         "LLMTASKPOOL_AGED_SHARE": f"{spec.queue.aged_share:g}",
         "LLMTASKPOOL_TPOT_SLO_SECONDS": f"{spec.slo.tpot_seconds:g}",
     }
+    if tenants := _tenants(spec.tenants):
+        values["LLMTASKPOOL_TENANTS"] = tenants
     if spec.auth.cors_origins:
         values["LLMTASKPOOL_CORS_ORIGINS"] = ",".join(spec.auth.cors_origins)
     if spec.queue.timeout_seconds is not None:
@@ -38,3 +41,20 @@ def environment_of(spec: LLMTaskPoolSpec) -> dict[str, str]:
     if spec.queue.task_timeout_seconds is not None:
         values["LLMTASKPOOL_TASK_QUEUE_TIMEOUT_SECONDS"] = f"{spec.queue.task_timeout_seconds:g}"
     return values
+
+
+def _tenants(tenants: Tenants) -> str:
+    entries = [_entry(one.name, one) for one in tenants.named]
+    if tenants.each != TenantLimits():
+        entries.append(_entry("*", tenants.each))
+    return ";".join(entries)
+
+
+def _entry(name: str, limits: TenantLimits) -> str:
+    given = {
+        "share": None if limits.share == 1 else f"{limits.share:g}",
+        "waiting": limits.waiting,
+        "running": limits.running,
+        "weight": None if limits.weight is None else f"{limits.weight:g}",
+    }
+    return name + "".join(f",{key}={value}" for key, value in given.items() if value is not None)

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 from fakes.cluster_objects import pool
-from llmtaskpool_operator.api.worker_defaults import WorkerDefaults
+from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
+from llmtaskpool_operator.api.worker_defaults import WorkerDefaults, with_defaults
 from llmtaskpool_operator.cluster import manifests
 from llmtaskpool_operator.cluster.differences import agrees
 from llmtaskpool_operator.cluster.manifests import Surroundings
+from llmtaskpool_worker.scheduling.tenants import parse_tenants
 from pydantic import ValidationError
 
 AROUND = Surroundings("registry.local/worker:1", "token", "llmtaskpool-system")
@@ -229,6 +231,43 @@ def test_a_disruption_budget_is_off_or_as_strict_as_asked(
 def test_workers_listen_on_every_address_ipv6_too() -> None:
     args = container()["args"]
     assert args[args.index("--host") + 1] == args[args.index("--control-host") + 1] == "::"
+
+
+def test_keys_of_named_tenants_are_files_of_their_names_and_limits_are_a_setting() -> None:
+    given = {
+        "auth": {"apiKeySecretRef": {"name": "guests"}},
+        "tenants": {
+            "each": {"waiting": 20, "weight": 0.5},
+            "named": [
+                {"name": "a", "apiKeySecretRef": {"name": "of-a"}, "share": 2.5, "running": 4},
+                {"name": "b", "apiKeySecretRef": {"name": "of-b", "key": "keys"}},
+            ],
+        },
+    }
+    found = variables(**given)
+    assert found["LLMTASKPOOL_TENANTS"] == "a,share=2.5,running=4;b;*,waiting=20,weight=0.5"
+    read = parse_tenants(found["LLMTASKPOOL_TENANTS"])
+    assert (read.of("a").running, read.of("b").share, read.of("key-x").weight) == (4, 1.0, 0.5)
+    mounted = mount_of("tenants", **given)
+    assert (mounted["mountPath"], mounted["readOnly"]) == (
+        found["LLMTASKPOOL_TENANT_KEYS_DIR"],
+        True,
+    )
+    projected = volume("tenants", **given)["projected"]
+    assert [source["secret"] for source in projected["sources"]] == [
+        {"name": "of-a", "items": [{"key": "key", "path": "a"}]},
+        {"name": "of-b", "items": [{"key": "keys", "path": "b"}]},
+    ]
+    assert "LLMTASKPOOL_TENANTS" not in variables()
+
+
+def test_what_each_key_may_have_is_a_clusters_default_where_the_pool_says_nothing() -> None:
+    defaults = WorkerDefaults.model_validate({"tenants": {"waiting": 7}})
+    for own, expected in (({}, 7), ({"each": {"waiting": 3}}, 3)):
+        spec = LLMTaskPoolSpec.model_validate(
+            {"auth": {"apiKeySecretRef": {"name": "k"}}, "tenants": own}
+        )
+        assert with_defaults(spec, defaults).tenants.each.waiting == expected
 
 
 def test_hub_tokens_are_files_of_secrets_the_models_own_before_the_pools() -> None:

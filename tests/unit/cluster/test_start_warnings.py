@@ -35,6 +35,15 @@ def test_a_secret_of_keys_that_is_missing_stalls_the_pool_and_names_its_field() 
     assert "spec.auth.apiKeySecretRef" in problem.message
 
 
+@pytest.mark.parametrize(
+    ("volume", "field"),
+    [("tenants", "spec.tenants.named[].apiKeySecretRef"), ("queue", "spec.queue.redis.secretRef")],
+)
+def test_other_secrets_that_are_missing_name_their_fields(volume: str, field: str) -> None:
+    words = f'MountVolume.SetUp failed for volume "{volume}" : secret "none" not found'
+    assert field in told(event(words))["a"].message
+
+
 def test_a_key_that_is_missing_in_it_does_too() -> None:
     words = 'MountVolume.SetUp failed for volume "keys" : references non-existent secret key: key'
     assert told(event(words))["a"].stalled

@@ -163,6 +163,37 @@ def test_a_claimer_can_ask_for_what_is_above_its_own(play: Play) -> None:
     play(story)
 
 
+def test_the_most_urgent_that_waits_is_seen_and_is_promised_a_place_while_it_waits(
+    play: Play,
+) -> None:
+    async def story(rig: Rig) -> None:
+        loads = {"slow": 10.0, "quick": 1.0}
+
+        async def first() -> tuple[str, float] | None:
+            head = await rig.broker.peek(rig.wanted(loads=loads))
+            return None if head is None else (head.id, head.priority)
+
+        assert await first() is None
+        await rig.broker.accept(task("a long one", weight=2.0, line="slow"))
+        assert await first() == ("a long one", 0.2)
+        await rig.broker.accept(task("b", line="quick"))
+        await rig.broker.accept(task("c", line="quick"))
+        assert await first() == ("b", 1.0)
+        head = await rig.broker.peek(rig.wanted(loads=loads))
+        assert head is not None
+        assert await rig.broker.promise(head)
+        assert (await rig.take(loads=loads)).id == "b"
+        assert not await rig.broker.promise(head)
+        assert await first() == ("c", 1.0)
+        await rig.broker.cancel("c")
+        await rig.broker.sweep()
+        assert await first() == ("a long one", 0.2)
+        assert (await rig.take(loads=loads)).id == "a long one"
+        assert await first() is None
+
+    play(story)
+
+
 def test_the_aged_have_their_share_unless_the_thread_is_for_an_urgent_one(play: Play) -> None:
     async def story(rig: Rig) -> None:
         await rig.broker.accept(task("old", weight=0.1))

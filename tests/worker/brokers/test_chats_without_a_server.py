@@ -110,3 +110,42 @@ def test_a_chat_that_the_server_has_taken_and_not_answered_runs_once(tmp_path: P
         server.stop()
 
     asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_chats_of_our_own_memory_and_the_pools_line_go_by_their_priority(tmp_path: Path) -> None:
+    """What was accepted while the server was away is no more urgent than what waits on it."""
+
+    async def main() -> None:
+        server = QueueServer(tmp_path).start()
+        async with a_worker(server) as rig:
+            await rig.broker.accept(task("ordinary"))
+            await rig.broker.accept(task("urgent", weight=50.0))
+            server.kill()
+            for name, weight in (("own", 5.0), ("own-bulk", 0.1), ("own-urgent", 60.0)):
+                await rig.broker.accept(chat(name, weight=weight))
+            server.start()
+            await back(rig)
+            head = await rig.broker.peek(rig.wanted())
+            assert head is not None
+            assert head.id == "own-urgent"
+            await rig.broker.sweep()
+            claims = await rig.claim(most=2)
+            assert [claim.id for claim in claims] == ["own-urgent", "urgent"]
+            assert (await rig.broker.peek(rig.wanted())).id == "own"
+            claims = await rig.claim(most=9)
+            assert [claim.id for claim in claims] == ["own", "ordinary", "own-bulk"]
+            assert len({claim.fence for claim in claims}) == 3
+        server.stop()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+async def back(rig: Rig) -> None:
+    """Once the server answers again."""
+    while True:
+        try:
+            await rig.broker.sweep()
+        except Unavailable:
+            await asyncio.sleep(0.02)
+        else:
+            return

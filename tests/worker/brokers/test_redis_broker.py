@@ -161,6 +161,28 @@ def test_tasks_go_in_the_order_of_the_queue_in_memory_while_t_changes(
     asyncio.run(main())
 
 
+def test_what_another_worker_accepted_is_seen_and_one_worker_alone_makes_way_for_it(
+    server: QueueServer,
+) -> None:
+    async def main() -> None:
+        async with worker(server.url, "a") as a, worker(server.url, "b") as b:
+            assert await a.peek(wanted()) is None
+            await b.accept(task("urgent", 9.0))
+            await b.accept(task("ordinary"))
+            await a.sweep()
+            head = await a.peek(wanted())
+            assert head is not None
+            assert (head.id, head.group, head.priority) == ("urgent", "k", 9.0)
+            assert [await one.promise(head) for one in (a, b, a)] == [True, False, True]
+            assert (await one(b)).id == "urgent"
+            assert not await a.promise(head)
+            assert await a.peek(wanted()) is None, "what is gone is not looked at again"
+            await a.sweep()
+            assert (await a.peek(wanted())).id == "ordinary"
+
+    asyncio.run(main())
+
+
 def test_a_group_without_a_free_slot_holds_up_no_other(server: QueueServer) -> None:
     async def main() -> None:
         async with worker(server.url) as broker:
@@ -294,7 +316,7 @@ def test_a_restarted_container_with_its_old_name_does_not_excuse_what_killed_it(
 def test_what_waits_for_a_client_of_a_lost_worker_is_cancelled(
     server: QueueServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmtaskpool_worker.brokers.redis.broker.SILENT_MS", 100)
+    monkeypatch.setattr("llmtaskpool_worker.brokers.redis.sweeping.SILENT_MS", 100)
 
     async def main() -> None:
         async with worker(server.url, "lives") as lives:

@@ -386,3 +386,16 @@ def test_a_cancel_and_a_commit_at_once_are_one_end_in_the_books_and_in_the_file(
         assert state is (TaskState.CANCELLED if first == "cancel" else TaskState.SUCCEEDED)
 
     play(story())
+
+
+def test_the_shelf_is_in_the_file_and_is_there_after_a_restart(tmp_path):
+    from llmtaskpool_worker.brokers.shelf import Change
+
+    async def told():
+        async with opened(tmp_path / "queue.db") as rig:
+            await rig.broker.shelf(100).change(Change({"a": b"1"}))
+        async with opened(tmp_path / "queue.db") as rig:
+            shelf = rig.broker.shelf(100)
+            assert (await shelf.get("a"), await shelf.held_bytes()) == (b"1", 1)
+
+    asyncio.run(told())

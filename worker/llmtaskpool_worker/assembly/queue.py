@@ -49,6 +49,12 @@ def read_queue(file: Path) -> str:
     return check_queue(text)
 
 
+def readable_queue(file: Path) -> Path:
+    """A file that names a queue. Raises ValueError with the remedy."""
+    read_queue(file)
+    return file
+
+
 def check_pool(value: str) -> str:
     """The name of the pool on a shared queue. Raises ValueError with the remedy."""
     if GOOD_POOL.fullmatch(value):

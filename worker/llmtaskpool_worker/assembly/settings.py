@@ -9,10 +9,19 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import NoDecode, SettingsConfigDict
 
-from llmtaskpool_worker.assembly.queue import check_pool, check_queue, read_queue
+from llmtaskpool_worker.assembly.batch_settings import BatchSettings
+from llmtaskpool_worker.assembly.queue import check_pool, check_queue, readable_queue
 from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT
 from llmtaskpool_worker.engines.model_option import parse_model
 from llmtaskpool_worker.engines.protocol import ModelSpec
@@ -23,6 +32,7 @@ from llmtaskpool_worker.scheduling.aged_share import DEFAULT_AGED_SHARE
 from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits, ResultLimits
 from llmtaskpool_worker.scheduling.preemption import Preemption
 from llmtaskpool_worker.scheduling.priority import QueuePolicy
+from llmtaskpool_worker.scheduling.tenants import Tenants, parse_tenants
 
 PREFIX = "LLMTASKPOOL_"
 
@@ -30,16 +40,18 @@ Port = Annotated[int, Field(ge=0, le=65_535)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Size = Annotated[int, Field(ge=1)]
-
-
 _ORIGIN = re.compile(r"\*|https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
+
+
+def _tenants(value: object) -> object:
+    return parse_tenants(value) if isinstance(value, str) else value
 
 
 class SettingsError(Exception):
     """A setting can't be used: the message names it, its value and the remedy."""
 
 
-class Settings(BaseSettings):
+class Settings(BatchSettings):
     """All that a worker can be told."""
 
     model_config = SettingsConfigDict(
@@ -52,6 +64,9 @@ class Settings(BaseSettings):
     port: Port = Field(DATA_PORT, description="Data port; 0 takes a free one.")
     control_host: str = Field("127.0.0.1", description="Address of the control port.")
     control_port: Port = Field(CONTROL_PORT, description="Control port; 0 takes a free one.")
+    gate: bool = Field(
+        False, description="Hold requests until workers are ready, and run nothing itself."
+    )
     worker_id: str = Field("worker", description="Name of this worker; in a pod, the pod's name.")
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
@@ -61,6 +76,14 @@ class Settings(BaseSettings):
         None,
         description="File with one such key a line (lines that begin with # are none); read again "
         "when it changes.",
+    )
+    tenants: Annotated[Tenants, NoDecode, BeforeValidator(_tenants)] = Field(
+        Tenants(),
+        description="What keys' owners may have, as name[,share=2][,waiting=100][,running=8]"
+        "[,weight=10], separated by semicolons; the name * is each key whose owner has no name.",
+    )
+    tenant_keys_dir: Path | None = Field(
+        None, description="Folder with a file of keys, one a line, for each owner that is named."
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -121,18 +144,18 @@ class Settings(BaseSettings):
     io_threads_max: Annotated[int, Field(ge=1, le=4096)] = Field(
         1024, description="The most threads that the io lane may be set to."
     )
-    queue: str = Field(
+    queue: Annotated[str, AfterValidator(check_queue)] = Field(
         "memory",
         description="Where tasks wait: memory, sqlite:PATH for a file of this worker that outlives "
         "it, or the URL of a Redis or Valkey that workers share (redis://, rediss://, unix://, "
         "redis+sentinel://).",
     )
-    queue_file: Path | None = Field(
+    queue_file: Annotated[Path, AfterValidator(readable_queue)] | None = Field(
         None,
         description="File with such a URL, read at the start: it is not seen by who lists "
         "processes. Before LLMTASKPOOL_QUEUE.",
     )
-    queue_pool: str = Field(
+    queue_pool: Annotated[str, AfterValidator(check_pool)] = Field(
         "local/pool",
         description="Namespace and name of the pool on a shared queue: workers with the same share "
         "its line.",
@@ -260,23 +283,6 @@ class Settings(BaseSettings):
                 raise ValueError(f"{origin[:80]!r} is no origin: a browser sends no path with it")
         return value
 
-    @field_validator("queue")
-    @classmethod
-    def _check_queue(cls, value: str) -> str:
-        return check_queue(value)
-
-    @field_validator("queue_file")
-    @classmethod
-    def _check_queue_file(cls, value: Path | None) -> Path | None:
-        if value is not None:
-            read_queue(value)
-        return value
-
-    @field_validator("queue_pool")
-    @classmethod
-    def _check_queue_pool(cls, value: str) -> str:
-        return check_pool(value)
-
     @field_validator("profiles", mode="before")
     @classmethod
     def _split_profiles(cls, value: object) -> object:
@@ -373,6 +379,7 @@ class Settings(BaseSettings):
             stall_kill_seconds=self.stall_kill_seconds,
             tpot_slo_seconds=self.tpot_slo_seconds,
             preemption=Preemption(self.preempt_factor, self.preempt_wait_seconds),
+            tenants=self.tenants,
             results=ResultLimits(bytes=self.result_bytes, ttl_seconds=self.result_seconds),
         )
 

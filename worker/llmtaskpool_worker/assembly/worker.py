@@ -16,11 +16,14 @@ from typing import Any
 
 import msgspec
 
+from llmtaskpool_worker.assembly.batches import BatchService, batches_of
 from llmtaskpool_worker.assembly.descriptors import CONTROL_CONNECTIONS, connections_allowed
 from llmtaskpool_worker.assembly.engine_settings import tell_engines
 from llmtaskpool_worker.assembly.keys import keys_of
 from llmtaskpool_worker.assembly.queue import broker_of, ids_of, read_queue
+from llmtaskpool_worker.assembly.resident import rss_bytes
 from llmtaskpool_worker.assembly.settings import Settings, SettingsError
+from llmtaskpool_worker.brokers.protocol import Broker
 from llmtaskpool_worker.contract import GpuReading, Phase
 from llmtaskpool_worker.disclosure import where_raised
 from llmtaskpool_worker.engines.backoff import Backoff
@@ -56,8 +59,6 @@ CLEAN_UP_SECONDS = 5.0
 
 CODEC_RETRY_SECONDS = (1.0, 60.0)
 """What may pass (a file that is away) is tried again: the first and the longest wait."""
-
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class CataloguedEngine:
@@ -188,6 +189,7 @@ class Worker:
     metrics: Metrics
     data: HttpServer
     control: HttpServer
+    batches: BatchService
     leaving: asyncio.Event
     """Set: it is about to end; unready, and no connection is kept."""
 
@@ -215,9 +217,11 @@ def build(
         models.append(model)
         engines.append(CataloguedEngine(make_engine(spec), model, codecs, load_codec, announce))
     catalog = Catalog(models)
-    pool = _pool(settings, engines, codecs, kinds, clocks, gpus)
+    broker = broker_for(settings, clocks)
+    pool = _pool(settings, broker, engines, codecs, kinds, clocks, gpus)
     metrics = Metrics(pool.state)
     pool.on_ended = metrics.task_ended
+    batches = batches_of(settings, broker, pool, catalog, metrics, clocks)
     keys, tokens = keys_of(settings, clocks.monotonic)
     limits = settings.http_limits()
     alive = settings.keep_alive_seconds
@@ -232,6 +236,7 @@ def build(
         heartbeat_seconds=settings.heartbeat_seconds,
         leaving=leaving.is_set,
         cors_origins=settings.cors_origins,
+        batches=batches.routes,
     )
     control = control_app(pool, tokens, limits)
     few = replace(limits, connections=min(limits.connections, CONTROL_CONNECTIONS))
@@ -241,32 +246,37 @@ def build(
         metrics,
         HttpServer(data, settings.host, settings.port, limits, alive),
         HttpServer(control, settings.control_host, settings.control_port, few, alive),
+        batches,
         leaving,
+    )
+
+
+def broker_for(settings: Settings, clocks: Clocks) -> Broker:
+    """The queue that the settings name; not started."""
+    return broker_of(
+        settings.queue if settings.queue_file is None else read_queue(settings.queue_file),
+        settings.pool_limits(),
+        clocks.monotonic,
+        clocks.wall,
+        pool=settings.queue_pool,
+        allow_volatile=settings.queue_allow_volatile,
     )
 
 
 def _pool(
     settings: Settings,
+    broker: Broker,
     engines: Sequence[Engine],
     codecs: Mapping[str, Any],
     kinds: Kinds,
     clocks: Clocks,
     gpus: Callable[[], tuple[GpuReading, ...]],
 ) -> Dispatcher:
-    limits = settings.pool_limits()
-    broker = broker_of(
-        settings.queue if settings.queue_file is None else read_queue(settings.queue_file),
-        limits,
-        clocks.monotonic,
-        clocks.wall,
-        pool=settings.queue_pool,
-        allow_volatile=settings.queue_allow_volatile,
-    )
     return Dispatcher(
         engines=engines,
         tokenizers=codecs,
         kinds=kinds,
-        limits=limits,
+        limits=settings.pool_limits(),
         broker=broker,
         worker_id=settings.worker_id,
         clock=clocks.monotonic,
@@ -276,15 +286,6 @@ def _pool(
         rss_bytes=rss_bytes,
         profiles=settings.calibration(),
     )
-
-
-def rss_bytes() -> int | None:
-    """Resident memory of this process; None where Linux's /proc is missing."""
-    try:
-        with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123  read at each state: no Path
-            return int(statm.read().split()[1]) * _PAGE_BYTES
-    except (OSError, IndexError, ValueError):
-        return None
 
 
 def announce_on_stdout(line: dict[str, Any]) -> None:
@@ -346,7 +347,7 @@ async def run_worker(worker: Worker, settings: Settings, announce: Announce) -> 
     gc.collect()
     gc.freeze()
     stopping = asyncio.Event()
-    _on_signals(stopping)
+    on_signals(stopping)
     try:
         await worker.pool.open()
     except ValueError as error:
@@ -354,6 +355,7 @@ async def run_worker(worker: Worker, settings: Settings, announce: Announce) -> 
     ports = await worker.data.start(), await worker.control.start()
     announce({"event": "listening", "data_port": ports[0], "control_port": ports[1]})
     await worker.pool.start()
+    worker.batches.start()
     telling = asyncio.create_task(_tell_phase(worker, announce))
     watching = asyncio.create_task(watch_loop(worker.metrics.loop_was_late))
     try:
@@ -361,7 +363,10 @@ async def run_worker(worker: Worker, settings: Settings, announce: Announce) -> 
         announce({"event": "draining"})
         worker.leaving.set()
         await asyncio.sleep(settings.unroute_seconds)
-        await worker.pool.stop(settings.grace_seconds)
+        ends_at = time.monotonic() + settings.grace_seconds
+        worker.pool.drain(settings.grace_seconds)
+        await worker.batches.stop(settings.grace_seconds)
+        await worker.pool.stop(max(0.0, ends_at - time.monotonic()))
     finally:
         telling.cancel()
         watching.cancel()
@@ -370,7 +375,9 @@ async def run_worker(worker: Worker, settings: Settings, announce: Announce) -> 
     return 0
 
 
-def _on_signals(stopping: asyncio.Event) -> None:
+def on_signals(stopping: asyncio.Event) -> None:
+    """SIGTERM and SIGINT set ``stopping``; a second one ends the process at once."""
+
     def on_signal(number: int) -> None:
         if stopping.is_set():
             os._exit(128 + number)  # engines end with their parent

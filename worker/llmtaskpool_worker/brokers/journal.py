@@ -10,16 +10,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llmtaskpool_worker.brokers.refusals import Unavailable
 
 log = logging.getLogger("llmtaskpool.queue")
+
+T = TypeVar("T")
 
 APPLICATION = 0x6C747071
 """SQLite's application_id of our files: "ltpq"."""
@@ -202,6 +204,17 @@ class Journal:
         """The same, and nobody waits for it: it is worked out again after a restart."""
         self._ask(writes, None)
 
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """What ``work`` makes of the file, in one transaction that survives a loss of power.
+
+        Raises Unavailable: then nothing was changed.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._thread, self._run, work)
+        except (sqlite3.Error, RuntimeError) as error:  # RuntimeError: it is closed
+            raise Unavailable(_told(str(error)), RETRY_AFTER_SECONDS) from None
+
     def _ask(self, writes: Sequence[Write], done: asyncio.Future[None] | None) -> None:
         self._asked.append((writes, done))
         if self._writing is None or self._writing.done():
@@ -285,6 +298,26 @@ class Journal:
         rows = [Row(*one) for one in read]
         return rows, file.execute("SELECT count(*) FROM quarantine").fetchone()[0]
 
+    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        file = self._file
+        if file is None:
+            raise sqlite3.ProgrammingError("it is closed")
+        self._be_safe(file, safe=True)
+        file.execute("BEGIN IMMEDIATE")
+        try:
+            made = work(file)
+            file.execute("COMMIT")
+        except BaseException:
+            if file.in_transaction:
+                file.execute("ROLLBACK")
+            raise
+        return made
+
+    def _be_safe(self, file: sqlite3.Connection, *, safe: bool) -> None:
+        if safe is not self._safe:
+            file.execute(f"PRAGMA synchronous = {'FULL' if safe else 'NORMAL'}")
+            self._safe = safe
+
     def _commit(self, asked: list[Sequence[Write]]) -> list[str | None]:
         """Why each of them was not written; None: it was."""
         reason = self._transact([write for writes in asked for write in writes])
@@ -297,10 +330,7 @@ class Journal:
         if file is None:
             return "it is closed"
         try:
-            safe = any(write.safe for write in writes)
-            if safe is not self._safe:
-                file.execute(f"PRAGMA synchronous = {'FULL' if safe else 'NORMAL'}")
-                self._safe = safe
+            self._be_safe(file, safe=any(write.safe for write in writes))
             file.execute("BEGIN IMMEDIATE")
             for write in writes:
                 file.execute(write.statement, write.values)

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from math import inf
 
-from llmtaskpool_worker.brokers.protocol import Depth, Full, Head, LaneDepth, Line, Wanted
+from llmtaskpool_worker.brokers.protocol import (
+    Depth,
+    Full,
+    Head,
+    LaneDepth,
+    Line,
+    Submission,
+    Wanted,
+)
 from llmtaskpool_worker.brokers.records import Record
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.priority import priority
 from llmtaskpool_worker.scheduling.scheduler import Start, schedule
 from llmtaskpool_worker.scheduling.task import LaneName, TaskState
-from llmtaskpool_worker.scheduling.task_queue import TaskQueue, Waiting, again
+from llmtaskpool_worker.scheduling.task_queue import TaskQueue, Terms, Waiting, again
+
+LEAST_SECONDS = 1.0
+
+
+def _alike(_: str) -> float:
+    return 1.0
 
 
 @dataclass(slots=True)
@@ -24,16 +39,20 @@ class _Lane:
     """Of all that waits, wherever."""
     aside: int = 0
     aside_bytes: int = 0
+    least: list[Waiting] = field(default_factory=list)
+    """Those that may make room, the least urgent last, as ranked then."""
+    ranked_at: float = -inf
 
 
 class Lines:
     """A bounded line for each lane, in the order of P = W / T, and who is not in it yet.
 
-    ``load`` of the claimer who asked last gives T.
+    ``load`` of the claimer who asked last gives T, and ``favour`` F.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._load: Callable[[Line], float] = lambda _: 1.0
+        self._favour: Callable[[str], float] = _alike
         self._lanes = {
             name: _Lane(
                 TaskQueue(
@@ -47,18 +66,62 @@ class Lines:
             )
             for name in LaneName
         }
+        self._tenants = limits.tenants
+        self._counts: dict[str, list[int]] = {}
+        """Of each tenant: tasks that wait, and tasks that are claimed."""
         self._blocked: dict[str, Record] = {}
         self._delayed: dict[str, Record] = {}
         self._due: list[tuple[float, str]] = []
 
-    def check_room(self, lane: LaneName, size: int) -> None:
-        """Raises Full."""
-        one = self._lanes[lane]
+    def check_tenant(self, task: Submission) -> None:
+        """Raises Full when as many of its tenant wait as may."""
+        tenant = task.line.tenant
+        most = self._tenants.of(tenant).waiting
+        if most is not None and self._counts.get(tenant, (0, 0))[0] >= most:
+            raise Full("tenant", most)
+
+    def has_room(self, task: Submission) -> bool:
+        """Whether check_room raises nothing."""
+        try:
+            self.check_room(task)
+        except Full:
+            return False
+        return True
+
+    def check_room(self, task: Submission) -> None:
+        """Raises Full when the lane is."""
+        one, size = self._lanes[task.lane], task.size_bytes
         queue = one.queue
         if len(queue) + one.aside >= queue.max_tasks:
             raise Full("tasks", queue.max_tasks)
         if queue.bytes + one.aside_bytes + size > queue.max_bytes:
             raise Full("bytes", queue.max_bytes)
+
+    def least(self, task: Submission, now: float, may_go: Callable[[str], bool]) -> str | None:
+        """The least urgent in line, where it is less so than a task that comes and may go.
+
+        They are ranked anew at most once in LEAST_SECONDS: a line may be full for long.
+        """
+        lane = self._lanes[task.lane]
+        if now - lane.ranked_at >= LEAST_SECONDS:
+            lane.ranked_at = now
+            ranked = [(self._rank(one), one) for one in lane.queue if may_go(one.id)]
+            ranked.sort(key=lambda pair: (-pair[0], pair[1].sequence))
+            lane.least = [one for _, one in ranked]
+        while lane.least:
+            last = lane.least[-1]
+            if last.gone:
+                lane.least.pop()
+                continue
+            mine = priority(task.request.weight, self._load(task.line))
+            if self._rank(last) >= mine * self._favour(task.line.tenant):
+                return None
+            return lane.least.pop().id
+        return None
+
+    def _rank(self, item: Waiting) -> float:
+        line: Line = item.cost_class  # type: ignore[assignment]  # as we pushed it
+        return priority(item.weight, self._load(line)) * self._favour(line.tenant)
 
     def stand(self, record: Record, since: float, until: float | None = None) -> None:
         """Into the line, behind all that are there; it has waited since then.
@@ -116,6 +179,19 @@ class Lines:
     def work(self, record: Record, sign: int) -> None:
         """The offered work of a task waits (1), or waits no longer (-1)."""
         self._lanes[record.task.lane].work_seconds += sign * record.task.work_seconds
+        self._count(record.task.line.tenant, 0, sign)
+
+    def runs(self, record: Record, sign: int) -> None:
+        """A task is claimed (1), or is no longer (-1)."""
+        self._count(record.task.line.tenant, 1, sign)
+
+    def _count(self, tenant: str, which: int, sign: int) -> None:
+        if not tenant:
+            return
+        counts = self._counts.setdefault(tenant, [0, 0])
+        counts[which] += sign
+        if not any(counts):
+            del self._counts[tenant]
 
     def reweigh(self, record: Record) -> None:
         """It has a new weight, and the place of it."""
@@ -129,20 +205,46 @@ class Lines:
         """Those who go next, in order; and those who have waited as long as they may."""
         self._load = wanted.load
         queue = self._lanes[wanted.lane].queue
-        first = self._exception(queue, wanted, now)
-        most = 0 if wanted.above > 0 else wanted.most - len(first)
+        serves = self._serves if self._tenants.bound_running else None
+        terms = None if serves is None else Terms(lambda line: serves(line, started))
+        started: list[Waiting] = []
+        started += self._exception(queue, wanted, now, terms)
+        most = 0 if wanted.above > 0 else wanted.most - len(started)
+        self._favour = favour = wanted.favour or _alike
+        if favour is not _alike:
+            terms = Terms(
+                lambda line: serves is None or serves(line, started),
+                lambda line: favour(line.tenant),  # type: ignore[attr-defined]  # as we pushed it
+            )
 
         def free(group: str | None) -> int:
-            return wanted.free(group or "") - sum(item.group == group for item in first)
+            return wanted.free(group or "") - sum(item.group == group for item in started)
 
-        started = [item.id for item in first]
         gone: list[str] = []
-        for decision in schedule(queue, most, free, now):
-            (started if isinstance(decision, Start) else gone).append(decision.task.id)
-        return started, gone
+        # Where tenants' tasks at work are bounded, each that starts counts for the next.
+        turns = [most] if serves is None else [1] * most
+        for turn in turns or [0]:
+            decisions = schedule(queue, turn, free, now, terms)
+            gone += [one.task.id for one in decisions if not isinstance(one, Start)]
+            begun = [one.task for one in decisions if isinstance(one, Start)]
+            started += begun
+            if len(begun) < turn:
+                break
+        return [item.id for item in started], gone
+
+    def _serves(self, line: Hashable, started: Sequence[Waiting]) -> bool:
+        """Whether one more task of a line's tenant may be at work, these counted."""
+        tenant = line.tenant  # type: ignore[attr-defined]  # as we pushed it
+        most = self._tenants.of(tenant).running
+        if most is None:
+            return True
+        here = sum(item.cost_class.tenant == tenant for item in started)  # type: ignore[attr-defined]
+        return self._counts.get(tenant, (0, 0))[1] + here < most
 
     @staticmethod
-    def _exception(queue: TaskQueue, wanted: Wanted, now: float) -> list[Waiting]:
+    def _exception(
+        queue: TaskQueue, wanted: Wanted, now: float, terms: Terms | None
+    ) -> list[Waiting]:
         """Who goes out of the ordinary turn: what outranks the claimer's own, what is urgent."""
         if wanted.above <= 0 and wanted.by_age:
             return []
@@ -150,7 +252,7 @@ class Lines:
         def has_slot(group: str | None) -> bool:
             return wanted.free(group or "") > 0
 
-        best = queue.most_urgent(has_slot)
+        best = queue.most_urgent(has_slot, terms)
         if best is None:
             return []
         if wanted.above > 0:
@@ -160,13 +262,15 @@ class Lines:
             queue.cancel(best.id)
             return [best]
         queue.pass_aged(best)
-        first = queue.take(now, has_slot)
+        first = queue.take(now, has_slot, terms)
         return [] if first is None else [first]
 
     def head(self, wanted: Wanted) -> Head | None:
         """The most urgent of the groups; it stays."""
         self._load = wanted.load
-        best = self._lanes[wanted.lane].queue.most_urgent(lambda group: group in wanted.groups)
+        terms = Terms(lambda line: self._serves(line, ())) if self._tenants.bound_running else None
+        queue = self._lanes[wanted.lane].queue
+        best = queue.most_urgent(lambda group: group in wanted.groups, terms)
         if best is None:
             return None
         load = wanted.load(best.cost_class)  # type: ignore[arg-type]  # as we pushed it
@@ -230,4 +334,5 @@ class Lines:
             delayed=len(self._delayed),
             next_due_at=self._due[0][0] if self._due else None,
             dead=dead,
+            tenants={name: (waits, runs) for name, (waits, runs) in self._counts.items()},
         )

@@ -8,6 +8,7 @@ from math import inf
 
 from llmtaskpool_worker.brokers.books import Books
 from llmtaskpool_worker.brokers.family import FAILED, Family, verdict
+from llmtaskpool_worker.brokers.idempotency import IdempotencyKeys
 from llmtaskpool_worker.brokers.keeping import NO_ROOM
 from llmtaskpool_worker.brokers.lines import Lines
 from llmtaskpool_worker.brokers.protocol import (
@@ -19,7 +20,6 @@ from llmtaskpool_worker.brokers.protocol import (
     Durability,
     Head,
     Held,
-    IdempotencyConflict,
     Outcome,
     Receipt,
     Release,
@@ -27,7 +27,9 @@ from llmtaskpool_worker.brokers.protocol import (
     Swept,
     Wanted,
 )
-from llmtaskpool_worker.brokers.records import Record, fingerprint
+from llmtaskpool_worker.brokers.records import Record
+from llmtaskpool_worker.brokers.refusals import DEAD, EXPIRED, SHED, SHED_AT_ONCE
+from llmtaskpool_worker.brokers.shelf import MemoryShelf, Shelf
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.sizes import record_bytes, result_bytes
 from llmtaskpool_worker.scheduling.task import (
@@ -45,12 +47,6 @@ MEMORY = Durability(
     "Kept in this worker's memory: if its pod is lost, the task is lost. Submit it again then, "
     "with the same idempotency key.",
 )
-_EXPIRED = TaskError("queue_timeout", "the task waited longer than it may")
-DEAD = TaskError(
-    WORKER_LOST,
-    "each worker that ran this task was lost with it: look at what it asks for before it is "
-    "replayed",
-)
 
 
 class MemoryBroker(Books):
@@ -63,7 +59,7 @@ class MemoryBroker(Books):
     def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
         super().__init__(limits.results)
         self._clock = clock
-        self._keys: dict[str, tuple[str, bytes]] = {}
+        self._keys = IdempotencyKeys()
         self._lines = Lines(limits)
         self._family = Family(self._records, self._lines.reweigh)
         self._running = self._dead = 0
@@ -94,19 +90,13 @@ class MemoryBroker(Books):
         """The record of a submission that was accepted before."""
         if (record := self._records.get(submission.id)) is not None:
             return record
-        known = self._keys.get(submission.request.idempotency_key or "")
-        if known is None:
-            return None
-        task_id, printed = known
-        if printed != fingerprint(submission):
-            raise IdempotencyConflict
-        return self._records[task_id]
+        return self._records.get(self._keys.find(submission) or "")
 
     def _enter(self, submission: Submission) -> Record:
         """Into the books, and not in line yet. Raises what accept raises."""
         now, request = self._clock(), submission.request
         self._family.check(submission.dependencies)
-        self._lines.check_room(submission.lane, submission.size_bytes)
+        self._make_room(submission, now)
         record = Record(
             submission,
             now,
@@ -119,12 +109,22 @@ class MemoryBroker(Books):
         self._put_down(record)
         return record
 
+    def _make_room(self, task: Submission, now: float) -> None:
+        """In a full line, by those that are less urgent and end with their client. Raises Full."""
+        self._lines.check_tenant(task)
+        for _ in range(SHED_AT_ONCE):
+            if self._lines.has_room(task):
+                return
+            least = self._lines.least(task, now, lambda one: self._records[one].attached)
+            if least is None:
+                break
+            self._told.append(self._end(self._records[least], TaskState.FAILED, SHED))
+        self._lines.check_room(task)
+
     def _put_down(self, record: Record) -> None:
         task = record.task
         self._records[task.id] = record
-        if key := task.request.idempotency_key:
-            record.printed = record.printed or fingerprint(task)
-            self._keys[key] = task.id, record.printed
+        self._keys.put(record)
         self._keeping.say(record, StateChanged(TaskState.QUEUED))
 
     def _admit(self, record: Record) -> None:
@@ -163,15 +163,24 @@ class MemoryBroker(Books):
         record.attempts += 1
         record.started_at = now if record.started_at is None else record.started_at
         record.lease_until = now + lease_seconds
-        self._running += 1
+        self._runs(record, 1)
         self._lines.work(record, -1)
         if lease_seconds < inf:
             heappush(self._leases, (record.lease_until, record.task.id))
         self._keeping.say(record, StateChanged(TaskState.RUNNING))
 
+    def _runs(self, record: Record, sign: int) -> None:
+        self._running += sign
+        self._lines.runs(record, sign)
+
     async def peek(self, wanted: Wanted) -> Head | None:
         """See Broker."""
         return self._lines.head(wanted)
+
+    async def promise(self, head: Head) -> bool:
+        """See Broker."""
+        record = self._records.get(head.id)
+        return record is not None and record.state is TaskState.QUEUED
 
     async def wait_for_work(
         self,
@@ -205,7 +214,7 @@ class MemoryBroker(Books):
     def _back_in_line(self, record: Record, reason: str) -> None:
         task = record.task
         record.fence, record.state, record.lease_until = "", TaskState.QUEUED, inf
-        self._running -= 1
+        self._runs(record, -1)
         self._lines.work(record, 1)
         self._keeping.unsay(record)
         self._keeping.say(record, StateChanged(TaskState.QUEUED, reason))
@@ -330,7 +339,7 @@ class MemoryBroker(Books):
     def _leave(self, record: Record) -> None:
         """From wherever it waits or runs."""
         if record.fence:
-            self._running -= 1
+            self._runs(record, -1)
         else:
             self._lines.work(record, -1)
             self._lines.leave(record)
@@ -370,18 +379,17 @@ class MemoryBroker(Books):
     def _expire(self, gone: Sequence[str]) -> None:
         """Who has left the line as they have waited as long as they may."""
         for task_id in gone:
-            self._told.append(self._end(self._records[task_id], TaskState.EXPIRED, _EXPIRED))
+            self._told.append(self._end(self._records[task_id], TaskState.EXPIRED, EXPIRED))
 
     def depth(self) -> Depth:
         """See Broker."""
         return self._lines.depth(self._clock(), running=self._running, dead=self._dead)
 
+    def shelf(self, limit_bytes: int) -> Shelf:
+        """See Broker."""
+        return MemoryShelf(limit_bytes, self._clock)
+
     def _dropped(self, record: Record) -> None:
         super()._dropped(record)
         self._dead -= record.state is TaskState.DEAD
-        self._forget_key(record)
-
-    def _forget_key(self, record: Record) -> None:
-        key = record.task.request.idempotency_key
-        if key and self._keys.get(key, ("",))[0] == record.task.id:
-            del self._keys[key]
+        self._keys.forget(record)

@@ -23,10 +23,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from llmtaskpool_worker.brokers.refusals import WORKER_LOST as WORKER_LOST
 from llmtaskpool_worker.brokers.refusals import Full as Full
 from llmtaskpool_worker.brokers.refusals import IdempotencyConflict as IdempotencyConflict
 from llmtaskpool_worker.brokers.refusals import Unavailable as Unavailable
 from llmtaskpool_worker.brokers.refusals import UnknownParent as UnknownParent
+from llmtaskpool_worker.brokers.shelf import Shelf
 from llmtaskpool_worker.scheduling.task import (
     Asked,
     LaneName,
@@ -40,7 +42,6 @@ from llmtaskpool_worker.scheduling.task import Dependencies as Dependencies
 
 MAX_ATTEMPTS = 3
 """K: so many workers may be lost with a task before it is a dead letter."""
-WORKER_LOST = "worker_lost"
 DEPENDENCY_FAILED = "dependency_failed"
 
 
@@ -100,7 +101,8 @@ class Wanted:
     after the other ``free(group)`` says how many slots it has left. ``load(line)`` is T, the
     tenant's share multiplied in. ``above``: only tasks with P = W / T above it, whatever their
     age. ``by_age``: whether the aged have their share of this call (aged_share.py).
-    ``only_bound``: only what ends with this worker, as the worker is about to end.
+    ``only_bound``: only what ends with this worker, as the worker is about to end. ``favour`` is
+    F of a tenant in the ordinary turn (tenants.py); None: 1 of each.
     """
 
     worker: str
@@ -114,6 +116,7 @@ class Wanted:
     above: float = 0.0
     by_age: bool = True
     only_bound: bool = False
+    favour: Callable[[str], float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +217,7 @@ class Depth:
     ``shared``: it is the pool's, and not to be summed over workers. ``blocked`` tasks wait for
     others, ``delayed`` for their time (the first of them at ``next_due_at``), ``dead`` are dead
     letters. ``running`` is what anybody has claimed. ``bound``: of all that waits, what ends with
-    this worker.
+    this worker. ``tenants``: of each how many tasks wait, and how many are claimed.
     """
 
     as_of: float
@@ -229,6 +232,7 @@ class Depth:
     quarantined: int = 0
     shared: bool = False
     error: str | None = None
+    tenants: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +300,13 @@ class Broker(Protocol):
     async def peek(self, wanted: Wanted) -> Head | None:
         """The task with the highest P among ``groups``, whatever is free; it stays in line.
 
-        A shared broker may answer None: then nobody makes way for what waits in it.
+        Of a shared broker as it was last seen, a second ago at most: the server isn't asked.
+        """
+
+    async def promise(self, head: Head) -> bool:
+        """Whether somebody here may make way for a waiting task: asked just before.
+
+        False: it waits no longer, or another worker has promised it a place already.
         """
 
     async def wait_for_work(self, lane: LaneName, groups: Collection[str], seconds: float) -> bool:
@@ -379,3 +389,6 @@ class Broker(Protocol):
 
     def depth(self) -> Depth:
         """The line as last seen."""
+
+    def shelf(self, limit_bytes: int) -> Shelf:
+        """Where files and batches lie, as safe as tasks; usable once this has started."""

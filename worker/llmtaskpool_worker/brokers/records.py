@@ -73,6 +73,11 @@ class Record:
         return self.state in TERMINAL
 
     @property
+    def attached(self) -> bool:
+        """Whether it ends with its client's connection."""
+        return self.task.bound_to is not None
+
+    @property
     def claimed(self) -> bool:
         """Whether somebody has it."""
         return bool(self.fence) and self.state not in TERMINAL

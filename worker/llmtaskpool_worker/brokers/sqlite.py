@@ -19,7 +19,7 @@ from pathlib import Path
 from llmtaskpool_worker.brokers import journal
 from llmtaskpool_worker.brokers.codec import Unreadable, encode_request, encode_result
 from llmtaskpool_worker.brokers.journal import End, Journal, Row
-from llmtaskpool_worker.brokers.memory import DEAD, MemoryBroker
+from llmtaskpool_worker.brokers.memory import MemoryBroker
 from llmtaskpool_worker.brokers.protocol import (
     WORKER_LOST,
     Claim,
@@ -33,7 +33,10 @@ from llmtaskpool_worker.brokers.protocol import (
     Wanted,
 )
 from llmtaskpool_worker.brokers.records import Record
+from llmtaskpool_worker.brokers.refusals import DEAD
 from llmtaskpool_worker.brokers.rows import record_of, row_of
+from llmtaskpool_worker.brokers.shelf import Shelf
+from llmtaskpool_worker.brokers.sqlite_shelf import FileShelf
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.sizes import event_bytes
 from llmtaskpool_worker.scheduling.task import (
@@ -99,6 +102,10 @@ class SqliteBroker(MemoryBroker):
         """See Broker."""
         await self._journal.close()
 
+    def shelf(self, limit_bytes: int) -> Shelf:
+        """See Broker."""
+        return FileShelf(self._journal, limit_bytes, self._wall_clock)
+
     def _read(self, row: Row) -> Record | None:
         try:
             return record_of(row, lambda at: at - self._offset)
@@ -156,7 +163,7 @@ class SqliteBroker(MemoryBroker):
         except BaseException:
             self._keeping.unpromise(record)
             self._records.pop(submission.id)
-            self._forget_key(record)
+            self._keys.forget(record)
             raise
         finally:
             del self._entering[submission.id]

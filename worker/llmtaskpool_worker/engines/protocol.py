@@ -35,6 +35,25 @@ class Admit(msgspec.Struct, frozen=True, tag="admit"):
     min_tokens: int = 0
     stop_token_ids: list[int] = []
     grammar: str | None = None
+    prefix: list[int] = []
+    """With what the answer begins, where a model reads the prompt and writes beside it."""
+
+
+class AdmitSound(msgspec.Struct, frozen=True, tag="sound"):
+    """Write down what is said in a file of sound.
+
+    ``language``: its code, such as "en"; None: the model is to hear which it is. ``translate``: in
+    English. ``timestamps``: with tokens of time. ``prompt``: what was said before.
+    """
+
+    id: int
+    file: bytes
+    language: str | None = None
+    translate: bool = False
+    timestamps: bool = False
+    prompt: list[int] = []
+    temperature: float = 0.0
+    seed: int | None = None
 
 
 class AdmitEmbedding(msgspec.Struct, frozen=True, tag="embed"):
@@ -98,8 +117,8 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
 class Park(msgspec.Struct, frozen=True, tag="park"):
     """Put one generation aside at the next step boundary; it is answered by Finished(parked).
 
-    What it has drawn, its generator and its counts are kept, its cache is not. One that has ended
-    meanwhile is not answered again.
+    What it has drawn, its generator and its counts are kept; its cache is as long as there is room.
+    One that has ended meanwhile is not answered again.
     """
 
     id: int
@@ -130,7 +149,17 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
 
 
 ToEngine = (
-    Admit | AdmitEmbedding | AdmitInputs | Cancel | Park | Resume | SetThreads | Trim | Ping | Stop
+    Admit
+    | AdmitSound
+    | AdmitEmbedding
+    | AdmitInputs
+    | Cancel
+    | Park
+    | Resume
+    | SetThreads
+    | Trim
+    | Ping
+    | Stop
 )
 
 
@@ -154,8 +183,10 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     embedding_dimensions: int | None = None
     cpu_threads: int = 1
     """Threads that it computes with on the CPU; 1 with an accelerator."""
+    memory_budget_bytes: int | None = None
+    """What the process should hold at most, of memory that is no copy of a file."""
     about: dict[str, Any] = {}
-    """What clients may know of a model that runs once over its input: its labels."""
+    """What clients may know of a model that reads: its labels, its languages."""
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True):
@@ -187,6 +218,10 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     kv_tokens_total: int = 0
     cpu_seconds: float = 0.0
     """Of all threads of the engine's process during the step; 0: not measured."""
+    parked: int = 0
+    """Generations that are put aside in the engine."""
+    reused: list[tuple[int, int]] = []
+    """Who began in it with tokens that were kept from others: their ids, and how many."""
     ran: list[int] = []
     """Whose rows it ran, one id for each row, where the model runs once over its input."""
 
@@ -229,6 +264,16 @@ class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
 
 class Beat(msgspec.Struct, frozen=True, tag="beat"):
     """A sign of life: each second while it loads, amid a long step, and in answer to Ping."""
+
+
+class Memory(msgspec.Struct, frozen=True, tag="memory"):
+    """What the engine's process holds, as in ``memory_budget_bytes``; each second while it works.
+
+    ``given_back_bytes`` answers Trim: what it held before it and not after.
+    """
+
+    own_bytes: int
+    given_back_bytes: int = 0
 
 
 class Piece(msgspec.Struct, frozen=True, tag="piece"):
@@ -275,7 +320,7 @@ class Gauges(msgspec.Struct, frozen=True, tag="gauges"):
     preemptions: float | None = None
 
 
-FromEngine = Loading | Ready | Step | Vector | Values | RequestFailed | LoadFailed | Beat
+FromEngine = Loading | Ready | Step | Vector | Values | RequestFailed | LoadFailed | Beat | Memory
 FromServer = Piece | Answered | TurnedAway | ConnectionLost | Gauges
 """What engines tell beside these that have a server instead of a process."""
 
@@ -297,7 +342,19 @@ class EngineDied(msgspec.Struct, frozen=True, tag="died"):
 EngineEvent = FromEngine | FromServer | EngineDied
 
 
-TASKS = ("generate", "embed", "rerank", "classify", "tag", "answer", "detect", "tensor")
+TASKS = (
+    "generate",
+    "embed",
+    "rerank",
+    "classify",
+    "tag",
+    "answer",
+    "detect",
+    "tensor",
+    "translate",
+    "summarize",
+    "transcribe",
+)
 """What a model can be loaded for."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 
 from llmtaskpool_worker.brokers.protocol import (
@@ -21,14 +22,15 @@ from llmtaskpool_worker.execution.ledger import TaskLedger
 from llmtaskpool_worker.execution.placement import Placement
 from llmtaskpool_worker.execution.pool import Rejected
 from llmtaskpool_worker.scheduling.cost import CostClass, CostModel
+from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.priority import priority
 from llmtaskpool_worker.scheduling.sizes import request_bytes
 from llmtaskpool_worker.scheduling.task import TERMINAL, TaskRequest, TaskView
 
 
 @lru_cache(maxsize=4096)
-def _line_of(cost_class: CostClass) -> Line:
-    return Line(cost_class.text)
+def _line_of(cost_class: CostClass, tenant: str) -> Line:
+    return Line(cost_class.text, tenant)
 
 
 @contextmanager
@@ -48,9 +50,7 @@ def rejecting() -> Iterator[None]:
 class Acceptance:
     """Accepts requests into the broker's line.
 
-    ``patience_seconds``: the longest wait by default of a task that its client waits for,
-    ``unattended_seconds`` of one whose result is fetched later; ``run_seconds``: the longest run.
-    ``closed`` says whether the worker drains.
+    ``limits`` are the worker's; ``closed`` says whether it drains.
     """
 
     def __init__(
@@ -61,25 +61,20 @@ class Acceptance:
         *,
         clock: Callable[[], float],
         new_id: Callable[[], str],
-        patience_seconds: float,
-        unattended_seconds: float,
-        run_seconds: float,
+        limits: Limits,
         worker: str,
         closed: Callable[[], bool],
     ) -> None:
         self._placement, self._ledger, self._cost = placement, ledger, cost
         self._clock, self._new_id = clock, new_id
-        self._patience_seconds = patience_seconds
-        self._unattended_seconds = unattended_seconds
-        self._run_seconds, self._worker = run_seconds, worker
-        self._closed = closed
+        self._limits, self._worker, self._closed = limits, worker, closed
 
     async def accept(self, request: TaskRequest) -> tuple[TaskView, Lane | None]:
         """The task and the lane it waits in; None: its idempotency key was known. Raises Rejected.
 
         Rejected work is offered work all the same.
         """
-        request, lane = self._placement.place(request)
+        request, lane = self._placement.place(self._weighed(request))
         cost_class = self._cost.classify(request)
         load = self._cost.load(cost_class)
         work = self._cost.work(request, cost_class, lane.threads)
@@ -89,6 +84,7 @@ class Acceptance:
             if rejected.code != "idempotency_conflict":
                 self._ledger.arrived(work)
                 self._ledger.reject()
+                self._ledger.tenants.refused(request.tenant)
             raise
         if receipt.known:
             return receipt.view, None
@@ -98,25 +94,46 @@ class Acceptance:
             self._ledger.ended(receipt.view)
         return receipt.view, lane
 
+    def _weighed(self, request: TaskRequest) -> TaskRequest:
+        """The request with no more than its tenant's largest weight. Raises Rejected.
+
+        A weight of 1 is what is taken where none was said, so it is lowered.
+        """
+        most = self._ledger.tenants.of(request.tenant).weight
+        if most is None or request.weight <= most:
+            return request
+        if request.weight > 1:
+            self._ledger.tenants.refused(request.tenant)
+            raise Rejected(
+                "weight_too_large",
+                f"weight is {request.weight:g} and the most for your key is {most:g}: send at most "
+                "that, or leave it out",
+                field="weight",
+            )
+        return replace(request, weight=most)
+
     async def _enter(
         self, request: TaskRequest, lane: Lane, cost_class: CostClass, load: float, work: float
     ) -> Receipt:
         """Hand the task to the broker. Raises Rejected."""
         if self._closed():
             raise Rejected("draining", "this worker is stopping", retry_after_seconds=1.0)
-        usual = self._patience_seconds if request.attended else self._unattended_seconds
+        limits = self._limits
+        usual = limits.task_queue_timeout_seconds
+        if request.attended:
+            usual = limits.queue_timeout_seconds
         submission = Submission(
             id=self._new_id(),
             request=request,
             lane=lane.name,
             group=request.model or request.kind,
-            line=_line_of(cost_class),
+            line=_line_of(cost_class, request.tenant),
             load_seconds=load,
             priority=priority(request.weight, load),
             work_seconds=work,
             size_bytes=request_bytes(request),
             patience_seconds=request.queue_timeout_seconds or usual,
-            run_seconds=request.timeout_seconds or self._run_seconds,
+            run_seconds=request.timeout_seconds or limits.run_timeout_seconds,
             dependencies=request.dependencies,
             bound_to=self._worker if request.attended else None,
         )
@@ -137,6 +154,13 @@ class Acceptance:
                 field="depends_on",
             ) from None
         except Full as full:
+            if full.bound == "tenant":
+                raise Rejected(
+                    "tenant_full",
+                    f"{full.limit} tasks of your key wait already, which is the most that may: "
+                    "come back when some have begun",
+                    retry_after_seconds=self._ledger.retry_after(lane),
+                ) from None
             raise Rejected(
                 "queue_full",
                 f"the queue of lane {lane.name} is full ({full.limit} {full.bound})",

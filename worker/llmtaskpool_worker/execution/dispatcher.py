@@ -27,7 +27,7 @@ from llmtaskpool_worker.execution.asking import Asking
 from llmtaskpool_worker.execution.capacity import Capacity
 from llmtaskpool_worker.execution.drain import Drain
 from llmtaskpool_worker.execution.engine_events import EngineEvents
-from llmtaskpool_worker.execution.engine_slots import EngineSlots
+from llmtaskpool_worker.execution.engine_slots import EngineSlots, told
 from llmtaskpool_worker.execution.engine_watch import tell_threads, watch_engine
 from llmtaskpool_worker.execution.ids import ids
 from llmtaskpool_worker.execution.lanes import Lane
@@ -106,7 +106,7 @@ class Dispatcher:
         new_id = new_id or ids()
         if broker is None:
             broker = MemoryBroker(self.limits, clock)
-        self._ledger = TaskLedger(broker, clock, self._slots.values())
+        self._ledger = TaskLedger(broker, clock, self._slots.values(), self.limits.tenants)
         self._drain = Drain(self._ledger, clock)
         self._lanes = {name: Lane(name, self.limits, self._load_of) for name in LaneName}
         self._making_way = MakingWay(
@@ -132,9 +132,7 @@ class Dispatcher:
             self.cost,
             clock=clock,
             new_id=new_id,
-            patience_seconds=self.limits.queue_timeout_seconds,
-            unattended_seconds=self.limits.task_queue_timeout_seconds,
-            run_seconds=self.limits.run_timeout_seconds,
+            limits=self.limits,
             worker=worker_id,
             closed=lambda: self._drain.begun,
         )
@@ -301,18 +299,12 @@ class Dispatcher:
                 (s.kv_used / s.kv_total for s in self._slots.values() if s.kv_total), default=None
             ),
             kinds=kind_states(self.nature),
-            model_devices={
-                name: slots.ready.device.partition(":")[0]
-                for name, slots in self._slots.items()
-                if slots.ready is not None
-            },
+            model_devices=told(self._slots, EngineSlots.device),
+            model_memory=told(self._slots, lambda slots: slots.memory.state()),
             model_problems=self.problems(),
-            upstreams={
-                name: upstream
-                for name, slots in self._slots.items()
-                if (upstream := slots.upstream()) is not None
-            },
+            upstreams=told(self._slots, EngineSlots.upstream),
             queue=queue_state(self._ledger.broker, self._clock(), self._wall_clock()),
+            tenants=self._ledger.tenants.states(self._ledger.broker.depth()),
         )
 
     def alive(self) -> bool:

@@ -22,6 +22,7 @@ from llmtaskpool_worker.execution.active_task import ActiveTask
 from llmtaskpool_worker.execution.desk import Desk
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
 from llmtaskpool_worker.execution.lanes import Lane
+from llmtaskpool_worker.execution.tenants import TenantBooks
 from llmtaskpool_worker.scheduling.cost import CostClass
 from llmtaskpool_worker.scheduling.task import (
     Result,
@@ -32,15 +33,21 @@ from llmtaskpool_worker.scheduling.task import (
     TaskView,
 )
 from llmtaskpool_worker.scheduling.task_queue import Waiting, again
+from llmtaskpool_worker.scheduling.tenants import Tenants
 
 
 class TaskLedger:
     """Every task that is claimed here ends here once; the broker has what others may see of it."""
 
     def __init__(
-        self, broker: Broker, clock: Callable[[], float], slots: Iterable[EngineSlots]
+        self,
+        broker: Broker,
+        clock: Callable[[], float],
+        slots: Iterable[EngineSlots],
+        tenants: Tenants | None = None,
     ) -> None:
         self.broker = broker
+        self.tenants = TenantBooks(tenants or Tenants(), clock)
         self.desk = Desk(broker)
         self.active: dict[str, ActiveTask] = {}
         self.totals = Totals()

@@ -10,6 +10,7 @@ when these are full.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 
 from llmtaskpool_worker.brokers.protocol import Head, Wanted
 from llmtaskpool_worker.engines.protocol import Park, Resume
@@ -54,12 +55,13 @@ class MakingWay:
 
         ``wanted``: the broker is asked by it who is the most urgent in line.
         """
-        waiting = self._most_urgent(await self._ledger.broker.peek(wanted))
+        in_line = await self._ledger.broker.peek(replace(wanted, groups=tuple(self._slots)))
+        waiting = self._most_urgent(in_line)
         if waiting is None:
             return
         slots = self._slots[waiting.group]
-        if slots.ready is None or slots.suspicion.tried is not None:
-            return
+        if slots.ready is None or slots.suspicion.tried is not None or slots.memory.leaving:
+            return  # a place that is made would not be given
         if self._lane.free_threads and slots.free(waiting.group):
             return
         if slots.seats is not None and self._goes_beyond(slots, waiting.priority):
@@ -70,8 +72,13 @@ class MakingWay:
         if self._asked in self._lane.running or not self._outranks_any(slots, waiting.priority):
             return
         asked = who_makes_way(waiting.priority, self._occupants(slots), self._rule)
-        if asked is not None:
-            self._asked = self._ledger.active[asked].request_id
+        if asked is None:
+            return
+        if waiting is in_line and not await self._ledger.broker.promise(waiting):
+            return
+        task = self._ledger.active.get(asked)  # a shared broker has taken its time
+        if task is not None and task.runs and self._asked not in self._lane.running:
+            self._asked = task.request_id
             slots.engine.send(Park(self._asked))
             self.made_for_urgent = True
 

@@ -19,7 +19,8 @@ from llmtaskpool_worker.scheduling.task import Asked, TaskEvent, TaskRequest, Ta
 class Rejected(Exception):
     """A task was not accepted: nothing of it is kept.
 
-    ``code`` is one of queue_full, results_full (no room to keep its result), queue_unavailable
+    ``code`` is one of queue_full, tenant_full (as many of its key's tasks wait as may),
+    weight_too_large (for its key), results_full (no room to keep its result), queue_unavailable
     (the queue can't be written or reached), draining, starting,
     unknown_kind, unknown_model, invalid, model_failed (the model can't be loaded),
     idempotency_conflict (the key belongs to a task with another body);

@@ -25,11 +25,11 @@ WINDOW = 64
 class Batch:
     """The tasks of one request. ``cancel`` in a ``finally`` gives back what is still held.
 
-    Until then, or until it was handed out, no result of them is given up.
+    Until then, or until it was handed out, no result of them is given up. ``tenant``: whose.
     """
 
-    def __init__(self, pool: TaskPool) -> None:
-        self._pool = pool
+    def __init__(self, pool: TaskPool, tenant: str = "") -> None:
+        self._pool, self._tenant = pool, tenant
         self._ids: list[str] = []
         self._ended: set[str] = set()
 
@@ -48,7 +48,7 @@ class Batch:
         return views[0]
 
     async def _submit(self, request: TaskRequest) -> TaskView:
-        view = await self._pool.submit(replace(request, attended=True))
+        view = await self._pool.submit(replace(request, attended=True, tenant=self._tenant))
         self._ids.append(view.id)
         return view
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from llmtaskpool_worker.execution.pool import TaskPool
 from llmtaskpool_worker.execution.submitting import Batch
+from llmtaskpool_worker.http_api.auth import tenant_of
 from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.sse import streamed, while_connected
 from llmtaskpool_worker.scheduling.task import Result, TaskRequest, TaskView
@@ -45,7 +46,7 @@ class Answering:
 
         Until a stream's first frame is there, its failure is told by a status code.
         """
-        batch = Batch(self._pool)
+        batch = Batch(self._pool, tenant_of(request))
         try:
             first = await batch.submit_all(tasks)
             self._bodies.give_back(request)
@@ -70,7 +71,7 @@ class Answering:
         self, request: Request, tasks: Sequence[TaskRequest]
     ) -> list[TaskView]:
         """The views of many small tasks that have all succeeded."""
-        batch = Batch(self._pool)
+        batch = Batch(self._pool, tenant_of(request))
         try:
             return await while_connected(request.receive, batch.run(tasks))
         finally:

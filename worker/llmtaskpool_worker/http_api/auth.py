@@ -5,17 +5,24 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from pydantic import SecretStr
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmtaskpool_worker.contract import keys_in
 from llmtaskpool_worker.http_api.crowd import KNOWN
 from llmtaskpool_worker.http_api.errors import ApiError
+from llmtaskpool_worker.scheduling.tenants import OF_KEY
 
+TENANT = "llmtaskpool.tenant"
+"""Where a request's scope has the name of the tenant whose key it shows."""
+DIGITS = 8
+"""So many of a key's digest are in the name of a tenant that has none: enough to tell keys apart,
+and too few to find one by."""
 REREAD_SECONDS = 5.0
 """A key file is looked at again after this long: a rotated Kubernetes secret needs no restart."""
 
@@ -63,14 +70,22 @@ class Keys:
 
     def allow(self, key: str | None) -> bool:
         """Whether ``key`` is valid; compares with every key, so time tells nothing."""
+        return self.whose(key) is not None
+
+    def whose(self, key: str | None) -> str | None:
+        """The tenant who shows ``key``; '' where none is needed, None: it is not valid."""
         if not self.required():
-            return True
+            return ""
         if key is None:
-            return False
+            return None
+        given = _digest(key)
+        return f"{OF_KEY}{given.hex()[:DIGITS]}" if self.holds(given) else None
+
+    def holds(self, given: bytes) -> bool:
+        """Whether the key with this digest is one of these."""
         now = self._clock()
         if self._file is not None and now >= self._next_look:
             self._look(now)
-        given = _digest(key)
         found = False
         for known in self._fixed | self._from_file:
             found |= hmac.compare_digest(given, known)
@@ -104,10 +119,30 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
+class KeysOfTenants:
+    """The keys of tenants that have names, and those of all others."""
+
+    def __init__(self, named: Mapping[str, Keys], others: Keys) -> None:
+        self._named, self._others = named, others
+
+    def whose(self, key: str | None) -> str | None:
+        """As of Keys; a key that is here and there is the named tenant's."""
+        if not self._named:
+            return self._others.whose(key)
+        if key is None:
+            return None
+        given = _digest(key)
+        found = [name for name, keys in self._named.items() if keys.holds(given)]
+        rest = self._others.whose(key) if self._others.required() else None
+        return found[0] if found else rest
+
+
 class RequireKey:
     """ASGI: answers 401 before anything else is looked at, the route's existence included."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, open_routes: frozenset[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: Keys | KeysOfTenants, open_routes: frozenset[str]
+    ) -> None:
         self._app = app
         self._keys = keys
         self._open = open_routes
@@ -115,8 +150,9 @@ class RequireKey:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
         is_open = scope["path"] in self._open
-        passes = is_open or self._keys.allow(_bearer(Headers(scope=scope)))
-        if passes:
+        whose = "" if is_open else self._keys.whose(_bearer(Headers(scope=scope)))
+        if whose is not None:
+            scope[TENANT] = whose
             if not is_open:
                 is_known = scope.get("extensions", {}).get(KNOWN)
                 if is_known is not None:
@@ -124,6 +160,12 @@ class RequireKey:
             await self._app(scope, receive, send)
             return
         await _REFUSED.response()(scope, receive, send)
+
+
+def tenant_of(request: Request) -> str:
+    """Who asks; '' where no key is needed."""
+    tenant: str = request.scope.get(TENANT, "")
+    return tenant
 
 
 _REFUSED = ApiError(

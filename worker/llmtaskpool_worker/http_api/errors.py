@@ -25,7 +25,7 @@ from llmtaskpool_worker.scheduling.task import TaskError, TaskState, TaskView
 
 PROSE_FIELDS = frozenset(
     {"messages", "prompt", "input", "content", "arguments", "stop", "query", "queries"}
-    | {"documents", "text_1", "text_2", "question", "context", "image"}
+    | {"documents", "text_1", "text_2", "question", "context", "image", "q", "file"}
 )
 """Fields whose values are the client's own text: never repeated in an answer or a log line."""
 
@@ -38,6 +38,8 @@ _TYPES = {
 }
 _REJECTED_STATUS = {
     "queue_full": 429,
+    "tenant_full": 429,
+    "weight_too_large": 400,
     "results_full": 429,
     "queue_unavailable": 503,
     "lost": 500,
@@ -49,10 +51,13 @@ _REJECTED_STATUS = {
     "model_failed": 503,
     "idempotency_conflict": 409,
 }
+_COMES_BACK = frozenset({"queue_full", "tenant_full", "results_full", "draining", "starting"})
 _FAILED_STATUS = {
     "invalid": 400,
     "context_length_exceeded": 400,
+    "bad_sound": 400,
     "timeout": 504,
+    "shed": 429,
     "engine_crashed": 503,
     "engine_died": 503,
     "engine_failed": 503,
@@ -62,6 +67,10 @@ _FAILED_STATUS = {
     "upstream_unauthorized": 502,
     "upstream_failed": 502,
 }
+
+
+SHED_RETRY_SECONDS = 5.0
+"""Who had to leave a full line for others comes back after so long."""
 
 
 def request_id(given: str = "") -> str:
@@ -189,7 +198,7 @@ def from_rejected(rejected: Rejected) -> ApiError:
     status = _REJECTED_STATUS.get(rejected.code, 400)
     code = "model_not_found" if rejected.code == "unknown_model" else rejected.code
     retry = rejected.retry_after_seconds
-    if rejected.code in ("queue_full", "results_full", "draining", "starting") and retry is None:
+    if rejected.code in _COMES_BACK and retry is None:
         retry = 1.0
     return ApiError(
         status,
@@ -211,7 +220,7 @@ def from_ended(view: TaskView) -> ApiError:
         return ApiError(503, error.message, code=error.code, retry_after_seconds=1.0)
     error = view.error or TaskError("failed", "It failed.")
     status = _FAILED_STATUS.get(error.code, 500)
-    retry = 1.0 if status == 503 else None
+    retry = {503: 1.0, 429: SHED_RETRY_SECONDS}.get(status)
     return ApiError(status, error.message, code=error.code, retry_after_seconds=retry)
 
 

@@ -20,13 +20,15 @@ from llmtaskpool_worker.contract import LIVEZ, METRICS, OPEN_ROUTES, READYZ, Pha
 from llmtaskpool_worker.execution.pool import TaskPool
 from llmtaskpool_worker.http_api import metrics as metrics_page
 from llmtaskpool_worker.http_api.access import Access
-from llmtaskpool_worker.http_api.auth import Keys, RequireKey
+from llmtaskpool_worker.http_api.auth import Keys, KeysOfTenants, RequireKey
+from llmtaskpool_worker.http_api.batches_api import Batches, BatchRoutes
 from llmtaskpool_worker.http_api.bodies import Bodies, GiveBack
 from llmtaskpool_worker.http_api.browsers import Cors
 from llmtaskpool_worker.http_api.catalog import Catalog
 from llmtaskpool_worker.http_api.connections import guarded_protocol
 from llmtaskpool_worker.http_api.control import ControlRoutes
 from llmtaskpool_worker.http_api.errors import ANSWERED, ApiError, answer_error
+from llmtaskpool_worker.http_api.files_api import FileRoutes
 from llmtaskpool_worker.http_api.graphs_api import GraphRoutes
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.http_api.metrics import Metrics
@@ -107,12 +109,13 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     return response
 
 
-def _assemble(
+def assemble(
     routes: list[Route],
-    keys: Keys,
+    keys: Keys | KeysOfTenants,
     open_routes: frozenset[str],
     leaving: Callable[[], bool] = lambda: False,
 ) -> ASGIApp:
+    """Routes with what is around each: id and log, keys, errors in our shape."""
     app = Starlette(
         routes=routes,
         exception_handlers=dict.fromkeys(ANSWERED, answer_error) | {HTTPException: _answer_http},
@@ -125,21 +128,49 @@ def data_app(
     pool: TaskPool,
     catalog: Catalog,
     metrics: Metrics,
-    keys: Keys,
+    keys: Keys | KeysOfTenants,
     limits: HttpLimits,
     clocks: Clocks,
     *,
     heartbeat_seconds: float,
     leaving: Callable[[], bool] = lambda: False,
     cors_origins: tuple[str, ...] = (),
+    batches: Batches | None = None,
 ) -> ASGIApp:
-    """What the data port serves: OpenAI, tasks and the open routes.
+    """What the data port serves: OpenAI, tasks, batches and the open routes.
 
     Once it is ``leaving`` it is unready and closes connections after their answers. A silent
     stream sends a comment every ``heartbeat_seconds``. Scripts of pages from ``cors_origins`` may
     call it.
     """
-    bodies = Bodies(limits)
+    routes = data_routes(
+        pool,
+        catalog,
+        metrics,
+        Bodies(limits),
+        limits,
+        clocks,
+        heartbeat_seconds=heartbeat_seconds,
+        leaving=leaving,
+        batches=batches,
+    )
+    app = assemble(routes, keys, OPEN_ROUTES, leaving)
+    return Cors(app, cors_origins) if cors_origins else app
+
+
+def data_routes(
+    pool: TaskPool,
+    catalog: Catalog,
+    metrics: Metrics,
+    bodies: Bodies,
+    limits: HttpLimits,
+    clocks: Clocks,
+    *,
+    heartbeat_seconds: float,
+    leaving: Callable[[], bool] = lambda: False,
+    batches: Batches | None = None,
+) -> list[Route]:
+    """All routes of the data port."""
     openai = OpenAIRoutes(
         pool, catalog, bodies, heartbeat_seconds=heartbeat_seconds, wall_clock=clocks.wall
     )
@@ -153,15 +184,16 @@ def data_app(
     )
     routes = Health(pool, metrics, leaving).routes() + openai.routes() + tasks.routes()
     routes += TaskListRoutes(pool, tasks).routes() + GraphRoutes(pool, tasks, bodies).routes()
-    routes.append(description_route(routes))
-    app = _assemble(routes, keys, OPEN_ROUTES, leaving)
-    return Cors(app, cors_origins) if cors_origins else app
+    if batches is not None:
+        routes += FileRoutes(batches.books, piece_seconds=limits.body_seconds).routes()
+        routes += BatchRoutes(batches, pool, bodies).routes()
+    return [*routes, description_route(routes)]
 
 
 def control_app(pool: TaskPool, tokens: Keys, limits: HttpLimits) -> ASGIApp:
     """What the control port serves; no route of it is open."""
     few = replace(limits, body_bytes=min(limits.body_bytes, CONTROL_BODY_BYTES))
-    return _assemble(ControlRoutes(pool, Bodies(few)).routes(), tokens, frozenset())
+    return assemble(ControlRoutes(pool, Bodies(few)).routes(), tokens, frozenset())
 
 
 class _Server(uvicorn.Server):

@@ -11,6 +11,7 @@ from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.scheduling.aged_share import DEFAULT_AGED_SHARE
 from llmtaskpool_worker.scheduling.preemption import Preemption
 from llmtaskpool_worker.scheduling.priority import QueuePolicy
+from llmtaskpool_worker.scheduling.tenants import Tenants
 
 DEAD_FACTOR = 2.0
 """A killed engine has as long again to be gone before the whole worker is given up."""
@@ -73,6 +74,7 @@ class Limits:
     trim_idle_seconds: float = 30.0
     tpot_slo_seconds: float | None = None
     preemption: Preemption = field(default_factory=Preemption)
+    tenants: Tenants = field(default_factory=Tenants)
     results: ResultLimits = field(default_factory=ResultLimits)
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from llmtaskpool_worker.scheduling.task_queue import TaskQueue, Waiting
+from llmtaskpool_worker.scheduling.task_queue import TaskQueue, Terms, Waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,11 @@ Decision = Start | Expire
 
 
 def schedule(
-    queue: TaskQueue, free_threads: int, free_of_group: Callable[[str | None], int], now: float
+    queue: TaskQueue,
+    free_threads: int,
+    free_of_group: Callable[[str | None], int],
+    now: float,
+    terms: Terms | None = None,
 ) -> list[Decision]:
     """Decide for one lane.
 
@@ -40,7 +44,7 @@ def schedule(
     decisions: list[Decision] = [Expire(task) for task in queue.expired(now)]
     taken: dict[str | None, int] = {}
     for _ in range(free_threads):
-        task = queue.take(now, lambda name: free_of_group(name) > taken.get(name, 0))
+        task = queue.take(now, lambda name: free_of_group(name) > taken.get(name, 0), terms)
         if task is None:
             break
         taken[task.group] = taken.get(task.group, 0) + 1

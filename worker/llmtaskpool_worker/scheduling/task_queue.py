@@ -91,6 +91,14 @@ class _Group:
         self.by_arrival: OrderedDict[str, Waiting] = OrderedDict()
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What else counts in a turn, by cost class: who may go now, and the factor F of its P."""
+
+    serves: Callable[[Hashable], bool] = lambda _: True
+    favour: Callable[[Hashable], float] = lambda _: 1.0
+
+
 class TaskQueue:
     """The waiting tasks of one lane. ``load(cost_class)`` gives T in thread-seconds."""
 
@@ -169,19 +177,22 @@ class TaskQueue:
             arrived = sorted(self._groups[name].by_arrival.values(), key=lambda i: i.sequence)
             self._groups[name].by_arrival = OrderedDict((item.id, item) for item in arrived)
 
-    def take(self, now: float, eligible: Callable[[str | None], bool]) -> Waiting | None:
+    def take(
+        self, now: float, eligible: Callable[[str | None], bool], terms: Terms | None = None
+    ) -> Waiting | None:
         """Take the task that goes next among groups that are eligible; None if there is none."""
         groups = [group for name, group in self._groups.items() if eligible(name)]
         oldest = _oldest(groups)
         if oldest is None:
             return None
-        best = self._best(groups)
-        item = best
+        best = item = self._best(groups, terms)
+        if item is None:
+            return None
         if aged(oldest.arrived_at, now, self.ageing_seconds):
             if self.policy is QueuePolicy.NEWEST_FIRST:
-                item = _newest(groups)
+                item = _served(_newest(groups), item, terms)
             elif self._aged.is_due():
-                item = oldest
+                item = _served(oldest, item, terms)
             for_its_age = item is oldest and item is not best
             self._aged.started(self._load(item.cost_class), for_its_age=for_its_age)
         elif not aged(self.oldest_arrival() or now, now, self.ageing_seconds):
@@ -189,10 +200,12 @@ class TaskQueue:
         self._remove(item)
         return item
 
-    def most_urgent(self, eligible: Callable[[str | None], bool]) -> Waiting | None:
+    def most_urgent(
+        self, eligible: Callable[[str | None], bool], terms: Terms | None = None
+    ) -> Waiting | None:
         """The task with the highest P among eligible groups, whatever its age; it stays."""
         groups = [group for name, group in self._groups.items() if eligible(name)]
-        return self._best(groups) if groups else None
+        return self._best(groups, terms) if groups else None
 
     def aged_is_due(self, now: float, eligible: Callable[[str | None], bool]) -> bool:
         """Whether ``take`` would take the oldest of these groups for its age."""
@@ -244,8 +257,8 @@ class TaskQueue:
         oldest = _oldest(self._groups.values())
         return None if oldest is None else oldest.arrived_at
 
-    def _best(self, groups: Collection[_Group]) -> Waiting:
-        """Of groups that aren't empty; falling P, ties by arrival."""
+    def _best(self, groups: Collection[_Group], terms: Terms | None = None) -> Waiting | None:
+        """Falling P, ties by arrival."""
         best: Waiting | None = None
         best_key = (inf, 0)
         for group in groups:
@@ -253,10 +266,14 @@ class TaskQueue:
                 top = heap.top()
                 if top is None:
                     continue
-                key = (-priority(top.weight, self._load(cost_class)), top.sequence)
+                rank = priority(top.weight, self._load(cost_class))
+                if terms is not None:
+                    if not terms.serves(cost_class):
+                        continue
+                    rank *= terms.favour(cost_class)
+                key = (-rank, top.sequence)
                 if best is None or key < best_key:
                     best, best_key = top, key
-        assert best is not None  # noqa: S101  a group is there as long as somebody waits in it
         return best
 
     def _remove(self, item: Waiting) -> None:
@@ -278,6 +295,11 @@ class TaskQueue:
 def _oldest(groups: Collection[_Group]) -> Waiting | None:
     firsts = [next(iter(group.by_arrival.values())) for group in groups]
     return min(firsts, key=lambda item: item.sequence, default=None)
+
+
+def _served(one: Waiting, other: Waiting, terms: Terms | None) -> Waiting:
+    """The one, where it may go now."""
+    return one if terms is None or terms.serves(one.cost_class) else other
 
 
 def _newest(groups: Collection[_Group]) -> Waiting:

@@ -7,6 +7,7 @@ nothing. Tasks whose results are fetched later are refused until the server is b
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
@@ -27,6 +28,7 @@ from llmtaskpool_worker.brokers.protocol import (
     Wanted,
 )
 from llmtaskpool_worker.brokers.redis.broker import RedisBroker
+from llmtaskpool_worker.brokers.shelf import Shelf
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.task import Asked, LaneName, TaskError, TaskEvent, TaskView
 
@@ -84,31 +86,55 @@ class PoolBroker:
             return receipt
 
     async def claim(self, wanted: Wanted) -> Listed[Claim]:
-        """See Broker. Our own first: their clients have waited for the server already."""
-        claims = await self._own.claim(wanted) if self._ids else []
-        taken: dict[str, int] = {}
-        for claim in claims:
-            taken[claim.group] = taken.get(claim.group, 0) + 1
-        rest = replace(
-            wanted,
-            most=wanted.most - len(claims),
-            free=lambda group: wanted.free(group) - taken.get(group, 0),
-        )
-        if rest.most > 0 and not any(claim.alone for claim in claims):
+        """See Broker. Of our own and the pool's the highest P goes first, of equals our own.
+
+        What the pool's best is stands in its last answer: while our own go first it isn't asked.
+        """
+        if not self._ids:
+            return await self._pool.claim(wanted)
+        claims: list[Claim] = []
+        rest = wanted
+        while (rest := _without(wanted, claims)).most > 0:
+            mine = await self._own.peek(rest)
+            if mine is None or mine.priority <= wanted.above:
+                break
+            theirs = self._pool.first(rest)
+            more: list[Claim] = []
+            if theirs is not None and theirs.priority > mine.priority:
+                with suppress(Unavailable):  # then our own go on without it
+                    more = await self._of_the_pool(replace(rest, above=mine.priority))
+            more = more or await self._own.claim(replace(rest, most=1))
+            claims += more
+            if not more:
+                break
+        if rest.most > 0 and not (claims and self._pool.away):
             try:
-                for claim in await self._pool.claim(rest):
-                    if claim.id in self._ids:  # it was accepted there as well, and nobody heard
-                        await self._pool.cancel(claim.id)
-                    else:
-                        claims.append(claim)
+                claims += await self._of_the_pool(rest)
             except Unavailable:
                 if not claims:
                     raise
         return claims
 
+    async def _of_the_pool(self, wanted: Wanted) -> Listed[Claim]:
+        claims = []
+        for claim in await self._pool.claim(wanted):
+            if claim.id in self._ids:  # it was accepted there as well, and nobody heard
+                await self._pool.cancel(claim.id)
+            else:
+                claims.append(claim)
+        return claims
+
     async def peek(self, wanted: Wanted) -> Head | None:
         """See Broker."""
-        return await self._own.peek(wanted) if self._ids else None
+        theirs = await self._pool.peek(wanted)
+        mine = await self._own.peek(wanted) if self._ids else None
+        if mine is None or (theirs is not None and theirs.priority > mine.priority):
+            return theirs
+        return mine
+
+    async def promise(self, head: Head) -> bool:
+        """See Broker."""
+        return await self._of(head.id).promise(head)
 
     async def wait_for_work(self, lane: LaneName, groups: Collection[str], seconds: float) -> bool:
         """See Broker."""
@@ -193,6 +219,10 @@ class PoolBroker:
             return own
         return Swept([*own.ended, *pools.ended], [*own.returned, *pools.returned])
 
+    def shelf(self, limit_bytes: int) -> Shelf:
+        """See Broker."""
+        return self._pool.shelf(limit_bytes)
+
     def depth(self) -> Depth:
         """See Broker. What is in our own memory ends with this worker."""
         depth = self._pool.depth()
@@ -201,3 +231,23 @@ class PoolBroker:
         own = self._own.depth()
         waiting = sum(lane.waiting for lane in own.lanes.values())
         return replace(depth, bound=depth.bound + waiting)
+
+
+def _without(wanted: Wanted, claims: Sequence[Claim]) -> Wanted:
+    """What is wanted still once these were given: only groups that have a slot are named."""
+    if any(claim.alone for claim in claims):
+        return replace(wanted, most=0)
+    taken: dict[str, int] = {}
+    for claim in claims:
+        taken[claim.group] = taken.get(claim.group, 0) + 1
+
+    def free(group: str) -> int:
+        return wanted.free(group) - taken.get(group, 0)
+
+    return replace(
+        wanted,
+        fence=f"{wanted.fence}.{len(claims)}",
+        groups=tuple(group for group in wanted.groups if free(group) > 0),
+        most=wanted.most - len(claims),
+        free=free,
+    )

@@ -25,6 +25,7 @@ from llmtaskpool_worker.brokers.protocol import (
     Line,
     Submission,
 )
+from llmtaskpool_worker.brokers.refusals import SHED
 from llmtaskpool_worker.scheduling.priority import priority
 from llmtaskpool_worker.scheduling.task import (
     LaneName,
@@ -61,6 +62,7 @@ ERRORS = {
     WORKER_LOST: "its worker was lost with it as often as that may be",
     DEPENDENCY_FAILED: "too few of the tasks that it depends on have succeeded",
     "queue_timeout": "the task waited longer than it may",
+    SHED.code: SHED.message,
     "input_lost": "its input is not there any more: submit it again",
     "quarantined": "it could not be read: it is damaged, or a newer version wrote it",
 }
@@ -70,6 +72,8 @@ _pack = msgspec.msgpack.Encoder().encode
 _unpack_ids = msgspec.msgpack.Decoder(tuple[str, ...]).decode
 _decode_shown = msgspec.json.Decoder(tuple[str, str | None, float]).decode
 
+CLAIM_HEAD = 3
+"""How many values claim.lua gives before them."""
 CLAIM_FIELDS = 13
 """How many values claim.lua gives for each task."""
 
@@ -123,9 +127,17 @@ def key_name(idempotency_key: str, tenant: str) -> str:
 
 
 def acceptance(
-    task: Submission, pod: str, bounds: tuple[int, int], ttl_ms: int, soon_ms: int
+    task: Submission,
+    pod: str,
+    bounds: tuple[int, int],
+    ttl_ms: int,
+    soon_ms: int,
+    tenants_most: int | None,
 ) -> tuple[bytes, bytes]:
-    """The arguments of accept.lua; ``bounds``: tasks and bytes that may wait in its lane."""
+    """The arguments of accept.lua; ``bounds``: tasks and bytes that may wait in its lane.
+
+    ``tenants_most``: tasks of its tenant that may wait.
+    """
     request, deps = task.request, task.dependencies
     parents = deps.parents if deps is not None else ()
     need = len(parents) if deps is None or deps.need is None else deps.need
@@ -153,6 +165,7 @@ def acceptance(
         msgspec.json.encode(request.labels).decode() if request.labels else "",
         ttl_ms,
         soon_ms,
+        -1 if tenants_most is None else tenants_most,
     )
     ids = _pack(parents) if parents else b""
     return _pack(head), _HEAD.pack(task.run_seconds, len(ids)) + ids + encode_request(request)

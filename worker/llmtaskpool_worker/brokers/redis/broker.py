@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from dataclasses import replace
-from math import inf
-from typing import Any
 
 from llmtaskpool_worker.brokers.protocol import (
     Claim,
@@ -33,14 +30,18 @@ from llmtaskpool_worker.brokers.protocol import (
 from llmtaskpool_worker.brokers.redis import books
 from llmtaskpool_worker.brokers.redis.claiming import Claiming
 from llmtaskpool_worker.brokers.redis.courier import PATIENCE_SECONDS
-from llmtaskpool_worker.brokers.redis.depths import depth_of
 from llmtaskpool_worker.brokers.redis.ending import LARGEST_BYTES, Ending
 from llmtaskpool_worker.brokers.redis.following import Following
+from llmtaskpool_worker.brokers.redis.heads import Heads
 from llmtaskpool_worker.brokers.redis.link import Address
 from llmtaskpool_worker.brokers.redis.session import Session
+from llmtaskpool_worker.brokers.redis.shelf import ServerShelf
+from llmtaskpool_worker.brokers.redis.sweeping import Sweeping
 from llmtaskpool_worker.brokers.redis.trouble import away
 from llmtaskpool_worker.brokers.redis.views import Views
 from llmtaskpool_worker.brokers.redis.waking import Waking
+from llmtaskpool_worker.brokers.refusals import SHED_AT_ONCE
+from llmtaskpool_worker.brokers.shelf import Shelf
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.task import (
     TERMINAL,
@@ -53,13 +54,10 @@ from llmtaskpool_worker.scheduling.task import (
 )
 
 DEAD_MS = 7 * 86_400_000
-SILENT_MS = 15_000
-"""A worker without a sign of life for so long is lost, and what waits for its clients with it."""
 AT_ONCE_SECONDS = 0.5
 CANCELLED_WITHIN_SECONDS = 600.0
-SWEPT_AT_ONCE = 200
-DEPTH_SECONDS = 0.5
-"""Who finds nothing to do looks at the whole line, at most so often."""
+PROMISE_MS = 5_000
+"""So long one worker alone makes way for a task."""
 
 Listed = list
 """The type: RedisBroker has a method of that name."""
@@ -85,7 +83,6 @@ class RedisBroker:
         allow_volatile: bool = False,
     ) -> None:
         self._limits, self._clock = limits, clock
-        self._lease_ms = round(lease_seconds * 1000)
         self._ttl_ms = round(limits.results.ttl_seconds * 1000)
         self._soon_ms = round(
             min(limits.results.ttl_seconds, limits.results.ttl_least_seconds) * 1000
@@ -94,7 +91,8 @@ class RedisBroker:
         self._session = Session(
             address, pool, clock, lambda: self._runs, allow_volatile=allow_volatile
         )
-        self._claiming = Claiming(self._session, limits, self._ttl_ms, DEAD_MS, clock)
+        self._heads = Heads()
+        self._claiming = Claiming(self._session, limits, self._ttl_ms, DEAD_MS, clock, self._heads)
         self._following = Following(self._session, self._runs, clock, self._stopped)
         self._views = Views(self._session, clock, self._ttl_ms / 1000)
         self._ending = Ending(
@@ -106,12 +104,23 @@ class RedisBroker:
             ttl_ms=self._ttl_ms,
             soon_ms=self._soon_ms,
         )
+        self._sweeping = Sweeping(
+            self._session,
+            self._heads,
+            self._runs,
+            self._following,
+            self._views,
+            self._stopped,
+            clock,
+            lease_ms=round(lease_seconds * 1000),
+            ttl_ms=self._ttl_ms,
+            soon_ms=self._soon_ms,
+            dead_ms=DEAD_MS,
+        )
         self._waking = {
             lane: Waking(self._session.link(), self._put_markers_back) for lane in LaneName
         }
         self._on_lost: Callable[[str], None] = lambda _: None
-        self._depth = Depth(clock(), {}, shared=True, error="not seen yet")
-        self._looked_at = -inf
 
     @property
     def durability(self) -> Durability:
@@ -130,6 +139,10 @@ class RedisBroker:
         await asyncio.gather(*(waking.close() for waking in self._waking.values()))
         await self._session.close()
 
+    def shelf(self, limit_bytes: int) -> Shelf:
+        """See Broker."""
+        return ServerShelf(self._session.call, limit_bytes)
+
     # --- in ---------------------------------------------------------------------------------
 
     async def accept(self, submission: Submission) -> Receipt:
@@ -141,7 +154,7 @@ class RedisBroker:
 
         When it doesn't answer what it may have accepted is cancelled once it is back.
         """
-        if self._session.away_since is not None:
+        if self.away:
             raise away()
         try:
             return await self._accept(submission, AT_ONCE_SECONDS)
@@ -158,16 +171,22 @@ class RedisBroker:
             (lane.queue_tasks, lane.queue_bytes),
             self._ttl_ms,
             self._soon_ms,
+            tenants_most := self._limits.tenants.of(submission.line.tenant).waiting,
         )
         if len(body) > LARGEST_BYTES:
             raise Full("bytes", LARGEST_BYTES)
-        call = self._session.call("accept", head, body, seconds=seconds)
-        answer = await call
+        for _ in range(SHED_AT_ONCE):
+            call = self._session.call("accept", head, body, seconds=seconds)
+            answer = await call
+            lane_full = answer[0] == b"full" and answer[1] != b"tenant"
+            if not lane_full or not await self._claiming.shed(submission, self._soon_ms):
+                break
         what, name = answer[0], answer[1].decode()
         if what == b"conflict":
             raise IdempotencyConflict
         if what == b"full":
             bounds = {"tasks": lane.queue_tasks, "bytes": lane.queue_bytes}
+            bounds["tenant"] = tenants_most or 0
             raise Full(name, bounds[name])
         if what == b"unknown_dependency":
             raise UnknownParent(name)
@@ -179,6 +198,8 @@ class RedisBroker:
             if view is not None:
                 return Receipt(view, known)
         state = books.STATES[answer[3].decode()] if what == b"ok" else TaskState.QUEUED
+        if state is TaskState.QUEUED and not known:
+            self._heads.came(submission)
         return Receipt(self._accepted(submission, state, answer[2]), known)
 
     def _accepted(self, task: Submission, state: TaskState, server_ms: float) -> TaskView:
@@ -203,21 +224,32 @@ class RedisBroker:
     async def claim(self, wanted: Wanted) -> Listed[Claim]:
         """See Broker."""
         runs = await self._claiming.claim(wanted)
-        if not runs and self._clock() >= self._looked_at + DEPTH_SECONDS:
-            self._looked_at = self._clock()
-            self._session.call("depth", self._session.pod).answer.add_done_callback(self._saw)
+        if not runs:
+            self._sweeping.look_soon()
         for run in runs:
             self._runs[run.claim.id] = run
             self._following.began(run)
         return [run.claim for run in runs]
 
-    def _saw(self, answer: asyncio.Future[Any]) -> None:
-        if not answer.cancelled() and answer.exception() is None:
-            self._depth = depth_of(answer.result(), self._clock(), self._session.at)
+    @property
+    def away(self) -> bool:
+        """Whether the server doesn't answer, as far as is known."""
+        return self._session.away_since is not None
 
-    async def peek(self, wanted: Wanted) -> Head | None:  # noqa: ARG002
-        """See Broker. Nobody makes way for what another worker may take."""
-        return None
+    def first(self, wanted: Wanted) -> Head | None:
+        """As peek: the server isn't asked."""
+        return None if self.away else self._heads.best(wanted)
+
+    async def peek(self, wanted: Wanted) -> Head | None:
+        """See Broker. As it was last seen, which is a second ago at most."""
+        return self.first(wanted)
+
+    async def promise(self, head: Head) -> bool:
+        """See Broker."""
+        if await self._session.call("promise", head.id, self._session.pod, PROMISE_MS):
+            return True
+        self._heads.gone(head.id)
+        return False
 
     async def wait_for_work(self, lane: LaneName, groups: Collection[str], seconds: float) -> bool:
         """See Broker."""
@@ -287,6 +319,7 @@ class RedisBroker:
 
     async def cancel(self, task_id: str) -> Committed:
         """See Broker."""
+        self._heads.gone(task_id)
         return await self._ending.cancel(task_id)
 
     async def give_up(self, error: TaskError, group: str | None = None) -> Sequence[TaskView]:
@@ -297,8 +330,7 @@ class RedisBroker:
         """See Broker."""
         view = await self._ending.replay(task_id)
         if view is not None:
-            seen = await self._session.call("depth", self._session.pod)
-            self._depth = depth_of(seen, self._clock(), self._session.at)
+            await self._sweeping.look()
         return view
 
     # --- to look at -------------------------------------------------------------------------
@@ -342,36 +374,8 @@ class RedisBroker:
 
     async def sweep(self) -> Swept:
         """See Broker."""
-        expected = self._session.server_ms()
-        swept = self._session.call(
-            "sweep",
-            SWEPT_AT_ONCE,
-            self._ttl_ms,
-            self._soon_ms,
-            DEAD_MS,
-            self._lease_ms,
-            SILENT_MS,
-            expected,
-            self._session.pod,
-            seconds=1.0,
-        )
-        seen = self._session.call("depth", self._session.pod, seconds=1.0)
-        server_ms, ended, returned = await swept
-        self._session.told_time(server_ms)
-        self._depth = depth_of(await seen, self._clock(), self._session.at)
-        for task_id in [one.decode() for one in (*ended, *returned)]:
-            if task_id in self._runs:
-                self._stopped(task_id)
-        await self._following.look_after_silent()
-        ids = [one.decode() for one in ended]
-        views = [view for view in await self._views.of(ids) if view is not None]
-        for view in views:
-            reason = view.error.code if view.error is not None else ""
-            self._following.ended(view.id, view.state, reason)
-        return Swept(views, [one.decode() for one in returned])
+        return await self._sweeping.sweep()
 
     def depth(self) -> Depth:
         """See Broker."""
-        if self._session.away_since is None:
-            return self._depth
-        return replace(self._depth, error="the queue's server can't be reached")
+        return self._sweeping.depth()

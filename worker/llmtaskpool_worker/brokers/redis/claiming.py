@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from llmtaskpool_worker.brokers.codec import Unreadable, encode_result
-from llmtaskpool_worker.brokers.protocol import Line, Wanted
+from llmtaskpool_worker.brokers.protocol import Line, Submission, Wanted
 from llmtaskpool_worker.brokers.redis import books
+from llmtaskpool_worker.brokers.redis.heads import Heads
 from llmtaskpool_worker.brokers.redis.session import Session
+from llmtaskpool_worker.brokers.refusals import SHED
 from llmtaskpool_worker.scheduling.limits import Limits
-from llmtaskpool_worker.scheduling.priority import SMALLEST_LOAD_SECONDS, QueuePolicy
+from llmtaskpool_worker.scheduling.priority import (
+    SMALLEST_LOAD_SECONDS,
+    QueuePolicy,
+    priority,
+)
 from llmtaskpool_worker.scheduling.task import LaneName, TaskError
 
 LINES_KNOWN = 256
@@ -23,6 +29,10 @@ ROUNDS = 8
 CLAIM_SECONDS = 2.0
 
 _pack = msgspec.msgpack.Encoder().encode
+
+
+def _alike(_: str) -> float:
+    return 1.0
 
 
 class Claiming:
@@ -35,11 +45,15 @@ class Claiming:
         ttl_ms: int,
         dead_ms: int,
         clock: Callable[[], float],
+        heads: Heads,
     ) -> None:
         self._session, self._limits, self._clock = session, limits, clock
+        self._heads = heads
         self._ttl_ms, self._dead_ms = ttl_ms, dead_ms
         self._lines: dict[LaneName, dict[str, Line]] = {lane: {} for lane in LaneName}
         """Lines by their names: what the server asked T of."""
+        self._load: Callable[[Line], float] = lambda _: 1.0
+        self._favour: Callable[[str], float] = _alike
 
     async def claim(self, wanted: Wanted) -> list[books.Run]:
         """See Broker. Raises Unavailable."""
@@ -48,6 +62,7 @@ class Claiming:
             for group in wanted.groups
             for name in books.group_keys(wanted.lane, group)
         ]
+        seen = [name for name, group in names if wanted.free(group) > 0]
         for round_ in range(ROUNDS):
             fence = f"{wanted.fence}.{round_}" if round_ else wanted.fence
             call = self._session.call(
@@ -59,21 +74,24 @@ class Claiming:
                 call.answer.add_done_callback(self._nobody_wants)
                 raise
             if answer[0] == b"ok":
+                if self._heads.asked(wanted.lane) and not wanted.only_bound:
+                    self._heads.saw(seen, answer[2])  # of groups without a free slot it is silent
                 return await self._read(wanted, answer)
-            known = self._lines[wanted.lane]
-            if len(known) > LINES_KNOWN:
-                known.clear()
-            for line in answer[1:]:
-                known[line.decode()] = books.line_of(line.decode())
+            self._learn(wanted.lane, answer[1:])
         return []
 
     def _arguments(self, wanted: Wanted, fence: str, names: list[tuple[str, str]]) -> bytes:
-        limits = self._limits
+        limits, tenants = self._limits, self._limits.tenants
         by_age = wanted.by_age and wanted.above <= 0 and not wanted.only_bound
-        loads = {
-            key: max(wanted.load(line), SMALLEST_LOAD_SECONDS)
-            for key, line in self._lines[wanted.lane].items()
-        }
+        lines = self._lines[wanted.lane]
+        loads = {key: max(wanted.load(line), SMALLEST_LOAD_SECONDS) for key, line in lines.items()}
+        bounds = {}
+        if tenants.bound_running and not wanted.only_bound:
+            for line in lines.values():
+                if (most := tenants.of(line.tenant).running) is not None:
+                    bounds[line.tenant] = most
+        self._load, favour = wanted.load, wanted.favour
+        self._favour = favour or _alike
         groups = [(name, max(0, min(wanted.free(group), wanted.most))) for name, group in names]
         return _pack(
             (
@@ -90,14 +108,43 @@ class Claiming:
                 wanted.above,
                 self._session.pod if wanted.only_bound else "",
                 self._ttl_ms,
+                int(self._heads.asked(wanted.lane)),
+                bounds,
+                {} if favour is None else {key: favour(line.tenant) for key, line in lines.items()},
             )
         )
+
+    def _learn(self, lane: LaneName, names: Sequence[bytes]) -> None:
+        """Lines whose T the server wants to know."""
+        known = self._lines[lane]
+        if len(known) > LINES_KNOWN:
+            known.clear()
+        for name in names:
+            known[name.decode()] = books.line_of(name.decode())
+
+    async def shed(self, task: Submission, soon_ms: int) -> bool:
+        """Whether somebody less urgent than a task has left its lane, which is full, for it.
+
+        T and F are those of the last claim. Raises Unavailable.
+        """
+        mine = priority(task.request.weight, self._load(task.line)) * self._favour(task.line.tenant)
+        for _ in range(ROUNDS):
+            ranks = {
+                key: max(self._load(line), SMALLEST_LOAD_SECONDS) / self._favour(line.tenant)
+                for key, line in self._lines[task.lane].items()
+            }
+            numbers = _pack((task.lane.value, mine, ranks, self._ttl_ms, soon_ms))
+            answer = await self._session.call("shed", numbers, encode_result(SHED))
+            if answer[0] == b"ok":
+                return bool(answer[1])
+            self._learn(task.lane, answer[1:])
+        return False
 
     async def _read(self, wanted: Wanted, answer: list[Any]) -> list[books.Run]:
         until = self._session.at(answer[1]) + wanted.lease_seconds
         runs: list[books.Run] = []
         unreadable: list[bytes] = []
-        for place in range(2, len(answer), books.CLAIM_FIELDS):
+        for place in range(books.CLAIM_HEAD, len(answer), books.CLAIM_FIELDS):
             values = answer[place : place + books.CLAIM_FIELDS]
             try:
                 runs.append(books.run_of(values, wanted.lane, until, self._session.at))
@@ -116,7 +163,7 @@ class Claiming:
         if values[0] != b"ok":
             return
         back: list[bytes | str] = []
-        for place in range(2, len(values), books.CLAIM_FIELDS):
+        for place in range(books.CLAIM_HEAD, len(values), books.CLAIM_FIELDS):
             back += (values[place], values[place + 1], "unwanted", "0", "0")
         if back:
             self._session.call("release", self._ttl_ms, self._dead_ms, *back)

@@ -10,12 +10,12 @@ from llmtaskpool_worker.brokers.protocol import Depth, LaneDepth
 from llmtaskpool_worker.brokers.redis.books import group_of
 from llmtaskpool_worker.scheduling.task import LaneName
 
-_HEAD = 10
+_HEAD = 11
 
 
 def depth_of(values: Sequence[Any], now: float, at: Callable[[float], float]) -> Depth:
     """``at`` makes a time of ours of the server's. Groups of future versions are left out."""
-    _, dead, aside, running, blocked, delayed, due, bound, *held = values[:_HEAD]
+    _, dead, aside, running, blocked, delayed, due, bound, *held, billed = values[:_HEAD]
     lanes = {lane: LaneDepth() for lane in LaneName}
     groups: dict[str, LaneDepth] = {}
     for place in range(_HEAD, len(values), 4):
@@ -41,7 +41,16 @@ def depth_of(values: Sequence[Any], now: float, at: Callable[[float], float]) ->
         dead=dead,
         quarantined=aside,
         shared=True,
+        tenants=_by_tenant(billed),
     )
+
+
+def _by_tenant(flat: Sequence[bytes]) -> dict[str, tuple[int, int]]:
+    found: dict[str, list[int]] = {}
+    for name, count in zip(flat[::2], flat[1::2], strict=True):
+        sort, _, tenant = name.decode().partition(" ")
+        found.setdefault(tenant, [0, 0])[sort == "r"] = int(count)
+    return {tenant: (waits, runs) for tenant, (waits, runs) in found.items()}
 
 
 def _added(one: LaneDepth | None, other: LaneDepth) -> LaneDepth:

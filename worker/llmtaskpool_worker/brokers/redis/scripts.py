@@ -13,9 +13,9 @@ from pathlib import Path
 
 _FOLDER = Path(__file__).parent / "lua"
 _SHARED = ("common", "ended")
-_GROWS = frozenset({"accept", "replay"})
+_GROWS = frozenset({"accept", "replay", "shelve"})
 """What a server whose memory is full refuses. All others go on: they give memory back."""
-_ONCE = frozenset({"claim", "again"})
+_ONCE = frozenset({"claim", "again", "shed"})
 """What may not be said again when its answer was lost."""
 
 

@@ -1,6 +1,6 @@
 -- ARGV: msgpack {id, group, line, weight, work_us, bytes, lane, attempts, shown, patience_ms,
 --   delay_ms, key, print, pod, most_tasks, most_bytes, depends_on, need, part, attended, labels,
---   ttl_ms, soon_ms}; the input.
+--   ttl_ms, soon_ms, most of its tenant or -1}; the input.
 -- Answers {what, id or counter, server's time, state}: ok, same (the id or its key is known),
 -- conflict, full, unknown_dependency.
 local a = cmsgpack.unpack(ARGV[1])
@@ -29,6 +29,10 @@ if #deps > 0 and ok < need and not (part and ok + bad == #deps) then
   s = not part and bad > #deps - need and 'F' or 'b'
 elseif a[11] > 0 then
   s = 'd'
+end
+local tenant = a[24] >= 0 and tenant_of(b.k)
+if tenant and tonumber(call('HGET', p .. ':n', 'w ' .. tenant) or 0) >= a[24] then
+  return { 'full', 'tenant', t }
 end
 local held = call('HMGET', p .. ':s', 'held:' .. a[7], 'bytes:' .. a[7])
 if tonumber(held[1] or 0) + 1 > a[15] then return { 'full', 'tasks', t } end

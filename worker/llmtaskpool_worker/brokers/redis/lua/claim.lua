@@ -1,13 +1,14 @@
 -- ARGV: msgpack {worker, fence, lease_ms, most, ageing_ms, share, newest, lane,
---   {{group, free}, ...}, {line = T}, above, only, ttl_ms}.
+--   {{group, free}, ...}, {line = T}, above, only, ttl_ms, heads,
+--   {tenant = most that may run}, {line = F}}.
 -- ageing_ms 0: the order alone. above: only what has P = W / T above it. only: what is bound to
--- this pod. `fence` and the place in the answer make each claim's own: a counter kept here would go
+-- this pod. heads 1: tell who is first in line now. `fence` and the place in the answer make each claim's own: a counter kept here would go
 -- back with a lost second of the file, and two claims would hold the same number.
--- Answers {'loads', lines whose T is not known} and takes nothing, or {'ok', server's time, then of
--- each id, fence, attempt, runs alone, accepted at, patient until, weight, work, line, group,
+-- Answers {'loads', lines whose T is not known} and takes nothing, or {'ok', server's time, {of each
+-- group that has a free slot and has more: group, line, id and score of its best}, then of each id, fence, attempt, runs alone, accepted at, patient until, weight, work, line, group,
 -- began at, what is shown, input}.
-local worker, fence, lease, most, ageing, share, newest, lane, groups, T, above, only, ttl =
-  unpack(cmsgpack.unpack(ARGV[1]), 1, 13)
+local worker, fence, lease, most, ageing, share, newest, lane, groups, T, above, only, ttl,
+  heads, bounds, F = unpack(cmsgpack.unpack(ARGV[1]), 1, 16)
 local t = now()
 
 -- Keys of a wrong type are looked for only when one was met: `redis.pcall` costs more.
@@ -21,15 +22,30 @@ local function first(key)
   return h[1], tonumber(h[2])
 end
 
+-- Of tenants whose tasks at work are bounded: how many more may be.
+local bounded, room = next(bounds) ~= nil, {}
+local function has_room(k)
+  local tenant = tenant_of(k)
+  local most = tenant and bounds[tenant]
+  if not most then return true end
+  if not room[tenant] then
+    room[tenant] = most - tonumber(call('HGET', p .. ':n', 'r ' .. tenant) or 0)
+  end
+  return room[tenant] > 0
+end
+
 -- The first of each line: its group, line, key, id and P. P is below 0 where nobody is to be taken.
-local hg, hk, hq, hid, rank, n = {}, {}, {}, {}, {}, 0
+local hg, hk, hq, hid, hw, rank, n = {}, {}, {}, {}, {}, {}, 0
 local function look(at)
   local id, score = first(hq[at])
-  if id then
-    hid[at], rank[at] = id, -score / T[hk[at]]
+  local k = hk[at]
+  if id and bounded and not has_room(k) then
+    hid[at], rank[at] = false, -1
+  elseif id then
+    hid[at], hw[at], rank[at] = id, -score, -score / T[k] * (F[k] or 1)
   else
     hid[at], rank[at] = false, -1
-    call('SREM', p .. ':c:' .. hg[at], hk[at])
+    call('SREM', p .. ':c:' .. hg[at], k)
   end
 end
 
@@ -123,7 +139,8 @@ end
 
 local credit_was = some_aged and tonumber(call('HGET', p .. ':s', 'credit:' .. lane) or 0) or 0
 local credit = credit_was
-local out, lost = { 'ok', t }, {}
+local first_in_line = {}
+local out, lost = { 'ok', t, first_in_line }, {}
 local taken, alone, bytes, work = 0, false, 0, {}
 while taken < most and not alone do
   local best, highest = nil, above
@@ -136,10 +153,10 @@ while taken < most and not alone do
   local old, credit_before = some_aged and aged(), credit
   if old then
     local other = newest == 1 and youngest() or (share > 0 and credit >= 0) and old or nil
+    local other_k = other and other.id ~= id and (books(other.id).k or k) or k
+    if bounded and not has_room(other_k) then other, other_k = nil, k end
     local for_its_age = other and other.id == old.id and other.id ~= id
-    if other and other.id ~= id then
-      g, id, k = other.g, other.id, books(other.id).k or k
-    end
+    if other and other.id ~= id then g, id, k = other.g, other.id, other_k end
     if T[k] then credit = credit + share * T[k] - (for_its_age and T[k] or 0) end
   end
   local tk = p .. ':t:' .. id
@@ -163,6 +180,7 @@ while taken < most and not alone do
       if until_ms then call('ZREM', p .. ':x', id) end
       local input = call('GET', p .. ':b:' .. id)
       bytes, work[g] = bytes + m[8], (work[g] or 0) + m[7]
+      billed(k, -1, input and 1 or 0)
       if not input then
         lost[#lost + 1] = { id, books(id), 'F', 'input_lost' }
         call('RPUSH', p .. ':T', id)
@@ -184,6 +202,15 @@ while taken < most and not alone do
         if m[11] then tell(id, { 'running', id, worker }) end
         free[g] = free[g] - 1
         taken = taken + 1
+        local tenant = bounded and tenant_of(k)
+        if tenant and room[tenant] then
+          room[tenant] = room[tenant] - 1
+          if room[tenant] <= 0 then
+            for i = 1, n do
+              if tenant_of(hk[i]) == tenant then hid[i], rank[i] = false, -1 end
+            end
+          end
+        end
         alone = m[9] == '1'
       end
     end
@@ -200,6 +227,18 @@ count('held:' .. lane, -taken)
 count('bytes:' .. lane, -bytes)
 for g, y in pairs(work) do count('work:' .. g, -y) end
 if #lost > 0 then ended(lost, t, ttl, ttl, ttl) end
+if heads == 1 then
+  local best, highest = {}, {}
+  for i = 1, n do
+    local g, P = hg[i], hid[i] and hq[i] and hw[i] / T[hk[i]]
+    if P and P > (highest[g] or 0) then best[g], highest[g] = i, P end
+  end
+  for g, i in pairs(best) do
+    local at = #first_in_line
+    first_in_line[at + 1], first_in_line[at + 2] = g, hk[i]
+    first_in_line[at + 3], first_in_line[at + 4] = hid[i], tostring(-hw[i])
+  end
+end
 if taken > 0 then
   local woken = {}
   for i = 1, n do -- more waits: the next who is idle is to look as well

@@ -5,8 +5,9 @@ local t, ttl, soon = now(), ARGV[1], ARGV[2]
 local out, done, here = { t }, {}, {}
 for i = 3, #ARGV, 5 do
   local id, fence, s = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  local m = try('HMGET', p .. ':t:' .. id, 's', 'f', 't', 'i', 'p', 'W', 'N')
-  local b = { s = m[1], f = m[2], soon = m[3], i = m[4], p = m[5], watched = m[6], needed = m[7] }
+  local m = try('HMGET', p .. ':t:' .. id, 's', 'f', 't', 'i', 'p', 'W', 'N', 'k')
+  local b = { s = m[1], f = m[2], soon = m[3], i = m[4], p = m[5], watched = m[6], needed = m[7],
+    k = m[8] or '' }
   if b.s == 'r' and b.f == fence and not here[id] then
     call('ZREM', p .. ':l', id)
     call('SET', p .. ':r:' .. id, ARGV[i + 4], 'PX', b.soon and soon or ttl)

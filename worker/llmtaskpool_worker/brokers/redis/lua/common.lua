@@ -21,7 +21,10 @@
 --   p:T          list    what ended with others, to be told by a sweep
 --   p:B          set     blocked tasks
 --   p:y          hash    what is no task of ours, with a reason; p:y:<n> keys of a wrong type
+--   p:f:<name>   string  a piece of a file, or a batch: what lies on the shelf
+--   p:fn p:fz p:fx       their names (zset), sizes and ends (hash), and by when they go (zset)
 --   p:s          hash    counters
+--   p:n          hash    of each tenant: "w NAME" tasks that wait, "r NAME" tasks that run
 --
 -- Books: v version, s state (q waiting, b blocked, d delayed, r running; ended: S succeeded,
 -- F failed, C cancelled, X expired, D dead letter), g group, k line, w weight, u accepted at,
@@ -29,7 +32,7 @@
 -- a attempts, 2 runs more under one claim, f fence, o owner, h began at, e ended at, l why, 1 runs
 -- alone, m, L and D what is shown of it, W that it is watched, N that others depend on it, i hash of
 -- its key, p pod of its connection, K attempts at most where it is not the usual, t that it goes
--- soon after its end; need, of, part, ok, bad, pat (patience from then on): of those that it
+-- soon after its end, M who makes way for it and since when; need, of, part, ok, bad, pat (patience from then on): of those that it
 -- depends on.
 local p = KEYS[1]
 local call, try = redis.call, redis.pcall
@@ -44,11 +47,24 @@ local function now()
 end
 
 -- Counters are added up and written once, at the end of a script.
-local sums = {}
+local sums, bills = {}, {}
 local function count(name, n) sums[name] = (sums[name] or 0) + n end
 local function settle()
   for name, n in pairs(sums) do
     if n ~= 0 then call('HINCRBY', p .. ':s', name, n) end
+  end
+  for name, n in pairs(bills) do
+    if n ~= 0 and call('HINCRBY', p .. ':n', name, n) <= 0 then call('HDEL', p .. ':n', name) end
+  end
+end
+
+-- A line has its tenant at its end; that of who showed no key has none.
+local function tenant_of(k) return string.match(k, '\t(.+)$') end
+local function billed(k, waits, runs)
+  local tenant = tenant_of(k)
+  if tenant then
+    bills['w ' .. tenant] = (bills['w ' .. tenant] or 0) + waits
+    bills['r ' .. tenant] = (bills['r ' .. tenant] or 0) + runs
   end
 end
 
@@ -72,6 +88,7 @@ local function hold(b, n)
   count('held:' .. lane, n)
   count('bytes:' .. lane, n * b.z)
   count('work:' .. b.g, n * b.y)
+  billed(b.k, n, 0)
 end
 
 local function enter_line(id, b, patient)
@@ -96,6 +113,7 @@ local function wait_again(id, b, why, counted, alone)
   if not counted then call('HINCRBY', tk, 'a', -1) end
   if alone then call('HSET', tk, '1', '1') end
   hold(b, 1)
+  billed(b.k, 0, -1)
   enter_line(id, b, not counted)
 end
 
@@ -114,4 +132,22 @@ end
 local function put_key_aside(key)
   call('RENAME', key, p .. ':y:' .. call('INCR', p .. ':yn'))
   put_aside(key, 'a key of a wrong type')
+end
+
+-- What lies on the shelf under a name; false: nothing, or its time is over.
+local function shelf_entry(name)
+  local size, ends = string.match(call('HGET', p .. ':fz', name) or '', '^(%d+) (-?%d+)$')
+  return tonumber(size or 0), tonumber(ends or -1)
+end
+local function shelved(name, at)
+  local _, ends = shelf_entry(name)
+  if ends >= 0 and ends <= at then return false end
+  return call('GET', p .. ':f:' .. name)
+end
+local function unshelve(name)
+  count('shelf', -(shelf_entry(name)))
+  call('DEL', p .. ':f:' .. name)
+  call('ZREM', p .. ':fn', name)
+  call('ZREM', p .. ':fx', name)
+  call('HDEL', p .. ':fz', name)
 end

@@ -1,6 +1,6 @@
 -- ARGV: pod. What waits, by group. Answers {server's time, dead letters, put aside, running, blocked,
 -- delayed, due next, waiting and bound to the pod, held in lane
--- compute, held in lane io, then of each group its name, how many wait, since
+-- compute, held in lane io, {what of each tenant waits and runs}, then of each group its name, how many wait, since
 -- when, and their work in microseconds}.
 local out = { now(), call('ZCARD', p .. ':z'),
   tonumber(call('HGET', p .. ':s', 'quarantined') or 0), call('ZCARD', p .. ':l'),
@@ -14,6 +14,7 @@ end
 out[8] = out[8] or 0
 local held = call('HMGET', p .. ':s', 'held:compute', 'held:io')
 out[9], out[10] = tonumber(held[1] or 0), tonumber(held[2] or 0)
+out[11] = call('HGETALL', p .. ':n')
 for _, g in ipairs(call('SMEMBERS', p .. ':g')) do
   local o = call('ZRANGE', p .. ':a:' .. g, 0, 0, 'WITHSCORES')
   local waiting = call('ZCARD', p .. ':a:' .. g)

@@ -39,6 +39,7 @@ local function ended(todo, t, ttl, soon, dead_ttl)
       call('SREM', p .. ':B', id)
       call('DEL', p .. ':u:' .. id)
     end
+    if b.s == 'r' then billed(b.k, 0, -1) end
     local tk = p .. ':t:' .. id
     if why == '' then call('HSET', tk, 's', s, 'e', t)
     else call('HSET', tk, 's', s, 'e', t, 'l', why) end
