@@ -7,8 +7,8 @@ parts that compare, each round measures each way once, so that a busy machine is
 
 - Order: an urgent request's wait for its first token, alone, behind a backlog of bulk streams that
   are read (nobody can make way), and behind the same backlog sent straight to the server.
-- N: the server's tokens per second at fixed numbers of streams; the N that a fresh worker has
-  learned within a minute of load.
+- N: the server's tokens per second at fixed numbers of streams, each kept up; the N that a fresh
+  worker has learned within a minute of load.
 - Throughput: the same requests through the pool, all at once, and straight to the server, as many
   at once as it is best at.
 - First token: through the pool and straight, one request at a time, at a server that answers at
@@ -16,7 +16,7 @@ parts that compare, each round measures each way once, so that a busy machine is
 - Leaving: clients that go after their first token, and what they leave behind.
 - Standing still: SIGSTOP of the server while streams run, and when the worker says so.
 
-The whole takes about seven minutes, `--quick` about two.
+The whole takes about nine minutes, `--quick` about four; a part takes one or two, N five.
 """
 
 from __future__ import annotations
