@@ -125,7 +125,7 @@ class EngineEvents:
         )
         for request_id, tokens in step.reused:
             task = self._ledger.active.get(slots.in_flight.get(request_id, ""))
-            if task is not None and task.text is not None:
+            if task is not None and isinstance(task.text, GenerationText):
                 task.text.cached_tokens = tokens
         for token in step.tokens:
             task = self._ledger.active.get(slots.in_flight.get(token.id, ""))
