@@ -12,8 +12,10 @@ import pytest
 import yaml
 from chart.charts import ALL_MONITORING, CHART, ROOT, Helm, named
 from llmtaskpool_operator.cluster import manifests
+from llmtaskpool_operator.cluster.identity import gate_labels
 from llmtaskpool_operator.cluster.metrics import OperatorMetrics
 from llmtaskpool_worker.contract import (
+    GateState,
     GpuReading,
     KindState,
     LaneName,
@@ -58,7 +60,7 @@ def of_the_operator() -> set[str]:
 
 
 def of_the_worker() -> set[str]:
-    """The names of a worker that has a GPU and a kind of its own, so that nothing is left out."""
+    """The names of a worker that has a GPU and a kind of its own, and of a gate: of all."""
     lane = LaneState(threads=1, threads_cap=1, active=0, queued=0, queue_limit=1)
     state = WorkerState(
         worker_id="w",
@@ -66,6 +68,7 @@ def of_the_worker() -> set[str]:
         observed_at=0,
         phase=Phase.READY,
         lanes={LaneName.COMPUTE: lane},
+        gate=GateState(held=0),
         gpus=(GpuReading(index=0, name="g", utilization=0.5, memory_used_bytes=1),),
         kinds={
             "k": KindState(
@@ -297,8 +300,10 @@ def test_monitors_point_at_ports_and_labels_that_are_there(helm: Helm) -> None:
     assert monitor["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
     workers = named(objects, "PodMonitor")["spec"]
     assert workers["namespaceSelector"] == {"any": True}
-    labels = manifests.selector_labels("p")
-    assert workers["selector"]["matchLabels"].items() <= labels.items()
+    (chosen,) = workers["selector"]["matchExpressions"]
+    both = (manifests.selector_labels("p"), gate_labels("p"))
+    assert chosen["operator"] == "In"
+    assert chosen["values"] == [labels[chosen["key"]] for labels in both]
     assert workers["podMetricsEndpoints"][0]["port"] == manifests.DATA
     meta = re.sub(r"[^a-zA-Z0-9]", "_", manifests.POOL_LABEL)
     source = workers["podMetricsEndpoints"][0]["relabelings"][0]["sourceLabels"]

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 
+import httpx
 import pytest
 from fakes.preloaded import llmtaskpool
 
@@ -114,16 +115,42 @@ def test_in_mode_auto_a_write_to_scale_is_not_followed_and_its_writer_is_named(
     assert pools.asked_for() == 1
 
 
-def test_a_pool_at_zero_that_nothing_can_wake_says_so_and_what_to_do(pools: Pools) -> None:
+def test_a_pool_sleeps_is_woken_by_a_request_and_sleeps_again(
+    operated: Operated, pools: Pools
+) -> None:
     at_once = {"scaleDown": {"stabilizationWindowSeconds": 0}}
-    pools.apply(manifest(scaling={"minReplicas": 0, "behavior": at_once}))
-    told = wait_for("told", lambda: pools.condition("Degraded").get("reason") == "NothingWakes", 30)
-    assert told
-    assert "minReplicas" in pools.condition("Degraded")["message"]
+    scaling = {"minReplicas": 0, "averagingSeconds": 5, "drainSeconds": 5, "behavior": at_once}
+    pools.apply(manifest(scaling=scaling))
+    ns = f"namespaces/{pools.namespace}"
+    service = f"/api/v1/{ns}/services/p"
+
+    def led_to() -> str:
+        return pools.get(service)["spec"]["selector"]["app.kubernetes.io/name"]
+
+    def reason() -> str | None:
+        return pools.condition("Ready").get("reason")
+
+    wait_for("it sleeps", lambda: reason() == "Asleep" and led_to() == "llmtaskpool-gate", 60)
     assert pools.asked_for() == 0
+    gate = pools.get(f"/apis/apps/v1/{ns}/deployments/p-gate")
+    uid = pools.pool()["metadata"]["uid"]
+    assert [owner["uid"] for owner in gate["metadata"]["ownerReferences"]] == [uid]
+    (address,) = operated.kubelet.ready_addresses(pools.namespace)
+    body = {"model": "none", "messages": [{"role": "user", "content": "hello"}]}
+    with httpx.Client(timeout=120) as client:
+        answer = client.post(f"http://{address}:8000/v1/chat/completions", json=body)
+    # A worker's own word: it has no such model, and the gate knows none.
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+    assert answer.headers["x-llmtaskpool-cold-start"] == "true"
+    wait_for("led to the worker", lambda: led_to() == "llmtaskpool-worker", 30)
+    decisions = [d for d in pools.status()["lastDecisions"] if d["what"] == "replicas"]
+    assert "work has arrived" in decisions[0]["reason"]
+    wait_for("it sleeps again", lambda: reason() == "Asleep" and pools.asked_for() == 0, 90)
+    assert led_to() == "llmtaskpool-gate"
     pools.apply(manifest(scaling={"minReplicas": 1}))
     pools.wait_ready(1)
-    assert pools.condition("Degraded").get("status") != "True"
+    wait_for("its gate goes", lambda: len(pools.pods()) == 1, 60)
+    assert led_to() == "llmtaskpool-worker"
 
 
 def test_a_paused_pool_keeps_its_replicas(pools: Pools) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 from llmtaskpool_operator.api.names import API_VERSION, KIND
 from llmtaskpool_operator.api.pool import LLMTaskPool
+from llmtaskpool_operator.cluster.identity import gate_labels
 from llmtaskpool_operator.cluster.manifests import selector_labels
-from llmtaskpool_worker.contract import LaneName, LaneState, Phase, Work, WorkerState
+from llmtaskpool_worker.contract import GateState, LaneName, LaneState, Phase, Work, WorkerState
 
 NAMESPACE, NAME, UID = "team-a", "chat", "0f3c-77"
 
@@ -46,6 +47,19 @@ def pod_body(
     conditions = [{"type": "Ready", "status": "True" if ready else "False"}]
     full = {"phase": "Running", "podIP": f"ip-of-{name}", "conditions": conditions} | status
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": full}
+
+
+def gate_body(name: str, **about: Any) -> Any:
+    """A pod of the gate of the pool NAME."""
+    made = pod_body(name, **about)
+    made["metadata"]["labels"] = gate_labels(NAME)
+    return made
+
+
+def gate_state(name: str = "g", *, held: int = 0, recent: int = 0, **more: Any) -> WorkerState:
+    """What a gate says; ``workers`` are those that it knows."""
+    gate = GateState(held=held, recent=recent, workers=more.pop("workers", ()))
+    return worker_state(name, threads=0).model_copy(update={"gate": gate} | more)
 
 
 def worker_state(

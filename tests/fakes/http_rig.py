@@ -179,15 +179,15 @@ def request_bytes(path: str, body: Any, *, headers: str = "") -> bytes:
 
 
 @contextmanager
-def serving(make_pool=FakePool, **chosen):
-    """A Rig over ``make_pool(clock)``; ``chosen`` are settings."""
+def serving(make_pool=FakePool, served=None, **chosen):
+    """A Rig over ``make_pool(clock)`` with the models ``served``; ``chosen`` are settings."""
     settings = Settings(port=0, control_port=0, **chosen)
     clocks = Clocks(time.monotonic, time.time)
 
     @asynccontextmanager
     async def servers():
         pool = make_pool(clocks.monotonic)
-        catalog = Catalog(models())
+        catalog = Catalog(models() if served is None else served)
         metrics = Metrics(pool.state)
         keys, tokens = keys_of(settings, clocks.monotonic)
         limits, keep_alive = settings.http_limits(), settings.keep_alive_seconds

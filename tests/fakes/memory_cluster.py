@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fakes.cluster_objects import NAME, NAMESPACE, pod_body, pool_body
+from fakes.cluster_objects import NAME, NAMESPACE, gate_body, pod_body, pool_body
 from fakes.cluster_objects import pool as pool_of
 from fakes.memory_api import MemoryApi
 from llmtaskpool_operator.api.names import KIND
 from llmtaskpool_operator.api.status import LLMTaskPoolStatus
-from llmtaskpool_operator.cluster.backend import ClusterAccess, KubernetesBackend
+from llmtaskpool_operator.cluster.access import ClusterAccess
+from llmtaskpool_operator.cluster.backend import KubernetesBackend
 from llmtaskpool_operator.cluster.claims import OtherOperators
 from llmtaskpool_operator.cluster.manifests import Surroundings
 from llmtaskpool_operator.cluster.store import ClusterStore, PoolKey
@@ -30,6 +31,8 @@ class MemoryCluster:
         self.store = ClusterStore(lambda key, _kind: self.turns.append(key))
         self.states: dict[str, WorkerState] = {}
         self.threads: list[tuple[str, int, dict[str, int]]] = []
+        self.told: list[tuple[str, tuple[str, ...]]] = []
+        """What gates were told, by pod."""
         self.tokens: set[str] = set()
         self.refuses = False
         self.frozen = False
@@ -52,6 +55,12 @@ class MemoryCluster:
             self.put(pod_body(name, **about))
             if state is not None:
                 self.states[name] = state
+
+    def gate(self, name: str, state: WorkerState | None = None, **about: Any) -> None:
+        """A pod of the pool's gate."""
+        self.put(gate_body(name, **about))
+        if state is not None:
+            self.states[name] = state
 
     def catch_up(self) -> None:
         """The watches tell of all that was written."""
@@ -94,6 +103,14 @@ class _Worker:
         if self._cluster.refuses:
             raise ThreadsRefused("the worker has a newer generation in force")
         self._cluster.threads.append((self._name, generation, dict(threads)))
+
+    async def set_workers(self, workers: Any) -> None:
+        """A gate knows from now on what it was told."""
+        told = self._cluster.told
+        told.append((self._name, tuple(workers)))
+        state = self._cluster.states[self._name]
+        gate = state.gate.model_copy(update={"workers": tuple(workers)})
+        self._cluster.states[self._name] = state.model_copy(update={"gate": gate})
 
 
 AROUND = Surroundings("worker:1", "token-of-the-pool", "llmtaskpool-system")

@@ -19,7 +19,7 @@ from llmtaskpool_operator.api.names import API_VERSION, KIND
 from llmtaskpool_operator.api.scaling import ScalingMode
 from llmtaskpool_operator.autoscaler import law
 from llmtaskpool_operator.simulation.hpa import hpa_from_total
-from llmtaskpool_worker.contract import LaneName, LaneState, Phase, Work, WorkerState
+from llmtaskpool_worker.contract import GateState, LaneName, LaneState, Phase, Work, WorkerState
 from llmtaskpool_worker.http_api.metrics import Metrics
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -97,7 +97,12 @@ BOTH = pytest.mark.parametrize("example", [_hpa(), _keda()], ids=["hpa", "keda"]
 
 def page(arrived: float, waiting: float) -> str:
     """A worker's metrics page with this much work, in pod-seconds."""
-    state = WorkerState(
+    work = Work(arrived_seconds_total=arrived, waiting_seconds=waiting)
+    return Metrics(lambda: _state().model_copy(update={"work": work})).text().decode()
+
+
+def _state() -> WorkerState:
+    return WorkerState(
         worker_id="w",
         started_at=0,
         observed_at=0,
@@ -107,9 +112,30 @@ def page(arrived: float, waiting: float) -> str:
                 threads=4, threads_cap=4, active=0, queued=0, queue_limit=9, oldest_wait_seconds=0
             )
         },
-        work=Work(arrived_seconds_total=arrived, waiting_seconds=waiting),
     )
-    return Metrics(lambda: state).text().decode()
+
+
+def test_the_example_of_queue_depth_asks_for_what_workers_and_gates_export_and_reaches_zero() -> (
+    None
+):
+    path = EXAMPLES / "keda-queue.yaml"
+    pool, spec = pool_from_file(path), _documents(path)["ScaledObject"]["spec"]
+    assert spec["scaleTargetRef"]["name"] == pool.metadata.name
+    scaling = pool.spec.scaling
+    assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (0, scaling.max_replicas)
+    assert scaling.may_sleep, "it has a gate"
+    (trigger,) = spec["triggers"]
+    assert trigger["metadata"]["ignoreNullValues"] == "false"
+    asked = set(re.findall(r'(\w+)\{pool="chat"\}', trigger["metadata"]["query"]))
+    pages = [_state().model_copy(update={"gate": gate}) for gate in (None, GateState(held=3))]
+    exported = {
+        sample.name
+        for state in pages
+        for family in text_string_to_metric_families(Metrics(lambda s=state: s).text().decode())
+        for sample in family.samples
+    }
+    assert len(asked) == 3
+    assert asked <= exported
 
 
 @BOTH

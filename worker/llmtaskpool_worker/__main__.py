@@ -53,6 +53,9 @@ def serve(
     cache_dir: Annotated[Path | None, typer.Option(help="Where converted weights go.")] = None,
     grace_seconds: Annotated[float | None, typer.Option(help="Time to finish on SIGTERM.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    gate: Annotated[
+        bool | None, typer.Option("--gate", help="Hold requests until workers are ready.")
+    ] = None,
     die_with_parent: Annotated[
         bool, typer.Option("--die-with-parent", help="End when the process that started it ends.")
     ] = False,
@@ -77,11 +80,16 @@ def serve(
         "cache_dir": cache_dir,
         "grace_seconds": grace_seconds,
         "log_level": log_level,
+        "gate": gate,
     }
     try:
         chosen = settings.load(**{k: v for k, v in given.items() if v is not None})
         logs.configure(chosen.log_level)
-        from llmtaskpool_worker.assembly.worker import run  # after the settings, which may be wrong
+        # After the settings, which may be wrong.
+        if chosen.gate:
+            from llmtaskpool_worker.assembly.gate import run
+        else:
+            from llmtaskpool_worker.assembly.worker import run
 
         sys.setswitchinterval(TURN_SECONDS)
         code = asyncio.run(run(chosen))

@@ -28,6 +28,11 @@ GOOD_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 CONTROL_STATE = "/control/v1/state"
 CONTROL_THREADS = "/control/v1/threads"
 CONTROL_DRAIN = "/control/v1/drain"
+CONTROL_WORKERS = "/control/v1/workers"
+"""Of a gate alone."""
+
+COLD_START = "x-llmtaskpool-cold-start"
+"""The header of an answer whose request a gate held until a worker was there: ``true``."""
 
 METRIC_WORK_ARRIVED = "llmtaskpool_work_arrived_seconds_total"
 METRIC_WORK_DONE = "llmtaskpool_work_done_seconds_total"
@@ -189,6 +194,30 @@ class UpstreamState(_Message):
     preemptions_total: Seconds | None = None
 
 
+Address = Annotated[
+    str, Field(max_length=300, pattern=r"^([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$")
+]
+"""``host:port`` of a worker's data port."""
+
+MOST_WORKERS = 64
+"""So many workers are told to a gate: more are not needed until it is out of the way."""
+
+
+class GateState(_Message):
+    """What a gate has to do: requests that it holds, and those that it has passed on."""
+
+    held: Count
+    """They wait for a worker."""
+    recent: Count = 0
+    """Those that asked for a worker within the last 10 s, also when their clients have left."""
+    forwarding: Count = 0
+    """Workers are at them."""
+    arrived_total: Count = 0
+    """Requests that asked for a worker, since the process started."""
+    workers: tuple[Address, ...] = ()
+    """The ready workers that it knows."""
+
+
 class WorkerState(_Message):
     """The answer of ``GET /control/v1/state``: all that the operator reads from a worker."""
 
@@ -219,6 +248,8 @@ class WorkerState(_Message):
     """None: of a worker that is older than this."""
     tenants: dict[str, TenantState] = {}
     """By their names; those that have none are called key- and a few digits of a digest."""
+    gate: GateState | None = None
+    """None: it is a worker."""
 
 
 class ThreadsRequest(_Message):
@@ -238,6 +269,14 @@ class ThreadsAnswer(_Message):
 
     generation: Count
     threads: dict[LaneName, Count]
+
+
+class WorkersRequest(_Message):
+    """The body of ``PUT /control/v1/workers``: all ready workers of a gate's pool, absolute."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    workers: Annotated[tuple[Address, ...], Field(max_length=MOST_WORKERS)]
 
 
 class DrainRequest(_Message):

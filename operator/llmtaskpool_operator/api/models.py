@@ -44,12 +44,23 @@ class Model(Wire):
     a server that speaks OpenAI's API, `openai:http://host:port/v1#name`, in the pod
     (`spec.upstream`) or a Service of the namespace."""
     task: Literal[
-        "generate", "embed", "rerank", "classify", "tag", "answer", "detect", "tensor"
+        "generate",
+        "embed",
+        "rerank",
+        "classify",
+        "tag",
+        "answer",
+        "detect",
+        "tensor",
+        "translate",
+        "summarize",
+        "transcribe",
     ] = "generate"
     """What the model does: `generate` text, or `embed` it; `rerank` and score pairs of texts with a
     cross-encoder, `classify` texts or pictures, `detect` objects in pictures, `tag` names and
-    places in a text, or `answer` a question with words of it; or run over the `tensor`s of a table
-    (risk, recommendation). docs/models.md has a real model of each."""
+    places in a text, or `answer` a question with words of it; `translate` or `summarize` a text,
+    or `transcribe` speech; or run over the `tensor`s of a table (risk, recommendation).
+    docs/models.md has a real model of each."""
     options: Annotated[
         dict[Word, Annotated[str, Field(max_length=256, pattern=NO_COMMA)]], Field(max_length=32)
     ] = Field(default_factory=dict)

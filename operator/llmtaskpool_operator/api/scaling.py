@@ -99,8 +99,8 @@ class Scaling(Wire):
     `spec.replicas` holds. Advise: nothing is done, threads included; what would be stands in the
     message of the condition ScalingLimited, which `llmtaskpool explain` shows."""
     min_replicas: Annotated[int, Field(ge=0, le=10_000)] = 1
-    """The least replicas. 0 lets an idle pool go away. On a cluster nothing holds requests until
-    a pod is there again: use it with a scheduler of your own in front, or with `schedules`."""
+    """The least replicas. 0 lets an idle pool sleep: the operator keeps a gate beside it, one small
+    pod that holds requests until a worker is there again, in the modes Auto and External."""
     max_replicas: Annotated[int, Field(ge=1, le=10_000)] = 10
     """The most replicas, whatever the equation says."""
     schedules: Annotated[
@@ -149,6 +149,11 @@ class Scaling(Wire):
             lambda s: s.min_replicas <= s.max_replicas,
         ),
     )
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether it may have no worker, and somebody decides to make one again."""
+        return self.min_replicas == 0 and self.mode in (ScalingMode.AUTO, ScalingMode.EXTERNAL)
 
     @field_validator("alpha", mode="before")
     @classmethod

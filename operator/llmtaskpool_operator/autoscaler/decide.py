@@ -19,6 +19,7 @@ from llmtaskpool_operator.autoscaler.observation import (
     PoolObservation,
     observed_replicas,
     observed_threads,
+    shares_queue,
 )
 
 LaneOfPod = tuple[str, LaneName]
@@ -32,6 +33,8 @@ class PoolMemory:
     replicas_at: float = float("-inf")
     history: History = field(default_factory=History)
     threads: dict[LaneOfPod, law.Memory] = field(default_factory=dict)
+    sleeps: bool = False
+    """The last decision was that no worker is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +48,14 @@ class ThreadDecision:
 
 @dataclass(frozen=True, slots=True)
 class PoolDecision:
-    """``replicas`` None: not this tick, or not the operator's to decide."""
+    """``replicas`` None: not this tick, or not the operator's to decide.
+
+    ``sleeps``: no worker is needed, so the gate is to be in the workers' place before they go.
+    """
 
     replicas: law.Decision | None
     threads: tuple[ThreadDecision, ...]
+    sleeps: bool = False
 
 
 def decide_pool(
@@ -56,7 +63,9 @@ def decide_pool(
 ) -> tuple[PoolDecision, PoolMemory]:
     """Decide threads at every tick and replicas every period."""
     scaling = spec.scaling
-    due = now - memory.replicas_at >= law.DEFAULTS.period_seconds
+    # Who waits at the gate of a pool that sleeps waits for each second of ours.
+    asked = seen.replicas == 0 and seen.gate is not None and seen.gate.asks
+    due = asked or now - memory.replicas_at >= law.DEFAULTS.period_seconds
     decision: law.Decision | None = None
     if due:
         history = memory.history.extended(seen, now, scaling.averaging_seconds)
@@ -66,17 +75,25 @@ def decide_pool(
             decision, carried = law.decide(
                 replica_policy(spec, now), observed, memory.replicas, now
             )
-            memory = replace(memory, replicas=carried)
+            memory = replace(memory, replicas=carried, sleeps=decision.desired == 0)
     usual = {lane: _usual(seen, lane) for lane in LaneName}
     decided = [
-        _lane(spec, pod, lane, usual[lane], memory, now)
+        _lane(spec, pod, lane, usual[lane], memory, now, _sharers(seen, pod))
         for pod in seen.staying
         if pod.ready and pod.fresh
         for lane in LaneName
     ]
     threads = {(d.pod, d.lane): carried for d, carried in decided if d is not None}
     made = tuple(d for d, _ in decided if d is not None)
-    return PoolDecision(decision, made), replace(memory, threads=threads)
+    memory = replace(memory, threads=threads)
+    return PoolDecision(decision, made, _sleeps(spec, memory)), memory
+
+
+def _sleeps(spec: LLMTaskPoolSpec, memory: PoolMemory) -> bool:
+    scaling = spec.scaling
+    if scaling.paused or not scaling.may_sleep:
+        return False
+    return memory.sleeps if scaling.mode is ScalingMode.AUTO else spec.replicas in (None, 0)
 
 
 def replica_policy(spec: LLMTaskPoolSpec, now: float) -> law.Policy:
@@ -123,6 +140,7 @@ def _lane(
     usual: int | None,
     memory: PoolMemory,
     now: float,
+    sharers: int,
 ) -> tuple[ThreadDecision | None, law.Memory]:
     wanted = spec.threads.compute if lane is LaneName.COMPUTE else spec.threads.io
     state = pod.state.lanes.get(lane) if pod.state is not None else None
@@ -132,7 +150,7 @@ def _lane(
     policy = thread_policy(wanted)
     if wanted.mode == "Fixed":
         policy = replace(policy, minimum=wanted.initial, maximum=wanted.initial)
-    seen = observed_threads(state)
+    seen = observed_threads(state, sharers)
     if lane is LaneName.COMPUTE:
         assert pod.state is not None  # noqa: S101  for mypy: it has this lane
         caps = thread_caps(spec, pod.state, seen.current)
@@ -142,6 +160,13 @@ def _lane(
         seen = replace(seen, current=usual)
     decision, carried = law.decide(policy, seen, carried, now)
     return ThreadDecision(pod.name, lane, decision), carried
+
+
+def _sharers(seen: PoolObservation, pod: PodObservation) -> int:
+    """How many pods have the queue that a pod tells of."""
+    if pod.state is None or not shares_queue(pod.state):
+        return 1
+    return sum(one.ready and one.fresh for one in seen.staying)
 
 
 def _usual(seen: PoolObservation, lane: LaneName) -> int | None:

@@ -114,7 +114,8 @@ class Observed:
 
     ``complete`` says that everyone who should have reported did. ``cap`` is a bound found at
     run time (the knee of a worker). ``saturated_rate`` is the work done per ready pod-second
-    while every pod was saturated, None when they were not: it trims kappa.
+    while every pod was saturated, None when they were not: it trims kappa. ``busy``: something
+    runs, waits or is held, however little it asks for: N is not 0 then.
     """
 
     current: int
@@ -124,6 +125,7 @@ class Observed:
     age_seconds: float = 0.0
     cap: int | None = None
     saturated_rate: float | None = None
+    busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,16 +227,17 @@ def decide(
         return _held(policy, observed, memory, ignored, now)
     n, (low, high) = max(observed.current, 0), bounds(policy, observed)
     target, whole = policy.target, observed.complete and not ignored
+    work = demand > 0 or observed.busy
     if n == 0:
-        utilization, alpha, exact = None, None, 1.0 if demand > 0 else 0.0
+        utilization, alpha, exact = None, None, float(work)
     else:
         utilization = demand / (kappa * n)
         alpha = n / target if policy.alpha is None else policy.alpha
         start = n if policy.alpha is None else _seat(policy, memory.carried, n, low, high)
         exact = start + alpha * (utilization - target)
-    wanted = _whole(policy, exact, demand, low, high)
+    wanted = _whole(policy, exact, work, low, high)
     if wanted < n and policy.settle:
-        wanted = max(wanted, min(n, _whole(policy, demand / (kappa * target), demand, low, high)))
+        wanted = max(wanted, min(n, _whole(policy, demand / (kappa * target), work, low, high)))
     desired, bound, wait, memory = _windowed(policy, memory, n, wanted, (low, high), whole, now)
     if bound is Bound.NONE:
         bound = Bound.WAKE if n == 0 < desired else _limit(policy, exact, desired, low, high)
@@ -300,10 +303,10 @@ def _seat(policy: Policy, carried: float | None, n: int, low: int, high: int) ->
     return min(max(carried, floor_), max(min(high, n + policy.tolerance), floor_))
 
 
-def _whole(policy: Policy, exact: float, demand: float, low: int, high: int) -> int:
+def _whole(policy: Policy, exact: float, work: bool, low: int, high: int) -> int:
     """``ceil(exact - tolerance)``, within the bounds, and not 0 while there is any work."""
     rounded = ceil(min(max(exact, low - 1.0), high + 2.0) - policy.tolerance - _EPSILON)
-    return min(max(rounded, low, 1 if demand > 0 else 0), high)
+    return min(max(rounded, low, int(work)), high)
 
 
 def _windowed(

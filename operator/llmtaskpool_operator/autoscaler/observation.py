@@ -6,10 +6,11 @@ summed, so a pod that comes, goes or restarts can't make them wrong.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 
-from llmtaskpool_worker.contract import LaneName, LaneState, WorkerState
+from llmtaskpool_worker.contract import GateState, LaneName, LaneState, WorkerState
 
 from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
 from llmtaskpool_operator.api.scaling import Metric
@@ -23,7 +24,8 @@ class PodObservation:
 
     ``age_seconds`` is the age of ``state``; ``ready``: it takes tasks; ``draining``: it goes.
     ``error`` is what was wrong with its last answer, with the field's name where it is one field.
-    ``lost``: it drains, should long have ended, and nobody can say whether it has.
+    ``lost``: it drains, should long have ended, and nobody can say whether it has. ``address`` is
+    host and port of what it serves, where somebody has to be told of it.
     """
 
     name: str
@@ -33,6 +35,7 @@ class PodObservation:
     state: WorkerState | None = None
     age_seconds: float = 0.0
     error: str | None = None
+    address: str | None = None
 
     @property
     def fresh(self) -> bool:
@@ -55,13 +58,55 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class GateObservation:
+    """The gate of a pool that may sleep: ``pods`` hold requests while no worker is there.
+
+    ``routed``: the pool's Service leads to the gate, and not to the workers. ``stands``: the pool
+    is to have one; else what is left of it is let go once it is not needed. ``problem``: why it
+    can't start.
+    """
+
+    pods: tuple[PodObservation, ...] = ()
+    routed: bool = False
+    stands: bool = True
+    problem: str | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests."""
+        return any(pod.ready and not pod.draining for pod in self.pods)
+
+    @property
+    def held(self) -> int:
+        """Requests that wait in it for a worker."""
+        return sum(gate.held for gate in self._gates())
+
+    @property
+    def asks(self) -> bool:
+        """Whether somebody wants a worker, or wanted one just now."""
+        if any(gate.held or gate.recent for gate in self._gates()):
+            return True
+        return any(_shared_work(pod) for pod in self.pods)
+
+    @property
+    def silent(self) -> bool:
+        """Whether it serves and nobody knows what it holds."""
+        return any(pod.ready and not pod.fresh for pod in self.pods)
+
+    def _gates(self) -> list[GateState]:
+        states = (pod.state for pod in self.pods if pod.fresh)
+        return [state.gate for state in states if state is not None and state.gate is not None]
+
+
+@dataclass(frozen=True, slots=True)
 class PoolObservation:
     """The pool now. ``replicas`` is what was asked for, starting ones counted.
 
     ``rival`` is who else writes the replicas that are the operator's to decide, if anybody.
     ``scalable``: there is, or will be, something of this pool's to ask for replicas.
     ``rollout`` is what a change of the pods still waits for; empty when each is as it should be.
-    ``wakes``: somebody holds requests and asks for a pod while there is none.
+    ``wakes``: somebody holds requests and asks for a pod while there is none. ``gate`` is who does
+    so on a cluster; None where a pool has none.
     """
 
     replicas: int
@@ -71,11 +116,20 @@ class PoolObservation:
     scalable: bool = True
     rollout: str = ""
     wakes: bool = True
+    gate: GateObservation | None = None
 
     @property
     def staying(self) -> tuple[PodObservation, ...]:
         """The pods that don't drain."""
         return tuple(pod for pod in self.pods if not pod.draining)
+
+    @property
+    def at_work(self) -> bool:
+        """Whether anything runs, waits or is held, or nobody can say so: no time to sleep."""
+        states = [pod.state for pod in self.staying if pod.fresh and pod.state is not None]
+        if any(lane.active or lane.queued for state in states for lane in state.lanes.values()):
+            return True
+        return self.gate is not None and (self.gate.asks or self.gate.silent)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -176,14 +230,16 @@ def observed_replicas(spec: LLMTaskPoolSpec, seen: PoolObservation, history: His
                 spec.slo.ttft_seconds
             )
             running = history.arrival_rate(DEFAULTS.period_seconds) if states else None
-            waiting = sum(state.work.waiting_seconds for state in states) / drain
+            waiting = of_pool([(state, state.work.waiting_seconds) for state in states]) / drain
         case Metric.THREAD_UTILIZATION:
-            lanes = [state.lanes[LaneName.COMPUTE] for state in states]
-            running = _sum([lane.active / max(1, lane.threads) for lane in lanes])
-            waiting = sum(lane.queued / max(1, lane.threads) for lane in lanes)
+            lanes = [(state, state.lanes[LaneName.COMPUTE]) for state in states]
+            running = _sum([lane.active / max(1, lane.threads) for _, lane in lanes])
+            waiting = of_pool([(s, lane.queued / max(1, lane.threads)) for s, lane in lanes])
         case Metric.GPU_UTILIZATION:
             shares = [gpu_share(state) for state in states]
             running = _sum([share for share in shares if share is not None])
+    if not states and seen.gate is not None and seen.gate.ready and not seen.gate.silent:
+        running = 0.0  # nobody works, and the gate says whether anybody should
     starting = seen.replicas > 0 and not any(pod.ready for pod in seen.staying)
     return Observed(
         current=seen.replicas,
@@ -193,6 +249,7 @@ def observed_replicas(spec: LLMTaskPoolSpec, seen: PoolObservation, history: His
         complete=not seen.missing and not lacking(spec, seen),
         age_seconds=min((pod.age_seconds for pod in reporting), default=0.0),
         saturated_rate=history.saturated_rate(spec.scaling.averaging_seconds),
+        busy=seen.at_work,
     )
 
 
@@ -207,12 +264,12 @@ def lacking(spec: LLMTaskPoolSpec, seen: PoolObservation) -> tuple[str, ...]:
     )
 
 
-def observed_threads(lane: LaneState) -> Observed:
-    """The law's inputs for one lane of one pod."""
+def observed_threads(lane: LaneState, sharers: int = 1) -> Observed:
+    """The law's inputs for one lane of one pod; ``sharers``: pods that have its queue, too."""
     return Observed(
         current=lane.threads,
         running=float(lane.active),
-        waiting=float(lane.queued),
+        waiting=lane.queued / max(1, sharers),
         cap=max(1, lane.threads_cap),
     )
 
@@ -227,6 +284,26 @@ def _counters(state: WorkerState) -> Counters:
         saturated,
         max(0.0, state.observed_at - state.started_at),
     )
+
+
+def of_pool(values: Sequence[tuple[WorkerState, float]]) -> float:
+    """What pods say of their queues, for the pool: of one that they share each tells all of it."""
+    shared = [value for state, value in values if shares_queue(state)]
+    own = sum((value for state, value in values if not shares_queue(state)), 0.0)
+    return own + (sum(shared) / len(shared) if shared else 0.0)
+
+
+def shares_queue(state: WorkerState) -> bool:
+    """Whether its queue is the pool's."""
+    return state.queue is not None and state.queue.shared
+
+
+def _shared_work(pod: PodObservation) -> bool:
+    """Whether tasks wait or run in the queue that a gate shares with workers."""
+    state = pod.state
+    if not pod.fresh or state is None or state.queue is None or not shares_queue(state):
+        return False
+    return state.queue.running > 0 or any(lane.queued for lane in state.lanes.values())
 
 
 def _sum(values: list[float]) -> float | None:

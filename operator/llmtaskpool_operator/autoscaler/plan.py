@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmtaskpool_worker.contract import LaneName
+from llmtaskpool_worker.contract import MOST_WORKERS, LaneName
 
 from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
 from llmtaskpool_operator.api.scaling import ScalingMode
@@ -33,13 +33,31 @@ class SetReplicas:
     reason: str
 
 
-Action = SetThreads | SetReplicas
+@dataclass(frozen=True, slots=True)
+class TellGate:
+    """Tell a gate which workers are ready, absolute: addresses of what they serve."""
+
+    pod: str
+    workers: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Lead the pool's Service to its gate, or to its workers."""
+
+    to_gate: bool
+    reason: str
+
+
+Action = SetThreads | SetReplicas | TellGate | Route
 
 
 def plan(spec: LLMTaskPoolSpec, seen: PoolObservation, decided: PoolDecision) -> tuple[Action, ...]:
     """What to do now. Threads come first: they help within a second, pods need a start."""
     actions: list[Action] = []
     if spec.scaling.mode is not ScalingMode.ADVISE:
+        actions += _gate(seen, decided)
         actions += _threads(seen, decided)
         actions += _replicas(spec, seen, decided)
     return tuple(actions)
@@ -101,6 +119,29 @@ def _threads(seen: PoolObservation, decided: PoolDecision) -> list[Action]:
     return actions
 
 
+def _gate(seen: PoolObservation, decided: PoolDecision) -> list[Action]:
+    """Who is in the path of requests: a worker while one is ready, else the gate.
+
+    The gate comes in before the last worker goes, so that there is always somebody.
+    """
+    if (gate := seen.gate) is None:
+        return []
+    ready = [pod for pod in seen.staying if pod.ready]
+    known = tuple(pod.address for pod in ready if pod.address is not None)[:MOST_WORKERS]
+    told: list[Action] = [
+        TellGate(pod.name, known, f"{len(known)} workers are ready")
+        for pod in gate.pods
+        if pod.fresh and pod.state is not None and pod.state.gate is not None
+        if set(pod.state.gate.workers) != set(known)
+    ]
+    to_gate = gate.ready and (not ready or (decided.sleeps and gate.stands))
+    if to_gate != gate.routed and (ready or gate.ready):
+        why = "no worker is ready" if not ready else "the pool is about to sleep"
+        reason = f"requests go to the gate: {why}" if to_gate else "requests go to the workers"
+        told.append(Route(to_gate, reason))
+    return told
+
+
 def _replicas(spec: LLMTaskPoolSpec, seen: PoolObservation, decided: PoolDecision) -> list[Action]:
     scaling = spec.scaling
     if scaling.paused or not seen.scalable:
@@ -116,4 +157,6 @@ def _replicas(spec: LLMTaskPoolSpec, seen: PoolObservation, decided: PoolDecisio
         return []
     if wanted == seen.replicas:
         return []
+    if wanted == 0 and seen.gate is not None and not (seen.gate.ready and seen.gate.routed):
+        return []  # the last worker goes once the gate is in its place
     return [SetReplicas(wanted, victims(seen.staying, seen.replicas - wanted), reason)]

@@ -58,4 +58,6 @@ def _held(decision: Decision) -> str:
             capped = high < decision.policy.maximum
             return f"the cap is {high}" if capped else f"the maximum is {high}"
         case _:
-            return ""
+            wanted_none = decision.exact is not None and decision.exact <= decision.policy.tolerance
+            kept = decision.observed.busy and decision.desired == 1 and wanted_none
+            return "work is held or under way: not 0" if kept else ""

@@ -25,7 +25,7 @@ from llmtaskpool_operator.autoscaler.decide import PoolDecision
 from llmtaskpool_operator.autoscaler.gpu import gpu_status, idle_gpu
 from llmtaskpool_operator.autoscaler.law import Bound
 from llmtaskpool_operator.autoscaler.model_trouble import model_trouble
-from llmtaskpool_operator.autoscaler.observation import PoolObservation, Problem, lacking
+from llmtaskpool_operator.autoscaler.observation import PoolObservation, Problem, lacking, of_pool
 from llmtaskpool_operator.autoscaler.plan import Action, SetReplicas, SetThreads, given_replicas
 from llmtaskpool_operator.autoscaler.reasons import reason_of
 
@@ -90,17 +90,18 @@ def _lane(lane: LaneName, seen: PoolObservation, plan: Sequence[Action]) -> Lane
     wanted = {
         a.pod: a.threads[lane] for a in plan if isinstance(a, SetThreads) and lane in a.threads
     }
-    states = {
-        pod.name: pod.state.lanes[lane]
+    whole = {
+        pod.name: pod.state
         for pod in seen.staying
         if pod.state is not None and lane in pod.state.lanes
     }
+    states = {name: state.lanes[lane] for name, state in whole.items()}
     return LaneStatus(
         lane=lane,
         desired=sum(wanted.get(name, state.threads) for name, state in states.items()),
         observed=sum(state.threads for state in states.values()),
         active=sum(state.active for state in states.values()),
-        queued=sum(state.queued for state in states.values()),
+        queued=round(of_pool([(whole[name], lane.queued) for name, lane in states.items()])),
     )
 
 
@@ -193,7 +194,7 @@ def _conditions(
         *idle_gpu(pool.spec, seen.staying),
     ]
     if not wanted and _sleeps_for_good(pool, seen):
-        problems.append(Problem("NothingWakes", _ASLEEP))
+        problems.append(Problem("NothingWakes", _nothing_wakes(seen)))
     problems.sort(key=lambda problem: not problem.stalled)
     stalled = next((problem for problem in problems if problem.stalled), None)
     blocked = next((problem for problem in problems if problem.blocks), None)
@@ -204,8 +205,8 @@ def _conditions(
         condition(
             ConditionType.READY,
             holds,
-            why.reason if why else "AllReady" if holds else "NotAllReady",
-            count if why is None else f"{count}; {why.message}",
+            why.reason if why else _readiness(seen, wanted, holds=holds),
+            f"{count}; {why.message}" if why else f"{count}{_held(seen, wanted)}",
         ),
         _metrics(condition, pool, seen, decided),
         condition(
@@ -248,17 +249,41 @@ def _conditions(
     return made
 
 
-_ASLEEP = (
-    "no pod is there and scaling.minReplicas is 0: on a cluster nothing holds a request or wakes "
-    "the pool, so clients can't connect: raise minReplicas, or give scaling.schedules"
-)
+def _readiness(seen: PoolObservation, wanted: int, *, holds: bool) -> str:
+    gate = seen.gate
+    if gate is None or not gate.ready or any(pod.ready for pod in seen.staying):
+        return "AllReady" if holds else "NotAllReady"
+    return "Waking" if wanted else "Asleep"
+
+
+def _held(seen: PoolObservation, wanted: int) -> str:
+    """What a gate does while no worker is there."""
+    match _readiness(seen, wanted, holds=not wanted):
+        case "Asleep":
+            return ": the pool sleeps, and its gate wakes it when a request comes"
+        case "Waking" if seen.gate is not None:
+            return f"; the gate holds {seen.gate.held} requests until one is"
+        case _:
+            return ""
+
+
+def _nothing_wakes(seen: PoolObservation) -> str:
+    asleep = "no pod is there and scaling.minReplicas is 0"
+    if seen.gate is not None and seen.gate.ready:  # and so it is paused
+        return f"{asleep}: scaling.paused is true, so the gate holds requests and wakes nobody"
+    problem = None if seen.gate is None else seen.gate.problem
+    return (
+        f"{asleep}, and its gate can't start ({problem or 'there is none'}), so clients can't "
+        "connect: mend that, or raise minReplicas, or give scaling.schedules"
+    )
 
 
 def _sleeps_for_good(pool: LLMTaskPool, seen: PoolObservation) -> bool:
     """Whether it has no pod, wants none, and nobody is there to change that."""
     scaling = pool.spec.scaling
     auto = scaling.mode is ScalingMode.AUTO and not scaling.schedules
-    return auto and seen.scalable and not seen.wakes and scaling.min_replicas == 0
+    asleep = auto and seen.scalable and scaling.min_replicas == 0
+    return asleep and (not seen.wakes or (seen.gate is not None and scaling.paused))
 
 
 def _conflict(pool: LLMTaskPool, rival: str) -> str:

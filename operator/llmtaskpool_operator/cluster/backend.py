@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from llmtaskpool_operator.api.names import KIND
 from llmtaskpool_operator.api.pool import LLMTaskPool
@@ -19,20 +17,22 @@ from llmtaskpool_operator.api.scaling import ScalingMode
 from llmtaskpool_operator.autoscaler.observation import PodObservation, PoolObservation, Problem
 from llmtaskpool_operator.autoscaler.plan import (
     Action,
+    Route,
     SetReplicas,
     SetThreads,
+    TellGate,
     given_replicas,
 )
 from llmtaskpool_operator.cluster import manifests, pod_facts, pod_problems
-from llmtaskpool_operator.cluster.api_client import ApiFailure, KubernetesApi
-from llmtaskpool_operator.cluster.claims import OtherOperators
+from llmtaskpool_operator.cluster.access import ClusterAccess
+from llmtaskpool_operator.cluster.api_client import ApiFailure
 from llmtaskpool_operator.cluster.differences import agrees, owned_by
+from llmtaskpool_operator.cluster.gate import GateMemory, PoolGate, served_at
 from llmtaskpool_operator.cluster.manifests import Manifest, Surroundings
 from llmtaskpool_operator.cluster.refusals import Refusals, is_refusal, told
 from llmtaskpool_operator.cluster.rivals import ScaleWrites, rival_of
-from llmtaskpool_operator.cluster.rollouts import Rollouts
 from llmtaskpool_operator.cluster.start_warnings import StartWarnings
-from llmtaskpool_operator.cluster.store import ClusterStore, PoolKey, has_template
+from llmtaskpool_operator.cluster.store import PoolKey, has_template
 from llmtaskpool_operator.workers.client import WorkerClient, WorkerUnreachable
 from llmtaskpool_operator.workers.states import PodStates
 
@@ -43,17 +43,6 @@ _APART = ("Secret",)
 """Kinds of which only the metadata is looked at: the operator reads no Secret of a pool."""
 Written = dict[str, tuple[str, Manifest]]
 """Children that were applied, by kind: the resource version that came of it, and the manifest."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterAccess:
-    """What all pools' backends share. ``worker(address, token)`` makes a control client."""
-
-    store: ClusterStore
-    api: KubernetesApi
-    worker: Callable[[str, str], WorkerClient]
-    others: OtherOperators
-    rollouts: Rollouts = field(default_factory=lambda: Rollouts(1_000_000))
 
 
 class KubernetesBackend:
@@ -68,6 +57,7 @@ class KubernetesBackend:
         refusals: Refusals | None = None,
         warnings: StartWarnings | None = None,
         writes: ScaleWrites | None = None,
+        gate: GateMemory | None = None,
     ) -> None:
         self._pool = pool
         self._around = around
@@ -78,6 +68,9 @@ class KubernetesBackend:
         self._warnings = warnings or StartWarnings(access.api)
         self._writes = writes or ScaleWrites()
         self._what = f"Deployment {pool.metadata.name}"
+        self.gate = PoolGate(
+            pool, around, access, gate or GateMemory(PodStates(lambda: 0.0)), self._refusals
+        )
 
     async def ensure_children(
         self, written: Written | None = None, *, new: bool = False
@@ -90,7 +83,8 @@ class KubernetesBackend:
         are made without a look at each first: it is likely that none is there.
         """
         written = {} if written is None else written
-        claim, *children = manifests.children(self._pool, self._around)
+        led = await self.gate.routed()
+        claim, *children = manifests.children(self._pool, self._around, to_gate=led)
         ensure = self._ensure_child
         found = [await ensure(claim, written, new=new)]
         if new:
@@ -190,6 +184,7 @@ class KubernetesBackend:
         silent = pod_problems.starting_in_silence(pods, now)
         answers = await self._states.read(self._clients(pods))
         warned = await self._warnings.of(silent, now)
+        gate = await self.gate.observe(now)
         pool, memory = self._pool, self._pool.spec.resources.limits.get("memory")
         return PoolObservation(
             replicas=0 if live is None else _replicas(live),
@@ -202,6 +197,7 @@ class KubernetesBackend:
                     state=answers[name].state if name in answers else None,
                     age_seconds=max(0.0, now - answers[name].at) if name in answers else 0.0,
                     error=answers[name].error if name in answers else None,
+                    address=served_at(pod),
                 )
                 for pod in pods
                 for name in (pod_facts.name_of(pod),)
@@ -210,12 +206,19 @@ class KubernetesBackend:
             rival=rival_of(pool, self._access.store.pool(self._key), live, self._writes, now),
             scalable=live is not None,
             rollout=self._rollout(live),
-            wakes=False,
+            wakes=gate is not None and (gate.ready or gate.problem is None),
+            gate=gate,
         )
 
     async def apply(self, action: Action) -> None:
         """Do it. Raises WorkerUnreachable, ThreadsRefused, ApiFailure, Fenced."""
         match action:
+            case TellGate():
+                await self.gate.tell(action)
+            case Route():
+                wanted = manifests.service(self._pool, to_gate=action.to_gate)
+                if await self._ensured_child(wanted, {}, new=False) is None:
+                    self.gate.lead(to_gate=action.to_gate)
             case SetThreads():
                 clients = self._clients(self._access.store.pods(self._key))
                 if action.pod not in clients:

@@ -22,9 +22,11 @@ from llmtaskpool_operator.autoscaler.reconcile import LoopMemory, ReconcileResul
 from llmtaskpool_operator.autoscaler.status import invalid_status
 from llmtaskpool_operator.autoscaler.telling import Note, notes, rfc3339, worth_writing
 from llmtaskpool_operator.cluster import manifests, pod_facts
+from llmtaskpool_operator.cluster.access import ClusterAccess
 from llmtaskpool_operator.cluster.api_client import ApiFailure, Fenced
-from llmtaskpool_operator.cluster.backend import ClusterAccess, KubernetesBackend, Written
+from llmtaskpool_operator.cluster.backend import KubernetesBackend, Written
 from llmtaskpool_operator.cluster.claims import ServedByAnother
+from llmtaskpool_operator.cluster.gate import GateMemory
 from llmtaskpool_operator.cluster.manifests import Manifest, Surroundings
 from llmtaskpool_operator.cluster.metrics import OperatorMetrics
 from llmtaskpool_operator.cluster.problem_backend import BackendWithProblems, ReplicasRefused
@@ -71,6 +73,7 @@ class _Remembered:
     states: PodStates
     refusals: Refusals
     warnings: StartWarnings
+    gate: GateMemory
     writes: ScaleWrites = field(default_factory=ScaleWrites)
     memory: LoopMemory = field(default_factory=LoopMemory)
     parsed: tuple[_Revision, LLMTaskPool] | None = None
@@ -137,7 +140,14 @@ class Controller:
             return CHILDREN_SECONDS
         around = self._around(ours)
         backend = KubernetesBackend(
-            pool, around, self._access, ours.states, ours.refusals, ours.warnings, ours.writes
+            pool,
+            around,
+            self._access,
+            ours.states,
+            ours.refusals,
+            ours.warnings,
+            ours.writes,
+            ours.gate,
         )
         try:
             if ours.other is not None and await self._access.others.lives(ours.other):
@@ -171,6 +181,7 @@ class Controller:
         if (ours := self._pools.pop(key, None)) is not None:
             self._access.rollouts.ended(key)
             ours.states.close()
+            ours.gate.states.close()
             self._metrics.forget(key.namespace, key.name)
 
     def forget_all(self) -> None:
@@ -195,6 +206,7 @@ class Controller:
         if due:
             ours.problems = await backend.ensure_children(ours.applied, new=new)
         problems = await backend.ensure_deployment(ours.agreed, new=new, written=ours.applied)
+        problems += await backend.gate.ensure()
         if due:
             ours.children_of, ours.children_at = revision, now
             ours.warned, ours.child_lost = ours.warnings.missed, False
@@ -215,6 +227,7 @@ class Controller:
                 PodStates(self._clock),
                 Refusals(self._clock),
                 StartWarnings(self._access.api),
+                GateMemory(PodStates(self._clock)),
             )
             ours.memory = LoopMemory(status=_status_of(body))
             live = self._access.store.deployment(key)
@@ -322,6 +335,8 @@ def next_turn_seconds(result: ReconcileResult) -> float:
     seen = result.observed
     if not seen.scalable:
         return DEFAULTS.period_seconds  # somebody else's Deployment: nobody tells us when it goes
+    if seen.replicas == 0 and seen.gate is not None and seen.gate.ready:
+        return result.requeue_after  # whoever comes to the gate of a pool that sleeps is waiting
     resting = (
         not result.plan
         and not seen.problems

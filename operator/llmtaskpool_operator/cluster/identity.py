@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from llmtaskpool_operator.api.names import API_VERSION, GROUP, KIND
@@ -31,6 +32,16 @@ def labels(name: str) -> dict[str, str]:
     }
 
 
+def gate_labels(name: str) -> dict[str, str]:
+    """The labels by which the pods of a pool's gate are found; fixed for ever, too."""
+    return {"app.kubernetes.io/name": "llmtaskpool-gate", POOL_LABEL: name}
+
+
+def is_gates(given: Mapping[str, str]) -> bool:
+    """Whether labels are those of a gate's object."""
+    return given.get("app.kubernetes.io/name") == "llmtaskpool-gate"
+
+
 def metadata(pool: LLMTaskPool, name: str) -> Manifest:
     """The metadata of a child called ``name``."""
     return {
@@ -53,6 +64,11 @@ def metadata(pool: LLMTaskPool, name: str) -> Manifest:
 def account_name(pool: LLMTaskPool) -> str:
     """Of the ServiceAccount that the operator makes, and of the policies beside it."""
     return f"{pool.metadata.name}-worker"
+
+
+def gate_name(pool: LLMTaskPool) -> str:
+    """Of the Deployment of the pool's gate."""
+    return f"{pool.metadata.name}-gate"
 
 
 def token_name(pool: LLMTaskPool) -> str:

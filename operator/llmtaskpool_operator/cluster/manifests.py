@@ -15,11 +15,14 @@ from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT
 from llmtaskpool_operator.api.names import GROUP
 from llmtaskpool_operator.api.pool import LLMTaskPool, LLMTaskPoolSpec
 from llmtaskpool_operator.api.worker_defaults import WorkerDefaults, with_defaults
+from llmtaskpool_operator.cluster.gate_template import gate_deployment
 from llmtaskpool_operator.cluster.identity import (
     POOL_LABEL,
     Manifest,
     account_name,
     claim_name,
+    gate_labels,
+    is_gates,
     labels,
     metadata,
     selector,
@@ -69,12 +72,17 @@ class Surroundings:
     workers: WorkerDefaults = field(default_factory=WorkerDefaults)
 
 
-def children(pool: LLMTaskPool, around: Surroundings) -> tuple[Manifest, ...]:
-    """All children but the Deployment, in the order in which they should be made."""
+def children(
+    pool: LLMTaskPool, around: Surroundings, *, to_gate: bool = False
+) -> tuple[Manifest, ...]:
+    """All children but the Deployments, in the order in which they should be made.
+
+    ``to_gate``: the Service leads to the gate, and not to the workers.
+    """
     made = [
         _token(pool, around),  # the first: with it goes the claim to the pool
         _network_policy(pool, around),
-        _service(pool),
+        _service(pool, to_gate=to_gate),
         _disruption_budget(pool),
     ]
     if pool.spec.service_account.name is None:
@@ -130,6 +138,17 @@ def deployment(pool: LLMTaskPool, around: Surroundings, replicas: int) -> Manife
     return made
 
 
+def gate(pool: LLMTaskPool, around: Surroundings, replicas: int) -> Manifest:
+    """The Deployment of the pool's gate."""
+    spec = with_defaults(pool.spec, around.workers)
+    return _stamped(gate_deployment(pool, spec, around.image, replicas))
+
+
+def service(pool: LLMTaskPool, *, to_gate: bool) -> Manifest:
+    """The pool's Service, as among its children."""
+    return _stamped(_service(pool, to_gate=to_gate))
+
+
 def _stamped(wanted: Manifest) -> Manifest:
     """With a mark of all that it says, so that what it says no longer is a difference, too.
 
@@ -155,7 +174,8 @@ def left_behind(live: Manifest, name: str) -> bool:
     """
     meta = live.get("metadata") or {}
     given = meta.get("labels") or {}
-    return not meta.get("ownerReferences") and labels(name).items() <= given.items()
+    own = labels(name) | (gate_labels(name) if is_gates(given) else {})
+    return not meta.get("ownerReferences") and own.items() <= given.items()
 
 
 def _claim(pool: LLMTaskPool) -> Manifest:
@@ -199,7 +219,10 @@ def _token(pool: LLMTaskPool, around: Surroundings) -> Manifest:
 
 
 def _network_policy(pool: LLMTaskPool, around: Surroundings) -> Manifest:
-    """Clients reach the data port; only the operator's namespace reaches the control port."""
+    """Clients reach the data port; only the operator's namespace reaches the control port.
+
+    Of workers and of the gate, which have no other label in common.
+    """
     operator = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": around.namespace}}
     }
@@ -208,7 +231,7 @@ def _network_policy(pool: LLMTaskPool, around: Surroundings) -> Manifest:
         "kind": "NetworkPolicy",
         "metadata": metadata(pool, account_name(pool)),
         "spec": {
-            "podSelector": {"matchLabels": selector_labels(pool.metadata.name)},
+            "podSelector": {"matchLabels": {POOL_LABEL: pool.metadata.name}},
             "policyTypes": ["Ingress"],
             "ingress": [
                 {"ports": [{"protocol": "TCP", "port": DATA_PORT}]},
@@ -218,15 +241,15 @@ def _network_policy(pool: LLMTaskPool, around: Surroundings) -> Manifest:
     }
 
 
-def _service(pool: LLMTaskPool) -> Manifest:
-    given = pool.spec.service
+def _service(pool: LLMTaskPool, *, to_gate: bool) -> Manifest:
+    given, led = pool.spec.service, gate_labels if to_gate else selector_labels
     meta = metadata(pool, pool.metadata.name)
     meta["labels"] = given.labels | meta["labels"]
     if given.annotations:
         meta["annotations"] = dict(given.annotations)
     spec: Manifest = {
         "type": given.type,
-        "selector": selector_labels(pool.metadata.name),
+        "selector": led(pool.metadata.name),
         "ports": [
             {
                 **port.wire(),

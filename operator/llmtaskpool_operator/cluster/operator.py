@@ -16,8 +16,8 @@ from functools import partial
 from typing import TypeVar
 
 from llmtaskpool_operator.api.names import KIND
+from llmtaskpool_operator.cluster.access import ClusterAccess
 from llmtaskpool_operator.cluster.api_client import ApiFailure, Fenced, KubernetesApi, connected
-from llmtaskpool_operator.cluster.backend import ClusterAccess
 from llmtaskpool_operator.cluster.children_watch import ChildrenWatch
 from llmtaskpool_operator.cluster.claims import OtherOperators
 from llmtaskpool_operator.cluster.controller import Controller, OperatorIdentity

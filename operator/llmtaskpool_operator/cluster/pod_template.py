@@ -44,7 +44,7 @@ def pod(pool: LLMTaskPool, image: str) -> Manifest:
         "terminationGracePeriodSeconds": grace_seconds(spec),
         "securityContext": {
             "runAsNonRoot": True,
-            **_ids(spec),
+            **ids(spec),
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [_container(spec, held, image)],
@@ -79,7 +79,8 @@ def pod(pool: LLMTaskPool, image: str) -> Manifest:
     return made | {name: word for name, word in words.items() if word is not None}
 
 
-def _ids(spec: LLMTaskPoolSpec) -> Manifest:
+def ids(spec: LLMTaskPoolSpec) -> Manifest:
+    """Who the pod's processes run as."""
     if spec.user.by_platform:
         return {}
     group = spec.user.group or _USER
@@ -101,23 +102,19 @@ def _container(spec: LLMTaskPoolSpec, held: Mounted, image: str) -> Manifest:
             # Kubernetes puts variables in the place of $(NAME) in arguments; $$ stays a $.
             *(option.replace("$", "$$") for option in options_of(held.spec)),
         ],
-        "env": [*_environment(spec, held), _POD_NAME],
+        "env": [*_environment(spec, held), POD_NAME],
         "ports": [
             {"name": DATA, "containerPort": DATA_PORT, "protocol": "TCP"},
             {"name": CONTROL, "containerPort": CONTROL_PORT, "protocol": "TCP"},
         ],
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": RESTRICTED,
         # Ready as soon as the models are in memory; unready while it drains, or while an engine
         # stands still: with the worker's stall_seconds of 10 the first sign comes within 15 s.
-        "readinessProbe": _probe(READYZ, period=2, failures=1, timeout=2),
+        "readinessProbe": probe(READYZ, period=2, failures=1, timeout=2),
         # The engine goes first, the pod last: the worker kills an engine that stands still after
         # 30 s, and /livez fails after 60, only when that has not helped.
-        "livenessProbe": _probe(LIVEZ, period=10, failures=3, timeout=5),
-        "startupProbe": _probe(LIVEZ, period=2, failures=150, timeout=2),
+        "livenessProbe": probe(LIVEZ, period=10, failures=3, timeout=5),
+        "startupProbe": probe(LIVEZ, period=2, failures=150, timeout=2),
         "volumeMounts": held.mounts,
     }
     if spec.env_from:
@@ -130,7 +127,12 @@ def _container(spec: LLMTaskPoolSpec, held: Mounted, image: str) -> Manifest:
     return container
 
 
-_POD_NAME: Manifest = {
+RESTRICTED: Manifest = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+POD_NAME: Manifest = {
     "name": "LLMTASKPOOL_WORKER_ID",
     "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}},
 }
@@ -165,7 +167,8 @@ def _cores(spec: LLMTaskPoolSpec) -> int | None:
     return None if cores is None else max(1, ceil(cores))
 
 
-def _probe(path: str, *, period: int, failures: int, timeout: int) -> Manifest:
+def probe(path: str, *, period: int, failures: int, timeout: int) -> Manifest:
+    """A probe of the data port."""
     return {
         "httpGet": {"path": path, "port": DATA},
         "periodSeconds": period,

@@ -14,6 +14,7 @@ from typing import Any
 
 from llmtaskpool_operator.api.names import KIND
 from llmtaskpool_operator.cluster.differences import REPLICAS, only_field
+from llmtaskpool_operator.cluster.identity import is_gates
 from llmtaskpool_operator.cluster.manifests import POOL_LABEL, Manifest
 
 LONGEST_WORD = 200
@@ -68,6 +69,10 @@ class ClusterStore:
         """The pool's Deployment."""
         return self._known["Deployment"].by_pool.get(key, {}).get(key.name)
 
+    def gate(self, key: PoolKey, name: str) -> Manifest | None:
+        """The Deployment of the pool's gate, which is called so."""
+        return self._known["Deployment"].by_pool.get(key, {}).get(name)
+
     def drop_template(self, key: PoolKey) -> Manifest | None:
         """Keep the pool's Deployment without its template, which is as it should be; return that.
 
@@ -82,9 +87,19 @@ class ClusterStore:
         return slim
 
     def pods(self, key: PoolKey) -> tuple[Manifest, ...]:
-        """The pool's pods, by name."""
+        """The pool's workers' pods, by name."""
+        return self._pods(key, of_gate=False)
+
+    def gate_pods(self, key: PoolKey) -> tuple[Manifest, ...]:
+        """The pods of its gate, by name."""
+        return self._pods(key, of_gate=True)
+
+    def _pods(self, key: PoolKey, *, of_gate: bool) -> tuple[Manifest, ...]:
         pods = self._known["Pod"].by_pool.get(key, {})
-        return tuple(pods[name] for name in sorted(pods))
+        found = (pods[name] for name in sorted(pods))
+        return tuple(
+            pod for pod in found if is_gates(pod["metadata"].get("labels") or {}) is of_gate
+        )
 
     def seen(self, kind: str, body: Manifest) -> None:
         """An object is as ``body`` says, unless something newer is known."""

@@ -66,6 +66,30 @@ def mounted(pool: LLMTaskPool) -> Mounted:
     return held
 
 
+_GATES = ("tmp", "token", "keys", "queue", "trusted-ca")
+"""What a gate has of them: no caches, no models, no tokens of a hub."""
+_GATES_FILES = (
+    "LLMTASKPOOL_CONTROL_TOKENS_FILE",
+    "LLMTASKPOOL_API_KEYS_FILE",
+    "LLMTASKPOOL_QUEUE_FILE",
+    "LLMTASKPOOL_QUEUE_POOL",
+    "LLMTASKPOOL_QUEUE_ALLOW_VOLATILE",
+    "LLMTASKPOOL_TRUSTED_CA_FILE",
+)
+
+
+def mounted_by_gate(pool: LLMTaskPool) -> Mounted:
+    """Those that a pool's gate has."""
+    held = mounted(pool)
+    files = {name: held.environment[name] for name in _GATES_FILES if name in held.environment}
+    return Mounted(
+        held.spec,
+        [one for one in held.volumes if one["name"] in _GATES],
+        [one for one in held.mounts if one["name"] in _GATES],
+        files,
+    )
+
+
 def _cache(pool: LLMTaskPool) -> Manifest:
     cache = pool.spec.cache
     name = claim_name(pool) if cache.claim_template is not None else cache.claim_name

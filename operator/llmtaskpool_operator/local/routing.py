@@ -11,7 +11,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-_ABOUT_A_TASK = re.compile(r"/v1/tasks/([A-Za-z0-9][A-Za-z0-9._-]{0,252})-[0-9a-f]{32}(?:[/?]|$)")
+_ABOUT_A_TASK = re.compile(
+    r"/v1/(?:tasks/|graphs/graph-)([A-Za-z0-9][A-Za-z0-9._-]{0,252})-[0-9a-f]{32}(?:[/?]|$)"
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -133,8 +135,9 @@ class RoutingTable:
 
 
 def owner_of(target: str) -> str | None:
-    """The worker whose task a request is about: ids are ``<worker id>-<32 hexadecimal digits>``.
+    """The worker whose task or graph a request is about.
 
+    Ids are ``<worker id>-<32 hexadecimal digits>``, of graphs with ``graph-`` before it;
     ``target`` is a path with its query.
     """
     found = _ABOUT_A_TASK.match(target)

@@ -17,7 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from llmtaskpool_operator.api.pool import LLMTaskPool, LLMTaskPoolSpec
 from llmtaskpool_operator.autoscaler import law
 from llmtaskpool_operator.autoscaler.decide import PoolDecision, PoolMemory
-from llmtaskpool_operator.autoscaler.observation import PoolObservation, observed_replicas
+from llmtaskpool_operator.autoscaler.observation import (
+    PoolObservation,
+    observed_replicas,
+    of_pool,
+)
 from llmtaskpool_operator.autoscaler.reasons import reason_of
 
 WHOLE_SECONDS = 300.0
@@ -66,6 +70,7 @@ class RecordLine(BaseModel):
     complete: bool
     age: float
     cap: int | None = None
+    busy: bool = False
     saturated: float | None = None
     kappa: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     desired: _Count | None = None
@@ -84,6 +89,7 @@ class RecordLine(BaseModel):
             age_seconds=self.age,
             cap=self.cap,
             saturated_rate=self.saturated,
+            busy=self.busy,
         )
 
 
@@ -199,6 +205,7 @@ def _line(
         age=observed.age_seconds,
         cap=observed.cap,
         saturated=observed.saturated_rate,
+        busy=observed.busy,
         kappa=kappa,
         desired=made.desired if made is not None else None,
         bound=made.bound.value if made is not None else None,
@@ -209,7 +216,7 @@ def _line(
 
 def _backlog(seen: PoolObservation) -> float:
     states = [pod.state for pod in seen.staying if pod.fresh and pod.state is not None]
-    return sum((state.work.waiting_seconds for state in states), 0.0)
+    return of_pool([(state, state.work.waiting_seconds) for state in states])
 
 
 def _of_law(spec: LLMTaskPoolSpec) -> dict[str, Any]:

@@ -7,7 +7,7 @@ answers oddly is an error with a reason, never a wrong number.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,12 +16,15 @@ from llmtaskpool_worker.contract import (
     CONTROL_DRAIN,
     CONTROL_STATE,
     CONTROL_THREADS,
+    CONTROL_WORKERS,
     LIVEZ,
     DrainAnswer,
     DrainRequest,
+    GateState,
     LaneName,
     ThreadsAnswer,
     ThreadsRequest,
+    WorkersRequest,
     WorkerState,
 )
 from pydantic import BaseModel, ValidationError
@@ -100,6 +103,11 @@ class WorkerClient:
         """Set N per lane, absolutely. Raises WorkerUnreachable, ThreadsRefused."""
         body = ThreadsRequest(generation=generation, threads=dict(threads))
         return await self._call(ThreadsAnswer, "PUT", CONTROL_THREADS, body)
+
+    async def set_workers(self, workers: Sequence[str]) -> GateState:
+        """Tell a gate the ready workers, absolutely. Raises WorkerUnreachable."""
+        body = WorkersRequest(workers=tuple(workers))
+        return await self._call(GateState, "PUT", CONTROL_WORKERS, body)
 
     async def drain(self, budget_seconds: float) -> DrainAnswer:
         """Tell it to take no new tasks and finish. Idempotent. Raises WorkerUnreachable."""

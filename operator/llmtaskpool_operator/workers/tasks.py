@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -57,6 +57,37 @@ class Tasks:
         params = {"wait": f"{wait:g}"} if wait > 0 else {}
         return self._ask("GET", _path(task_id), params=params, timeout=SECONDS + wait)
 
+    def graph(self, graph_id: str) -> dict[str, Any]:
+        """A graph as it is now, and its tasks by name."""
+        return self._ask("GET", f"/v1/graphs/{quote(graph_id, safe='')}")
+
+    def graph_events(
+        self, graph_id: str, silent_seconds: float
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What becomes of a graph, from where it is now until it has ended: name and data.
+
+        ("", {}) is a sign of life. It ends early when nothing comes for ``silent_seconds``.
+        """
+        path = f"/v1/graphs/{quote(graph_id, safe='')}/events"
+        timeout = httpx.Timeout(SECONDS, read=silent_seconds)
+        try:
+            with self._http.stream("GET", path, timeout=timeout) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise Refused(answer.status_code, _told(answer))
+                name = ""
+                for line in answer.iter_lines():
+                    if line.startswith("event: "):
+                        name = line.removeprefix("event: ")
+                    elif line.startswith("data: "):
+                        yield name, json.loads(line.removeprefix("data: "))
+                    elif line.startswith(":"):
+                        yield "", {}
+        except httpx.ReadTimeout:
+            return
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._unreachable(error) from None
+
     def cancel(self, task_id: str) -> dict[str, Any]:
         """A task that has not ended is cancelled."""
         return self._ask("DELETE", _path(task_id))
@@ -86,10 +117,7 @@ class Tasks:
         try:
             answer = self._http.request(method, path, **more)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise Unreachable(
-                f"{self._url} does not answer ({type(error).__name__}): is a pool there? Name it "
-                f"with --url or {URL_VARIABLE}"
-            ) from None
+            raise self._unreachable(error) from None
         try:
             told = answer.json()
         except json.JSONDecodeError:
@@ -100,6 +128,12 @@ class Tasks:
             raise Refused(answer.status_code, _reason(told))
         return told
 
+    def _unreachable(self, error: Exception) -> Unreachable:
+        return Unreachable(
+            f"{self._url} does not answer ({type(error).__name__}): is a pool there? Name it "
+            f"with --url or {URL_VARIABLE}"
+        )
+
 
 def key_of_environment() -> str | None:
     """The key to show; None: none is set."""
@@ -108,6 +142,14 @@ def key_of_environment() -> str | None:
 
 def _path(task_id: str) -> str:
     return f"/v1/tasks/{quote(task_id, safe='')}"
+
+
+def _told(answer: httpx.Response) -> str:
+    try:
+        told = answer.json()
+    except json.JSONDecodeError:
+        told = None
+    return _reason(told if isinstance(told, dict) else {})
 
 
 def _reason(told: Mapping[str, Any]) -> str:

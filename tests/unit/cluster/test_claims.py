@@ -9,8 +9,8 @@ import pytest
 from fakes.cluster_objects import NAME, NAMESPACE
 from fakes.controller_rig import AT_REST, SECRET, Rig
 from llmtaskpool_operator.api.names import KIND
+from llmtaskpool_operator.cluster.access import ClusterAccess
 from llmtaskpool_operator.cluster.api_client import ApiFailure
-from llmtaskpool_operator.cluster.backend import ClusterAccess
 from llmtaskpool_operator.cluster.claims import LEASE_SECONDS, LOOK_SECONDS, OtherOperators
 from llmtaskpool_operator.cluster.controller import (
     STAND_BACK_SECONDS,

@@ -186,13 +186,17 @@ def test_a_deployment_that_somebody_scaled_by_hand_is_put_back_and_that_is_told(
 # minReplicas: 0
 
 
-def test_a_pool_without_pods_that_nothing_wakes_says_so() -> None:
+def test_a_pool_without_pods_whose_gate_cant_start_says_that_nothing_wakes_it() -> None:
     rig = Rig(scaling={"minReplicas": 0}, **AT_REST)
+    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
+    status = {"containerStatuses": [{"name": "gate", "state": waiting}]}
+    rig.cluster.gate("g", ready=False, **status)
     for _ in range(2):
         rig.turn()
         rig.now += 5
     told = rig.condition("Degraded")
     assert (told["status"], told["reason"]) == ("True", "NothingWakes")
+    assert "no such image" in told["message"]
     assert "raise minReplicas, or give scaling.schedules" in told["message"]
     assert rig.turn() == 5.0  # it rests all the same
 

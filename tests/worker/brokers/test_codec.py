@@ -31,6 +31,7 @@ from llmtaskpool_worker.scheduling.task import (
     TaskRequest,
     Tensor,
     TokenLogprob,
+    Transcribe,
 )
 
 REQUESTS = [
@@ -48,6 +49,8 @@ REQUESTS = [
         Evaluate(tensors=(Tensor("x", "FP32", (1, 2), b"\0" * 8),), images=(b"\xff\0",)),
         "t",
     ),
+    TaskRequest("translate", Generate((1, 2), 9, prefix=(0, 7)), "m"),
+    TaskRequest("transcribe", Transcribe(b"\xff\0", 1.5, "en", True, True, (3,), 0.5, 7), "e"),
     TaskRequest("sum", Call({"numbers": [1, 2.5, None], "text": "ü"}), attended=True),
 ]
 RESULTS: list[Result | TaskError] = [

@@ -217,7 +217,7 @@ def build(
         models.append(model)
         engines.append(CataloguedEngine(make_engine(spec), model, codecs, load_codec, announce))
     catalog = Catalog(models)
-    broker = _broker(settings, clocks)
+    broker = broker_for(settings, clocks)
     pool = _pool(settings, broker, engines, codecs, kinds, clocks, gpus)
     metrics = Metrics(pool.state)
     pool.on_ended = metrics.task_ended
@@ -237,6 +237,7 @@ def build(
         leaving=leaving.is_set,
         cors_origins=settings.cors_origins,
         batches=batches.routes,
+        graphs=batches.graphs,
     )
     control = control_app(pool, tokens, limits)
     few = replace(limits, connections=min(limits.connections, CONTROL_CONNECTIONS))
@@ -251,7 +252,8 @@ def build(
     )
 
 
-def _broker(settings: Settings, clocks: Clocks) -> Broker:
+def broker_for(settings: Settings, clocks: Clocks) -> Broker:
+    """The queue that the settings name; not started."""
     return broker_of(
         settings.queue if settings.queue_file is None else read_queue(settings.queue_file),
         settings.pool_limits(),
@@ -346,7 +348,7 @@ async def run_worker(worker: Worker, settings: Settings, announce: Announce) -> 
     gc.collect()
     gc.freeze()
     stopping = asyncio.Event()
-    _on_signals(stopping)
+    on_signals(stopping)
     try:
         await worker.pool.open()
     except ValueError as error:
@@ -374,7 +376,9 @@ async def run_worker(worker: Worker, settings: Settings, announce: Announce) -> 
     return 0
 
 
-def _on_signals(stopping: asyncio.Event) -> None:
+def on_signals(stopping: asyncio.Event) -> None:
+    """SIGTERM and SIGINT set ``stopping``; a second one ends the process at once."""
+
     def on_signal(number: int) -> None:
         if stopping.is_set():
             os._exit(128 + number)  # engines end with their parent

@@ -27,6 +27,7 @@ from llmtaskpool_worker.scheduling.task import (
     Returned,
     TaskError,
     TaskRequest,
+    Transcribe,
 )
 
 SCHEMA = 1
@@ -39,6 +40,7 @@ _PAYLOADS: dict[str, type[Any]] = {
     "forward": Forward,
     "call": Call,
     "evaluate": Evaluate,
+    "transcribe": Transcribe,
 }
 _RESULTS: dict[str, type[Any]] = {
     "generated": Generated,

@@ -192,7 +192,7 @@ def _attend(
 def unservable(config: Any) -> str | None:
     """Why the slot cache can't serve a model with this configuration; None when it can."""
     if getattr(config, "is_encoder_decoder", False):
-        return "it is an encoder-decoder model"
+        return "it reads first and then writes: add task=translate, summarize or transcribe"
     kinds: Iterable[str] = getattr(config, "layer_types", None) or ()
     odd = sorted(set(kinds) - {"full_attention", "sliding_attention"})
     if odd:

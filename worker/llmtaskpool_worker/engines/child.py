@@ -226,6 +226,12 @@ def _loop(task: str, folder: Path, threads: int, options: dict[str, Any]) -> Eng
         from llmtaskpool_worker.engines.generation import load_generation
 
         return load_generation(folder, device=device, dtype=dtype, threads=threads, options=options)
+    if task in ("translate", "summarize", "transcribe"):
+        from llmtaskpool_worker.engines.seq2seq.load import load_sequences
+
+        return load_sequences(
+            folder, task, device=device, dtype=dtype, threads=threads, options=options
+        )
     from llmtaskpool_worker.engines.one_pass.load import load_one_pass
 
     return load_one_pass(folder, task, device=device, dtype=dtype, threads=threads, options=options)

@@ -9,6 +9,7 @@ from llmtaskpool_worker.engines.protocol import (
     Admit,
     AdmitEmbedding,
     AdmitInputs,
+    AdmitSound,
     Cancel,
     FromEngine,
     Park,
@@ -18,7 +19,9 @@ from llmtaskpool_worker.engines.protocol import (
     Trim,
 )
 
-LoopMessage = Admit | AdmitEmbedding | AdmitInputs | Cancel | Park | Resume | SetThreads | Trim
+LoopMessage = (
+    Admit | AdmitSound | AdmitEmbedding | AdmitInputs | Cancel | Park | Resume | SetThreads | Trim
+)
 
 
 class EngineLoop(Protocol):

@@ -42,7 +42,7 @@ def parse_model(text: str) -> ModelSpec:
         raise ValueError(f"model {name}: task is {shown(task)}: use {_one_of(TASKS)}")
     spec = ModelSpec(name, parts[0], str(task), options, tuple(aliases))
     if spec.forwards:
-        if task in ("tag", "answer", "detect", "tensor"):
+        if task not in ("generate", "embed", "rerank", "classify"):
             raise ValueError(
                 f"model {name}: task is {task}: servers have no such route; name another source"
             )

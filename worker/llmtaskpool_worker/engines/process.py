@@ -28,6 +28,7 @@ from llmtaskpool_worker.engines.protocol import (
     AdmitEmbedding,
     AdmitForward,
     AdmitInputs,
+    AdmitSound,
     EngineDied,
     EngineEvent,
     LoadFailed,
@@ -122,7 +123,7 @@ class EngineProcess:
             return
         if isinstance(message, SetThreads):
             self._threads = message  # told again to a restarted process
-        if isinstance(message, Admit | AdmitEmbedding | AdmitInputs | Resume):
+        if isinstance(message, Admit | AdmitSound | AdmitEmbedding | AdmitInputs | Resume):
             self._in_flight.add(message.id)
         if self._writer is not None:
             self._writer.write(framed(message))

@@ -35,6 +35,25 @@ class Admit(msgspec.Struct, frozen=True, tag="admit"):
     min_tokens: int = 0
     stop_token_ids: list[int] = []
     grammar: str | None = None
+    prefix: list[int] = []
+    """With what the answer begins, where a model reads the prompt and writes beside it."""
+
+
+class AdmitSound(msgspec.Struct, frozen=True, tag="sound"):
+    """Write down what is said in a file of sound.
+
+    ``language``: its code, such as "en"; None: the model is to hear which it is. ``translate``: in
+    English. ``timestamps``: with tokens of time. ``prompt``: what was said before.
+    """
+
+    id: int
+    file: bytes
+    language: str | None = None
+    translate: bool = False
+    timestamps: bool = False
+    prompt: list[int] = []
+    temperature: float = 0.0
+    seed: int | None = None
 
 
 class AdmitEmbedding(msgspec.Struct, frozen=True, tag="embed"):
@@ -130,7 +149,17 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
 
 
 ToEngine = (
-    Admit | AdmitEmbedding | AdmitInputs | Cancel | Park | Resume | SetThreads | Trim | Ping | Stop
+    Admit
+    | AdmitSound
+    | AdmitEmbedding
+    | AdmitInputs
+    | Cancel
+    | Park
+    | Resume
+    | SetThreads
+    | Trim
+    | Ping
+    | Stop
 )
 
 
@@ -155,7 +184,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     cpu_threads: int = 1
     """Threads that it computes with on the CPU; 1 with an accelerator."""
     about: dict[str, Any] = {}
-    """What clients may know of a model that runs once over its input: its labels."""
+    """What clients may know of a model that reads: its labels, its languages."""
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True):
@@ -297,7 +326,19 @@ class EngineDied(msgspec.Struct, frozen=True, tag="died"):
 EngineEvent = FromEngine | FromServer | EngineDied
 
 
-TASKS = ("generate", "embed", "rerank", "classify", "tag", "answer", "detect", "tensor")
+TASKS = (
+    "generate",
+    "embed",
+    "rerank",
+    "classify",
+    "tag",
+    "answer",
+    "detect",
+    "tensor",
+    "translate",
+    "summarize",
+    "transcribe",
+)
 """What a model can be loaded for."""
 
 

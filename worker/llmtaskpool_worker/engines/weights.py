@@ -25,6 +25,9 @@ _MADE_FOR: Mapping[str, tuple[str, ...]] = {
     "tag": ("ForTokenClassification",),
     "answer": ("ForQuestionAnswering",),
     "detect": ("ForObjectDetection",),
+    "translate": ("ForConditionalGeneration", "MTModel"),
+    "summarize": ("ForConditionalGeneration",),
+    "transcribe": ("WhisperForConditionalGeneration",),
 }
 """By task, how the names of architectures end that have a head for it."""
 _BUFFERS = re.compile(r"(rotary_emb\.inv_freq|position_ids|(attn|attention)\.(masked_)?bias)$")

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from math import inf
 
 from llmtaskpool_worker.brokers.protocol import Claim, Held
-from llmtaskpool_worker.engines.protocol import Admit, AdmitInputs, Tensor, TextRow
+from llmtaskpool_worker.engines.protocol import (
+    Admit,
+    AdmitInputs,
+    AdmitSound,
+    Tensor,
+    TextRow,
+)
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.kinds.registry import CallContext
@@ -18,10 +24,12 @@ from llmtaskpool_worker.scheduling.task import (
     Result,
     TaskError,
     TaskRequest,
+    Transcribe,
 )
 from llmtaskpool_worker.scheduling.task_queue import Waiting
 from llmtaskpool_worker.text.forwarded import ForwardedChoice
 from llmtaskpool_worker.text.generated import GenerationText
+from llmtaskpool_worker.text.spoken import SpokenText
 
 
 @dataclass(slots=True, eq=False)
@@ -46,7 +54,7 @@ class ActiveTask:
     slots: EngineSlots | None = None
     request_id: int = 0
     """Of its run: unique among all runs of a worker, and its engine's name for it."""
-    text: GenerationText | None = None
+    text: GenerationText | SpokenText | None = None
     forwarded: ForwardedChoice | None = None
     """What the server behind its model has answered so far."""
     told_tokens: int = 0
@@ -101,6 +109,21 @@ def admit_message(request_id: int, payload: Generate) -> Admit:
         stop_token_ids=list(sampling.stop_token_ids),
         grammar=sampling.grammar,
         ignore_eos=payload.ignore_eos,
+        prefix=list(payload.prefix),
+    )
+
+
+def sound_message(request_id: int, payload: Transcribe) -> AdmitSound:
+    """A file of sound as its engine takes it."""
+    return AdmitSound(
+        request_id,
+        payload.file,
+        payload.language,
+        payload.translate,
+        payload.timestamps,
+        list(payload.prompt),
+        payload.temperature,
+        payload.seed,
     )
 
 

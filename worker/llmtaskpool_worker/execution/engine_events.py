@@ -39,6 +39,8 @@ from llmtaskpool_worker.scheduling.task import (
     TokenLogprob,
 )
 from llmtaskpool_worker.text.conclusions import conclude
+from llmtaskpool_worker.text.generated import GenerationText
+from llmtaskpool_worker.text.spoken import SpokenText
 
 
 class EngineEvents:
@@ -154,7 +156,7 @@ class EngineEvents:
 
     def _generated(self, task: ActiveTask, reason: FinishReason) -> None:
         text = task.text
-        if text is None:
+        if not isinstance(text, GenerationText):
             return
         delta = text.finish()
         if delta is not None:
@@ -174,12 +176,16 @@ class EngineEvents:
         return task
 
     def _evaluated(self, slots: EngineSlots, task: ActiveTask, happened: Values) -> None:
-        payload = task.request.payload
-        if isinstance(payload, Evaluate):
-            about = {} if slots.ready is None else slots.ready.about
+        payload, text = task.request.payload, task.text
+        if isinstance(text, SpokenText):
+            delta = text.finish()
+            if delta is not None:
+                self._ledger.publish(task, delta)
+            self._ledger.commit(task, text.concluded(happened.values))
+        elif isinstance(payload, Evaluate):
 
             def take_in() -> None:
-                value = conclude(task.request.kind, payload, happened.values, about)
+                value = conclude(task.request.kind, payload, happened.values, slots.about)
                 self._ledger.commit(task, Evaluated(value, happened.tokens))
 
             self._decode(task, take_in)

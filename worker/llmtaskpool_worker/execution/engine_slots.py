@@ -6,7 +6,9 @@ who of them may run again when. They wait in the lane's queue as all others do, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from llmtaskpool_worker.contract import ModelProblem, UpstreamState
 from llmtaskpool_worker.engines.protocol import Engine, Gauges, Ready
@@ -66,6 +68,11 @@ class EngineSlots:
     def name(self) -> str:
         """The model's name."""
         return self.engine.spec.name
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What the engine said of the model, as long as it is there."""
+        return {} if self.ready is None else self.ready.about
 
     @property
     def task(self) -> str:

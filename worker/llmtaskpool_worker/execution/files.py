@@ -127,14 +127,22 @@ class Files:
             yield await asyncio.to_thread(zlib.decompress, packed)
 
     async def lines(self, record: FileRecord) -> AsyncIterator[list[tuple[int, bytes]]]:
-        """Its lines that are not blank, with their numbers from 1, some at a time."""
-        number, rest = 1, b""
+        """Its lines that are not blank, with their numbers from 1, some at a time.
+
+        Of a line beyond ``line_bytes`` one byte more than that is there: enough to refuse it.
+        """
+        number, rest, most = 1, bytearray(), self.limits.line_bytes + 1
         async for piece in self.read(record):
-            *whole, rest = (rest + piece).split(b"\n")
+            first, *others = piece.split(b"\n")
+            rest += first[: most - len(rest)] if len(rest) < most else b""
+            if not others:
+                continue
+            whole = [bytes(rest), *others[:-1]]
             yield [(number + at, line) for at, line in enumerate(whole) if line.strip()]
             number += len(whole)
+            rest = bytearray(others[-1])
         if rest.strip():
-            yield [(number, rest)]
+            yield [(number, bytes(rest))]
 
 
 class Upload:

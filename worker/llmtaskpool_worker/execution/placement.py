@@ -14,7 +14,9 @@ from llmtaskpool_worker.kinds.registry import (
     ENGINE_KINDS,
     EVALUATE_KINDS,
     GENERATE_KINDS,
+    HEAR_KINDS,
     KIND_TASKS,
+    SEQUENCE_KINDS,
     ArgumentsError,
     Kinds,
 )
@@ -26,6 +28,7 @@ from llmtaskpool_worker.scheduling.task import (
     Forward,
     Generate,
     TaskRequest,
+    Transcribe,
 )
 
 
@@ -90,7 +93,9 @@ class Placement:
         return slots
 
 
-def _payload_of(kind: str) -> type[Generate | Embed | Evaluate]:
-    if kind in GENERATE_KINDS:
+def _payload_of(kind: str) -> type[Generate | Embed | Evaluate | Transcribe]:
+    if kind in GENERATE_KINDS | SEQUENCE_KINDS:
         return Generate
+    if kind in HEAR_KINDS:
+        return Transcribe
     return Embed if kind in EMBED_KINDS else Evaluate

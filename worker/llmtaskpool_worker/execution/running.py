@@ -21,7 +21,12 @@ from llmtaskpool_worker.brokers.protocol import (
 )
 from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.engines.protocol import AdmitEmbedding, AdmitForward
-from llmtaskpool_worker.execution.active_task import ActiveTask, admit_message, inputs_message
+from llmtaskpool_worker.execution.active_task import (
+    ActiveTask,
+    admit_message,
+    inputs_message,
+    sound_message,
+)
 from llmtaskpool_worker.execution.calls import Calls
 from llmtaskpool_worker.execution.engine_slots import EngineSlots, model_of
 from llmtaskpool_worker.execution.lanes import Lane
@@ -40,9 +45,11 @@ from llmtaskpool_worker.scheduling.task import (
     Result,
     Returned,
     TaskError,
+    Transcribe,
 )
 from llmtaskpool_worker.text.forwarded import ForwardedChoice
 from llmtaskpool_worker.text.generated import GenerationText
+from llmtaskpool_worker.text.spoken import SpokenText
 
 LEASE_SECONDS = 15.0
 """What a worker has claimed is taken for lost when it was not heard of for so long."""
@@ -277,6 +284,12 @@ class Running:
             task.told_tokens = 0
             self._making_way.began(slots, task)
             slots.engine.send(AdmitForward(task.request_id, payload.route, payload.body))
+        elif isinstance(payload, Transcribe):
+            codec, about = self._tokenizers[slots.name], slots.about
+            task.text = SpokenText(
+                payload, codec.detokenizer(), codec.decode, about.get("text_below", 1 << 31)
+            )
+            slots.engine.send(sound_message(task.request_id, payload))
         elif isinstance(payload, Evaluate):
             slots.engine.send(inputs_message(task.request_id, payload))
         else:

@@ -21,6 +21,9 @@ _CLIENT_LEFT = 499
 _POLLED = OPEN_ROUTES | {CONTROL_STATE}
 """Asked for every second or so by kubelets, Prometheus and the operator: no line for each."""
 
+OWN_ID = "llmtaskpool.request_id"
+"""In a scope: the id under which its request is known."""
+
 log = logging.getLogger("llmtaskpool.access")
 
 
@@ -38,6 +41,7 @@ class Access:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         own_id = request_id(Headers(scope=scope).get(REQUEST_ID, ""))
+        scope[OWN_ID] = own_id
         status = 0
         began = time.monotonic()
 

@@ -280,6 +280,9 @@ _DOES = {
     "answer": "finds answers in a text (task: answer)",
     "detect": "finds objects in pictures (task: detect)",
     "tensor": "runs over tables (task: tensor)",
+    "translate": "translates (task: translate)",
+    "summarize": "summarizes (task: summarize)",
+    "transcribe": "writes down what is said (task: transcribe)",
 }
 
 

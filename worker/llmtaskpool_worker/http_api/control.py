@@ -41,13 +41,13 @@ class ControlRoutes:
 
     async def state(self, _request: Request) -> Response:
         """GET /control/v1/state."""
-        return _compact(self._pool.state())
+        return compact(self._pool.state())
 
     async def threads(self, request: Request) -> Response:
         """PUT /control/v1/threads: 409 for a generation below the one in force."""
-        wanted = await self._bodies.read(request, lambda body: _parse(ThreadsRequest, body))
+        wanted = await self._bodies.read(request, lambda body: parsed(ThreadsRequest, body))
         try:
-            return _compact(self._pool.set_threads(wanted.generation, wanted.threads))
+            return compact(self._pool.set_threads(wanted.generation, wanted.threads))
         except StaleGeneration as stale:
             raise ApiError(
                 409,
@@ -65,17 +65,19 @@ class ControlRoutes:
         wanted = (
             DrainRequest()
             if empty
-            else await self._bodies.read(request, lambda body: _parse(DrainRequest, body))
+            else await self._bodies.read(request, lambda body: parsed(DrainRequest, body))
         )
-        return _compact(self._pool.drain(wanted.budget_seconds))
+        return compact(self._pool.drain(wanted.budget_seconds))
 
 
-def _parse(schema: type[Message], body: Mapping[str, Any]) -> Message:
+def parsed(schema: type[Message], body: Mapping[str, Any]) -> Message:
+    """A body as what it is to be. Raises ApiError."""
     try:
         return schema.model_validate(body)
     except ValidationError as error:
         raise from_validation(error, schema) from None
 
 
-def _compact(message: BaseModel) -> Response:
+def compact(message: BaseModel) -> Response:
+    """A message as JSON."""
     return Response(message.model_dump_json(), media_type="application/json")

@@ -25,7 +25,7 @@ from llmtaskpool_worker.scheduling.task import TaskError, TaskState, TaskView
 
 PROSE_FIELDS = frozenset(
     {"messages", "prompt", "input", "content", "arguments", "stop", "query", "queries"}
-    | {"documents", "text_1", "text_2", "question", "context", "image"}
+    | {"documents", "text_1", "text_2", "question", "context", "image", "q", "file"}
 )
 """Fields whose values are the client's own text: never repeated in an answer or a log line."""
 
@@ -55,6 +55,7 @@ _COMES_BACK = frozenset({"queue_full", "tenant_full", "results_full", "draining"
 _FAILED_STATUS = {
     "invalid": 400,
     "context_length_exceeded": 400,
+    "bad_sound": 400,
     "timeout": 504,
     "shed": 429,
     "engine_crashed": 503,

@@ -76,6 +76,7 @@ class _StateCollector:
         yield from _upstreams(state)
         yield from _queue(state)
         yield from _tenants(state)
+        yield from _gate(state)
         problems = GaugeMetricFamily(
             "llmtaskpool_model_problem",
             "1 for a model that takes nothing now, and why",
@@ -192,6 +193,23 @@ def _tenants(state: WorkerState) -> Iterator[Metric]:
         started.add_metric([name], one.started_seconds_total)
         refused.add_metric([name], one.refused_total)
     yield from (tasks, started, refused)
+
+
+def _gate(state: WorkerState) -> Iterator[Metric]:
+    """Of a gate alone."""
+    if (gate := state.gate) is None:
+        return
+    yield GaugeMetricFamily(
+        "llmtaskpool_gate_held_requests", "Requests that wait for a worker", value=gate.held
+    )
+    yield GaugeMetricFamily(
+        "llmtaskpool_gate_passed_requests", "Requests that workers are at", value=gate.forwarding
+    )
+    yield CounterMetricFamily(
+        "llmtaskpool_gate_requests",
+        "Requests that asked for a worker",
+        value=gate.arrived_total,
+    )
 
 
 def _gpus(state: WorkerState) -> Iterator[Metric]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import ceil
 from typing import Any
 
 from starlette.requests import Request
@@ -143,7 +144,14 @@ async def task_of(
 
 def evaluated_json(result: Evaluated) -> Json:
     """A result as a task shows it."""
+    if "duration" in result.value:  # of sound, which OpenAI counts in seconds
+        return {**result.value, "usage": duration_usage(result)}
     return {**result.value, "usage": _usage(result)}
+
+
+def duration_usage(result: Evaluated) -> Json:
+    """Of a file of sound: its seconds, begun ones as whole ones."""
+    return {"type": "duration", "seconds": ceil(result.value["duration"])}
 
 
 def _usage(result: Evaluated) -> Json:

@@ -17,6 +17,7 @@ from starlette.routing import Route
 from llmtaskpool_worker.execution.pool import TaskPool
 from llmtaskpool_worker.execution.submitting import Batch, merged_events
 from llmtaskpool_worker.http_api.answering import Answering, Forms
+from llmtaskpool_worker.http_api.audio_api import AudioRoutes
 from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.catalog import Catalog, Model
 from llmtaskpool_worker.http_api.errors import ANSWERED, as_answer, invalid
@@ -43,6 +44,7 @@ from llmtaskpool_worker.http_api.sse import (
 )
 from llmtaskpool_worker.http_api.structured import checked
 from llmtaskpool_worker.http_api.tool_answers import ToolShape
+from llmtaskpool_worker.http_api.translate_api import TranslateRoutes
 from llmtaskpool_worker.scheduling.task import (
     ChoiceDelta,
     Embed,
@@ -75,6 +77,8 @@ class OpenAIRoutes:
         self._answering = Answering(pool, bodies, heartbeat_seconds)
         self._forward = ForwardRoutes(self._answering, catalog, wall_clock=wall_clock)
         self._tables = InferenceRoutes(pool, self._answering, catalog, bodies)
+        self._audio = AudioRoutes(self._answering, catalog, bodies)
+        self._translate = TranslateRoutes(self._answering, catalog, bodies)
         self._once = OnePassRoutes(
             self._forward, self._answering, catalog, bodies, wall_clock=wall_clock
         )
@@ -89,6 +93,8 @@ class OpenAIRoutes:
             Route("/v1/models/{model:path}", self.model, methods=["GET"]),
             *self._once.routes(),
             *self._tables.routes(),
+            *self._translate.routes(),
+            *self._audio.routes(),
         ]
 
     async def models(self, _request: Request) -> Response:

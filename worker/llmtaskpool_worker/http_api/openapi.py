@@ -28,6 +28,8 @@ from llmtaskpool_worker.http_api.openai_schema import (
     CompletionRequest,
     EmbeddingRequest,
 )
+from llmtaskpool_worker.http_api.sequences import TranslateRequest
+from llmtaskpool_worker.http_api.sounds import SpeechRequest
 from llmtaskpool_worker.http_api.sse import answer
 from llmtaskpool_worker.http_api.task_body import TaskBody
 from llmtaskpool_worker.http_api.tensors import InferRequest
@@ -49,9 +51,18 @@ _BODIES: dict[str, type[BaseModel]] = {
     "/v1/answer": AnswerRequest,
     "/v1/detect": DetectRequest,
     "/v2/models/{model}/infer": InferRequest,
+    "/translate": TranslateRequest,
+    "/v1/audio/transcriptions": SpeechRequest,
+    "/v1/audio/translations": SpeechRequest,
     "/v1/tasks": TaskBody,
     "/v1/graphs": GraphBody,
     "/v1/batches": BatchBody,
+}
+_FORMS = ("/v1/audio/transcriptions", "/v1/audio/translations")
+_SOUND: dict[str, Any] = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {"file": {"type": "string", "contentMediaType": "audio/*"}},
 }
 _LATER = ("/v1/tasks", "/v1/graphs")
 """Their answers come before the work is done."""
@@ -127,11 +138,13 @@ def _operation(path: str, method: str, route: Route) -> dict[str, Any]:
             for name in names
         ]
     if method == "POST" and path in _BODIES:
-        model = {"$ref": _SHAPE.format(model=_BODIES[path].__name__)}
-        operation["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": model}},
-        }
+        model: dict[str, Any] = {"$ref": _SHAPE.format(model=_BODIES[path].__name__)}
+        if path in _FORMS:
+            described = {"allOf": [model, _SOUND]}
+            content = {"multipart/form-data": {"schema": described}}
+        else:
+            content = {"application/json": {"schema": model}}
+        operation["requestBody"] = {"required": True, "content": content}
     if method == "POST" and path == "/v1/files":
         operation["requestBody"] = {
             "required": True,

@@ -17,6 +17,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from llmtaskpool_worker.contract import LIVEZ, METRICS, OPEN_ROUTES, READYZ, Phase
+from llmtaskpool_worker.execution.graphs import GraphBooks
+from llmtaskpool_worker.execution.ids import ids
 from llmtaskpool_worker.execution.pool import TaskPool
 from llmtaskpool_worker.http_api import metrics as metrics_page
 from llmtaskpool_worker.http_api.access import Access
@@ -109,12 +111,13 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     return response
 
 
-def _assemble(
+def assemble(
     routes: list[Route],
     keys: Keys | KeysOfTenants,
     open_routes: frozenset[str],
     leaving: Callable[[], bool] = lambda: False,
 ) -> ASGIApp:
+    """Routes with what is around each: id and log, keys, errors in our shape."""
     app = Starlette(
         routes=routes,
         exception_handlers=dict.fromkeys(ANSWERED, answer_error) | {HTTPException: _answer_http},
@@ -135,6 +138,7 @@ def data_app(
     leaving: Callable[[], bool] = lambda: False,
     cors_origins: tuple[str, ...] = (),
     batches: Batches | None = None,
+    graphs: GraphBooks | None = None,
 ) -> ASGIApp:
     """What the data port serves: OpenAI, tasks, batches and the open routes.
 
@@ -142,7 +146,36 @@ def data_app(
     stream sends a comment every ``heartbeat_seconds``. Scripts of pages from ``cors_origins`` may
     call it.
     """
-    bodies = Bodies(limits)
+    routes = data_routes(
+        pool,
+        catalog,
+        metrics,
+        Bodies(limits),
+        limits,
+        clocks,
+        heartbeat_seconds=heartbeat_seconds,
+        leaving=leaving,
+        batches=batches,
+        graphs=graphs,
+    )
+    app = assemble(routes, keys, OPEN_ROUTES, leaving)
+    return Cors(app, cors_origins) if cors_origins else app
+
+
+def data_routes(
+    pool: TaskPool,
+    catalog: Catalog,
+    metrics: Metrics,
+    bodies: Bodies,
+    limits: HttpLimits,
+    clocks: Clocks,
+    *,
+    heartbeat_seconds: float,
+    leaving: Callable[[], bool] = lambda: False,
+    batches: Batches | None = None,
+    graphs: GraphBooks | None = None,
+) -> list[Route]:
+    """All routes of the data port."""
     openai = OpenAIRoutes(
         pool, catalog, bodies, heartbeat_seconds=heartbeat_seconds, wall_clock=clocks.wall
     )
@@ -155,19 +188,19 @@ def data_app(
         wall_clock=clocks.wall,
     )
     routes = Health(pool, metrics, leaving).routes() + openai.routes() + tasks.routes()
-    routes += TaskListRoutes(pool, tasks).routes() + GraphRoutes(pool, tasks, bodies).routes()
+    routes += TaskListRoutes(pool, tasks).routes()
+    books = graphs or GraphBooks.in_memory(clocks.monotonic, ids())
+    routes += GraphRoutes(pool, tasks, bodies, books, heartbeat_seconds=heartbeat_seconds).routes()
     if batches is not None:
         routes += FileRoutes(batches.books, piece_seconds=limits.body_seconds).routes()
         routes += BatchRoutes(batches, pool, bodies).routes()
-    routes.append(description_route(routes))
-    app = _assemble(routes, keys, OPEN_ROUTES, leaving)
-    return Cors(app, cors_origins) if cors_origins else app
+    return [*routes, description_route(routes)]
 
 
 def control_app(pool: TaskPool, tokens: Keys, limits: HttpLimits) -> ASGIApp:
     """What the control port serves; no route of it is open."""
     few = replace(limits, body_bytes=min(limits.body_bytes, CONTROL_BODY_BYTES))
-    return _assemble(ControlRoutes(pool, Bodies(few)).routes(), tokens, frozenset())
+    return assemble(ControlRoutes(pool, Bodies(few)).routes(), tokens, frozenset())
 
 
 class _Server(uvicorn.Server):

@@ -31,6 +31,13 @@ from llmtaskpool_worker.http_api.openai_schema import (
     header_weight,
     parse,
 )
+from llmtaskpool_worker.http_api.sequences import (
+    SummarizeRequest,
+    parse_translation,
+    summary,
+    translation,
+)
+from llmtaskpool_worker.http_api.sounds import task_transcription
 from llmtaskpool_worker.http_api.sse import (
     EventStream,
     Frame,
@@ -48,6 +55,8 @@ from llmtaskpool_worker.kinds.registry import (
     EMBED_KINDS,
     EVALUATE_KINDS,
     GENERATE_KINDS,
+    HEAR_KINDS,
+    SEQUENCE_KINDS,
 )
 from llmtaskpool_worker.scheduling.task import (
     SCORE_ROUTES,
@@ -150,6 +159,10 @@ class TaskRoutes:
             return Embed(await model.encode(_one_input(task.input), "input"))
         if task.kind in EVALUATE_KINDS:
             return await self._evaluation(task)
+        if task.kind in HEAR_KINDS:
+            return await self._sound(task)
+        if task.kind in SEQUENCE_KINDS:
+            return await self._sequence(task)
         if task.input is not None:
             raise invalid("input", f"input can't be used with kind {task.kind}: use arguments.")
         return Call(dict(task.arguments))
@@ -201,6 +214,28 @@ class TaskRoutes:
         with blaming("arguments.", _ELSEWHERE):
             body = await _off_loop_when_long(task.input, partial(parse_one_pass, task.kind, given))
             return (await evaluation(task.kind, body, self._catalog))[1]
+
+    async def _sound(self, task: TaskBody) -> Payload:
+        """A file of sound in base64, checked as on its route."""
+        model = self._catalog.get(_model_of(task), "transcribe")
+        _none_of(task, ("model", "file", "weight", "timeout_seconds"))
+        with blaming("arguments.", {"model": "model", "file": "input"}):
+            given = {**task.arguments, "model": model.name}
+            return await task_transcription(model, given, task.input)
+
+    async def _sequence(self, task: TaskBody) -> Payload:
+        """A text to be translated or told shorter, checked as on its route."""
+        model = self._catalog.get(_model_of(task), task.kind)
+        _none_of(task, ("model", "q", "input", "weight", "timeout_seconds"))
+        field = "q" if task.kind == "translate" else "input"
+        given = {**task.arguments, "model": model.name, field: task.input}
+        with blaming("arguments.", {"model": "model", "q": "input", "input": "input"}):
+            if task.kind == "summarize":
+                return await summary(model, parse(SummarizeRequest, given))
+            if not isinstance(task.input, str):
+                raise invalid("q", "q must be a text: send a task for each.")
+            body = parse_translation(given, self._catalog)
+            return await translation(model, body, task.input, "q")
 
     def _inference(self, task: TaskBody) -> Payload:
         """Tensors for a model of tables, as Open Inference Protocol v2 writes them in JSON."""

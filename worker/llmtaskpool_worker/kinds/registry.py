@@ -12,9 +12,11 @@ from llmtaskpool_worker.contract import LaneName
 
 ENTRY_POINT_GROUP = "llmtaskpool.kinds"
 GENERATE_KINDS = frozenset({"chat", "generate"})
+SEQUENCE_KINDS = frozenset({"translate", "summarize"})
+HEAR_KINDS = frozenset({"transcribe"})
 EMBED_KINDS = frozenset({"embed"})
 EVALUATE_KINDS = frozenset({"rerank", "score", "classify", "tag", "answer", "detect", "infer"})
-ENGINE_KINDS = GENERATE_KINDS | EMBED_KINDS | EVALUATE_KINDS
+ENGINE_KINDS = GENERATE_KINDS | SEQUENCE_KINDS | HEAR_KINDS | EMBED_KINDS | EVALUATE_KINDS
 KIND_TASKS: Mapping[str, tuple[str, ...]] = {
     "chat": ("generate",),
     "generate": ("generate",),
@@ -26,6 +28,9 @@ KIND_TASKS: Mapping[str, tuple[str, ...]] = {
     "answer": ("answer",),
     "detect": ("detect",),
     "infer": ("tensor",),
+    "translate": ("translate",),
+    "summarize": ("summarize",),
+    "transcribe": ("transcribe",),
 }
 """The tasks of models that do a kind."""
 LANES = ("compute", "io", "auto")

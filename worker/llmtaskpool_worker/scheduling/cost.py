@@ -30,6 +30,7 @@ from llmtaskpool_worker.scheduling.task import (
     Forward,
     Generate,
     TaskRequest,
+    Transcribe,
 )
 
 OUTPUT_QUANTILE = 0.6
@@ -37,7 +38,9 @@ OUTPUT_PRIOR_TOKENS = 150
 ENOUGH = 8
 """A class speaks for itself from so many finished tasks on; before, its kind and model do."""
 CALL_PRIOR_SECONDS = 0.5
-READS = frozenset({"embed", "rerank", "score", "classify", "tag", "answer", "detect", "infer"})
+READS = frozenset(
+    {"embed", "rerank", "score", "classify", "tag", "answer", "detect", "infer", "transcribe"}
+)
 """Kinds whose cost is that of reading their tokens, until one of them has finished."""
 FORWARD_PRIOR_TOKENS = 4096
 """The most output that is expected of a server behind a model, where a request has no bound."""
@@ -258,7 +261,7 @@ class CostModel:
             )
         if isinstance(payload, Embed):
             return CostClass(request.kind, request.model, _half_octave(len(payload.tokens)))
-        if isinstance(payload, Evaluate):
+        if isinstance(payload, Evaluate | Transcribe):
             return CostClass(request.kind, request.model, _half_octave(payload.size))
         if isinstance(payload, Forward):
             size = _half_octave(self.prompt_tokens(request.model, payload))
@@ -293,7 +296,7 @@ class CostModel:
             most = float(payload.max_tokens or FORWARD_PRIOR_TOKENS)
             tokens = min(self._length(of, mean=True), most)
             return self._generation(of, self.prompt_tokens(request.model, payload), tokens)
-        if isinstance(payload, Embed | Evaluate | Forward):
+        if isinstance(payload, Embed | Evaluate | Transcribe | Forward):
             return self._mean_seconds(of)
         return self._mean_seconds(of) / max(1, threads)
 

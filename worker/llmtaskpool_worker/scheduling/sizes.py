@@ -30,6 +30,7 @@ from llmtaskpool_worker.scheduling.task import (
     TaskState,
     TextDelta,
     TokenLogprob,
+    Transcribe,
 )
 
 _POINTER = 8
@@ -62,6 +63,8 @@ def request_bytes(request: TaskRequest) -> int:
         return size + sys.getsizeof(payload.body)
     if isinstance(payload, Evaluate):
         return size + _evaluation_bytes(payload)
+    if isinstance(payload, Transcribe):
+        return size + sys.getsizeof(payload.file) + len(payload.prompt) * (_POINTER + _NUMBER)
     tokens = payload.prompt if isinstance(payload, Generate) else payload.tokens
     return size + len(tokens) * (_POINTER + _NUMBER)
 

@@ -5,12 +5,19 @@ Pure: no torch, no asyncio, no clock. Times are seconds of the caller's monotoni
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
 from llmtaskpool_worker.contract import LaneName as LaneName  # brokers have it from here
+from llmtaskpool_worker.scheduling.inputs import IMAGE_TOKENS as IMAGE_TOKENS
+from llmtaskpool_worker.scheduling.inputs import EncodedRow as EncodedRow
+from llmtaskpool_worker.scheduling.inputs import Evaluate as Evaluate
+from llmtaskpool_worker.scheduling.inputs import Row as Row
+from llmtaskpool_worker.scheduling.inputs import Spelled as Spelled
+from llmtaskpool_worker.scheduling.inputs import Tensor as Tensor
+from llmtaskpool_worker.scheduling.inputs import Transcribe as Transcribe
 
 
 class TaskState(StrEnum):
@@ -81,6 +88,8 @@ class Generate:
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    prefix: tuple[int, ...] = ()
+    """With what the answer begins, where a model reads the prompt and writes beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,89 +97,6 @@ class Embed:
     """Payload: embed one text, given as token ids."""
 
     tokens: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedRow:
-    """Token ids of a text or of two, with the special tokens around them.
-
-    The last text ends at ``end``; a second one begins at ``second``. ``spans``: where in the last
-    text each token stands; special tokens, and those of a first of two, at (0, 0).
-    """
-
-    tokens: Sequence[int]
-    second: int
-    end: int
-    spans: Sequence[tuple[int, int]] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What a model reads in one pass: token ids as little-endian uint32.
-
-    The last text ends at ``end``; a second one begins at ``second``, 0: there is none.
-    """
-
-    tokens: bytes
-    second: int = 0
-    end: int = 0
-
-    @property
-    def size(self) -> int:
-        """Tokens."""
-        return len(self.tokens) // 4
-
-
-@dataclass(frozen=True, slots=True)
-class Spelled:
-    """Where the tokens of a row stand in a text, as pairs of little-endian uint32.
-
-    A token that stands nowhere in it begins and ends at the same letter.
-    """
-
-    text: str
-    spans: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """Numbers in little-endian order; ``datatype`` as Open Inference Protocol v2 has it: FP32."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    data: bytes
-
-
-IMAGE_TOKENS = 256
-"""A picture takes about as long as so many tokens, until one has been measured."""
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluate:
-    """Payload: run a model once over each row, and make a result of what comes of them.
-
-    A model of tables takes ``tensors``, whose first dimension are the table's rows; one of pictures
-    takes ``images``, files as they came.
-
-    ``options`` is what the model's head reads, ``shown`` what of it the client wants to see
-    (text/conclusions.py). ``spelled``: for each row its text, where the result tells places in it;
-    ``groups``: for each row the input that it is a part of, where one has several rows.
-    """
-
-    rows: tuple[Row, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
-    shown: dict[str, Any] = field(default_factory=dict)
-    spelled: tuple[Spelled, ...] = ()
-    groups: tuple[int, ...] = ()
-    tensors: tuple[Tensor, ...] = ()
-    images: tuple[bytes, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """Tokens of all rows, or rows of the table, or what pictures weigh in tokens."""
-        rows = self.tensors[0].shape[0] if self.tensors else 0
-        return sum(row.size for row in self.rows) + rows + IMAGE_TOKENS * len(self.images)
 
 
 ForwardRoute = Literal[
@@ -204,7 +130,7 @@ class Call:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
-Payload = Generate | Embed | Evaluate | Forward | Call
+Payload = Generate | Embed | Evaluate | Transcribe | Forward | Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +233,7 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """Result of Evaluate: ``value`` is a JSON object such as ``{"results": [...]}``."""
+    """Result of Evaluate and Transcribe: a JSON object such as ``{"results": [...]}``."""
 
     value: dict[str, Any]
     prompt_tokens: int

@@ -26,6 +26,7 @@ from llmtaskpool_worker.text.control_tokens import (
     texts_of,
 )
 from llmtaskpool_worker.text.detokenizer import Detokenizer
+from llmtaskpool_worker.text.pieces import PieceTokenizer
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 
@@ -246,9 +247,12 @@ def overlap(text: str, stop: str) -> int:
     return 0
 
 
-def load_tokenizer(spec: ModelSpec) -> Tokenizer:
+def load_tokenizer(spec: ModelSpec) -> Tokenizer | PieceTokenizer:
     """The tokenizer of a model whose folder is there. Raises OSError, ValueError."""
-    tokenizer = Tokenizer(locate(spec.source))
+    folder = locate(spec.source)
+    if (folder / "source.spm").is_file() and not (folder / "tokenizer.json").is_file():
+        return PieceTokenizer(folder)
+    tokenizer = Tokenizer(folder)
     give_back_heap()  # of the file's JSON, and of what was written anew: 31 MiB for SmolLM2
     return tokenizer
 

@@ -22,6 +22,7 @@ from llmtaskpool_worker.engines.protocol import (
     Admit,
     AdmitEmbedding,
     AdmitInputs,
+    AdmitSound,
     Cancel,
     Finished,
     FromEngine,
@@ -85,7 +86,7 @@ class OnePassLoop:
                 left = sorted(range(len(rows)), key=lambda place: -sizes[place])
                 request = _Request(message, rows, sizes, left, [None] * len(rows))
                 self._waiting[message.id] = request
-            case Admit(id=request_id):
+            case Admit(id=request_id) | AdmitSound(id=request_id):
                 told = "this model runs once over its input; it can't generate"
                 return [RequestFailed(request_id, "wrong_model", told)]
             case Cancel(id=request_id):

@@ -19,6 +19,7 @@ from llmtaskpool_worker.engines.protocol import (
     AdmitEmbedding,
     AdmitForward,
     AdmitInputs,
+    AdmitSound,
     Answered,
     Beat,
     Cancel,
@@ -105,7 +106,12 @@ class UpstreamEngine:
             case AdmitForward():
                 self._waiting.append(message)
                 self._fill()
-            case Admit(id=request_id) | AdmitEmbedding(id=request_id) | AdmitInputs(id=request_id):
+            case (
+                Admit(id=request_id)
+                | AdmitSound(id=request_id)
+                | AdmitEmbedding(id=request_id)
+                | AdmitInputs(id=request_id)
+            ):
                 told = "a server takes requests as they are, and no tokens"
                 self._tell(RequestFailed(request_id, "wrong_model", told))
             case Cancel(id=request_id):
