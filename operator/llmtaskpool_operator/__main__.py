@@ -19,6 +19,7 @@ _COMMANDS = {
     "wait": "Until tasks have ended.",
     "cancel": "Tasks that nobody wants any more.",
     "list": "The tasks of a pool.",
+    "batch": "Files of requests: run one, list, look, cancel.",
     "dead-letters": "Tasks that took their workers along; replay them.",
     "decide": "The equation on numbers you give.",
     "operate": "The operator: pools on Kubernetes.",
@@ -30,7 +31,8 @@ _COMMANDS = {
     "crd": "Print the CustomResourceDefinition.",
     "version": "Versions of what is installed.",
 }
-"""Each has a module of its name in commands/, with a function of its name; _ is written for -."""
+"""Each has a module of its name in commands/, with a function of its name (_ is written for -), or
+a group of commands."""
 _EXTRA = {
     "local": "worker",
     "calibrate": "worker",
@@ -65,6 +67,9 @@ class _Lazy(TyperGroup):
                 f"install llmtaskpool[{extra}]\n"
             )
             raise SystemExit(BAD_INPUT) from None
+        made = getattr(module, name)
+        if isinstance(made, typer.Typer):
+            return typer.main.get_command(made)
         one = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         # Its options are the worker's: they are handed on as they are, --help too.
         handed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -73,7 +78,7 @@ class _Lazy(TyperGroup):
             short_help=_COMMANDS[cmd_name],
             context_settings=handed_on if cmd_name in _HANDED_ON else {},
             add_help_option=cmd_name not in _HANDED_ON,
-        )(getattr(module, name))
+        )(made)
         return typer.main.get_command(one)
 
     def format_commands(self, _: Any, formatter: Any) -> None:

@@ -34,6 +34,7 @@ from llmtaskpool_worker.engines.protocol import (
     Finished,
     Gauges,
     Loading,
+    Memory,
     ModelSpec,
     Piece,
     Ping,
@@ -97,6 +98,8 @@ class Told:
                 self.failed[event.id] = event.code
             case Beat():  # it may come at any time
                 self.beats += 1
+            case Memory():  # as this
+                pass
             case _:
                 self.others.append(event)
 

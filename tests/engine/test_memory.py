@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from llmtaskpool_worker.engines import slot_cache
-from llmtaskpool_worker.engines.memory import UNKNOWN_BYTES, available_bytes
+from llmtaskpool_worker.engines import decoder, slot_cache
+from llmtaskpool_worker.engines.generation import load_generation
+from llmtaskpool_worker.engines.memory import (
+    UNKNOWN_BYTES,
+    available_bytes,
+    limit_bytes,
+    measured_peak,
+    own_bytes,
+)
+from llmtaskpool_worker.engines.memory_plan import Held, cache_budget, memory_budget
+from llmtaskpool_worker.engines.protocol import Admit
+from llmtaskpool_worker.engines.weights import ModelRefused
+
+from .test_generation import run
 
 GIB = 1 << 30
 V2_MOUNT = "30 23 0:26 {root} /sys/fs/cgroup ro,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -146,3 +160,87 @@ def test_the_slot_cache_is_planned_within_the_containers_limit(
     host.group2("/", str(2 * GIB), GIB)
     monkeypatch.setattr(slot_cache, "available_bytes", lambda: available_bytes(host.root))
     assert slot_cache.free_memory(torch.device("cpu")) == GIB
+
+
+def test_the_most_that_a_container_could_ever_have_is_its_tightest_limit(host: Host) -> None:
+    host.write("proc/meminfo", f"MemTotal: {16 * GIB // 1024} kB\nMemAvailable: 9 kB\n")
+    host.v2("/pods/one")
+    assert limit_bytes(host.root) == 16 * GIB
+    host.group2("/pods", str(3 * GIB), 3 * GIB)
+    host.group2("/pods/one", "max", 3 * GIB)
+    assert limit_bytes(host.root) == 3 * GIB, "whatever of it is in use now"
+    assert limit_bytes(host.root / "nowhere") is None
+
+
+def test_what_is_held_for_a_moment_is_measured_and_what_stays_is_this_process_own() -> None:
+    before = own_bytes()
+    assert before is not None
+    with measured_peak() as peak:
+        with mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:
+            for place in range(0, 64 << 20, 4096):
+                pages[place] = 1
+            held = own_bytes()
+        assert peak() >= 60 << 20
+    assert held is not None
+    assert held - before >= 60 << 20
+
+
+def test_a_kernel_that_tells_nothing_of_a_process_is_no_error(tmp_path: Path) -> None:
+    assert own_bytes(tmp_path) is None
+    with measured_peak(tmp_path) as peak:
+        assert peak() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "cache", "process"),
+    [
+        ({}, 4 * GIB, (2 + 4 + 0.5) * GIB + 100),
+        ({"memory_share": 0.25}, GIB, (2 + 1 + 0.5) * GIB + 100),
+        ({"memory_bytes": 5 * GIB}, 3 * GIB - 100, 5 * GIB),
+        ({"memory_bytes": GIB}, -GIB - 100, GIB),
+        ({"cache_bytes": 7, "memory_share": 0.25}, 7, 2.5 * GIB + 107),
+    ],
+)
+def test_the_cache_gets_its_part_of_what_is_left(
+    options: dict, cache: float, process: float
+) -> None:
+    held = Held(own=2 * GIB, free=8 * GIB, step=100)
+    assert cache_budget(options, held) == cache
+    assert memory_budget(options, held, max(0, int(cache))) == process
+
+
+def test_on_a_gpu_the_cache_is_none_of_the_process_memory() -> None:
+    held = Held(own=2 * GIB, free=8 * GIB, step=0, on_gpu=True)
+    assert cache_budget({"memory_bytes": GIB}, held) == 4 * GIB
+    assert memory_budget({}, held, 4 * GIB) == 2.5 * GIB
+
+
+def test_weights_that_never_fit_are_refused_with_the_numbers_before_they_are_read(
+    tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder, "load_weights", lambda *_, **__: pytest.fail("it was read"))
+    monkeypatch.setattr(decoder, "limit_bytes", lambda: 200_000)
+    with pytest.raises(ModelRefused, match=r"weights take 0\.4 MB in float32.* have 0\.2 MB: give"):
+        load_generation(tiny("llama"), dtype="float32")
+    monkeypatch.setattr(decoder, "limit_bytes", lambda: GIB)
+    with pytest.raises(ModelRefused, match=r"may have 0\.1 MB: give the container more memory"):
+        load_generation(tiny("llama"), dtype="float32", options={"memory_bytes": 100_000})
+
+
+def test_a_model_without_room_for_any_cache_is_refused_with_the_numbers(
+    tiny: Callable[[str], Path],
+) -> None:
+    with pytest.raises(ModelRefused, match=r"the shortest takes .* MB, and 0\.0 MB are left"):
+        load_generation(tiny("llama"), dtype="float32", options={"cache_bytes": 1000})
+
+
+def test_a_prompt_that_memory_never_holds_is_refused_at_once_and_shorter_ones_are_answered(
+    tiny: Callable[[str], Path],
+) -> None:
+    room = {"cache_bytes": 128 * 2 * 3 * 2 * 8 * 4}  # one granule of 3 layers' 2 heads of 8
+    loop = load_generation(tiny("llama"), dtype="float32", threads=4, options=room)
+    assert loop.ready().context_length == 128, "the model's own is 256"
+    outcome = run(loop, [Admit(1, [5] * 130, 9), Admit(2, [5] * 120, 50, ignore_eos=True)])
+    assert "the model's context is 128" in outcome.failures[1].message
+    assert (len(outcome.tokens[2]), outcome.reasons[2]) == (8, "length")
+    assert loop.cache.slots * loop.cache.length <= 128

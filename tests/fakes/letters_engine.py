@@ -42,6 +42,8 @@ class LettersEngine:
         self.deaths = 0
         self.pings = 0
         self.largest_batch = 0
+        self.keeps = 0
+        """Of each prompt it says that it had so many tokens from others."""
         self.started: list[int] = []
         self._running: dict[int, tuple[Admit, int]] = {}
         self._waiting: list[Admit] = []
@@ -155,9 +157,12 @@ class LettersEngine:
                 self._step()
 
     def _step(self) -> None:
+        reused = []
         while self._waiting and len(self._running) < self.threads:
             request = self._waiting.pop(0)
             self.started.append(request.prompt[0])
+            if self.keeps:
+                reused.append((request.id, self.keeps))
             self._running[request.id] = (request, 0)
         if any(POISON in request.prompt for request, _ in self._running.values()):
             self.kill()
@@ -200,7 +205,8 @@ class LettersEngine:
         if tokens or ended:
             self._steps += 1
             self.largest_batch = max(self.largest_batch, len(tokens))
-            self._events.put_nowait(Step(self._steps, 0.01, len(tokens), 0, tokens, ended))
+            batch = len(tokens)
+            self._events.put_nowait(Step(self._steps, 0.01, batch, 0, tokens, ended, reused=reused))
 
 
 class LetterTokenizer:

@@ -21,12 +21,28 @@ TASK = "0af" * 10 + "00"
         (f"/v1/tasks/worker-1-{TASK}0", None),
         (f"/v1/tasks/-{TASK}", None),
         (f"/x/v1/tasks/worker-1-{TASK}", None),
+        (f"/v1/files/file-{TASK}-worker-1", "worker-1"),
+        (f"/v1/files/file-{TASK}-a.b-c_d/content", "a.b-c_d"),
+        (f"/v1/batches/batch_{TASK}-worker-1/cancel", "worker-1"),
+        (f"/v1/files/file-{TASK}", None),
         ("/v1/tasks", None),
         ("/v1/chat/completions", None),
     ],
 )
 def test_a_task_is_asked_about_where_its_id_says(target: str, owner: str | None):
     assert owner_of(target) == owner
+
+
+def test_files_and_batches_meet_at_the_worker_that_has_been_here_longest():
+    table = RoutingTable(0.1, lambda: False)
+    assert table.keeper("/v1/files") is None
+    table.route("a", "127.0.0.1", 1)
+    table.route("b", "127.0.0.1", 2)
+    assert table.keeper("/v1/chat/completions") is None
+    assert {table.keeper(at) for at in ("/v1/files", "/v1/batches", "/v1/files?limit=1")} == {"a"}
+    assert table.keeper(f"/v1/batches/batch_{TASK}-b") == "b"
+    table.unroute("a")
+    assert table.keeper("/v1/files") == "b"
 
 
 def test_a_silent_worker_gets_no_new_request_until_it_answers():

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 Install = Callable[[str], Path]
-PACKAGES = ("llmtaskpool_operator", "llmtaskpool_worker")
+PACKAGES = ("llmtaskpool", "llmtaskpool_operator", "llmtaskpool_worker")
 SCRIPTS = {"llmtaskpool", "llmtaskpool-worker"}
 _LIST_FILES = (
     "import json; from importlib.metadata import files; "
@@ -91,11 +91,11 @@ def test_the_worker_installs_without_kopf_and_its_command_answers(install: Insta
 
 
 @pytest.mark.timeout(600)
-def test_the_wheel_carries_the_two_packages_and_nothing_else(install: Install) -> None:
+def test_the_wheel_carries_the_three_packages_and_nothing_else(install: Install) -> None:
     listed = run(install("operator") / "python", "-c", _LIST_FILES, cwd=Path("/"))
     files = [Path(name) for name in json.loads(listed.stdout)]
     top = {file.parts[0] for file in files if ".dist-info" not in file.parts[0]}
-    assert top == {"..", "llmtaskpool_operator", "llmtaskpool_worker"}
+    assert top == {"..", *PACKAGES}
     assert {file.name for file in files if file.parts[0] == ".."} == SCRIPTS
     others = {str(f) for f in files if f.parts[0] in PACKAGES and f.suffix not in (".py", ".pyc")}
     scripts = {file for file in others if file.endswith(".lua")}  # what Redis runs of the queue

@@ -178,6 +178,19 @@ class ModelProblem(_Message):
     message: str
 
 
+class ModelMemory(_Message):
+    """What a model's engine process holds of memory that is no copy of a file.
+
+    ``budget_bytes``: what it should hold at most; ``recycled_total``: how often it began anew
+    because it stayed beyond that.
+    """
+
+    own_bytes: Count | None = None
+    budget_bytes: Count | None = None
+    given_back_bytes_total: Count = 0
+    recycled_total: Count = 0
+
+
 class UpstreamState(_Message):
     """The server behind a model: our own counts, and what its metrics page says, if it does.
 
@@ -242,6 +255,8 @@ class WorkerState(_Message):
     """Where models that are loaded run, by their names: "cpu", or a kind of accelerator."""
     model_problems: dict[str, ModelProblem] = {}
     """What is wrong with models now, by their names; one that loads for the first time is not."""
+    model_memory: dict[str, ModelMemory] = {}
+    """Of engines that have a process and have told it, by the models' names."""
     upstreams: dict[str, UpstreamState] = {}
     """The servers behind models, by the models' names."""
     queue: QueueState | None = None

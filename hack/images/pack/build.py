@@ -114,7 +114,7 @@ def _locked(extras: Iterable[str], groups: Iterable[str]) -> bytes:
 
 def _source_files() -> Iterable[Path]:
     yield from (ROOT / name for name in _SOURCES)
-    for folder in ("operator", "worker"):
+    for folder in ("client", "operator", "worker"):
         files = (path for path in (ROOT / folder).rglob("*") if path.is_file())
         yield from sorted(path for path in files if "__pycache__" not in path.parts)
 

@@ -199,7 +199,8 @@ def _conditions(
     stalled = next((problem for problem in problems if problem.stalled), None)
     blocked = next((problem for problem in problems if problem.blocks), None)
     # What stalls a change does not unmake pods that serve as before.
-    holds = ready >= wanted and blocked is None
+    nobody = not wanted and seen.gate is not None and seen.gate.stands and not seen.gate.ready
+    holds = ready >= wanted and blocked is None and not (nobody and not ready)
     why = None if holds else blocked or stalled
     made = [
         condition(
@@ -242,7 +243,7 @@ def _conditions(
                 ConditionType.RECONCILING, holds=True, reason="RollingOut", message=seen.rollout
             )
         )
-    elif ready != wanted or status.draining_replicas:
+    elif ready != wanted or status.draining_replicas or nobody:
         made.append(
             condition(ConditionType.RECONCILING, holds=True, reason="Scaling", message=count)
         )
@@ -251,8 +252,10 @@ def _conditions(
 
 def _readiness(seen: PoolObservation, wanted: int, *, holds: bool) -> str:
     gate = seen.gate
-    if gate is None or not gate.ready or any(pod.ready for pod in seen.staying):
+    if gate is None or any(pod.ready for pod in seen.staying):
         return "AllReady" if holds else "NotAllReady"
+    if not gate.ready:
+        return "NotAllReady"
     return "Waking" if wanted else "Asleep"
 
 
@@ -261,6 +264,8 @@ def _held(seen: PoolObservation, wanted: int) -> str:
     match _readiness(seen, wanted, holds=not wanted):
         case "Asleep":
             return ": the pool sleeps, and its gate wakes it when a request comes"
+        case "NotAllReady" if seen.gate is not None and not wanted:
+            return ", and its gate is not ready yet"
         case "Waking" if seen.gate is not None:
             return f"; the gate holds {seen.gate.held} requests until one is"
         case _:

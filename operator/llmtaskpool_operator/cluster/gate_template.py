@@ -105,7 +105,7 @@ def _pod(pool: LLMTaskPool, spec: LLMTaskPoolSpec, image: str) -> Manifest:
                 "args": [
                     *("serve", "--gate", "--host", "::", "--control-host", "::"),
                     *("--grace-seconds", f"{hold:g}"),
-                    *(option.replace("$", "$$") for option in _models(spec)),
+                    *(option.replace("$", "$$") for option in _options(spec)),
                 ],
                 "env": [*_environment(spec, held.environment), POD_NAME],
                 "ports": [
@@ -131,10 +131,10 @@ def _pod(pool: LLMTaskPool, spec: LLMTaskPoolSpec, image: str) -> Manifest:
     return made
 
 
-def _models(spec: LLMTaskPoolSpec) -> list[str]:
-    """Their names, which it tells to who asks; it loads none."""
+def _options(spec: LLMTaskPoolSpec) -> list[str]:
+    """The bound of the queue, and the models' names, which it tells to who asks: it loads none."""
     options = options_of(spec)
-    return options[options.index("--model") :] if "--model" in options else []
+    return options[options.index("--queue-limit") :]
 
 
 def _environment(spec: LLMTaskPoolSpec, held: dict[str, str]) -> list[Manifest]:

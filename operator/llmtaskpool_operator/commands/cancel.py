@@ -34,8 +34,7 @@ def cancel(
     labels = labels_of("cancel", label)
     if bool(ids) == bool(labels):
         refuse("cancel", "name ids of tasks, or one or more --label")
-    with asking("cancel", url, output) as tasks:
+    with asking("cancel", url, output) as client:
         if labels:
-            wanted = [f"{name}:{value}" for name, value in labels.items()]
-            ids = [one["id"] for one in tasks.listed(MOST, states=NOT_ENDED, labels=wanted)]
-        show([tasks.cancel(task_id) for task_id in ids or ()], output)
+            ids = [one.id for one in client.list(states=NOT_ENDED, labels=labels, most=MOST)]
+        show([client.cancel(task_id) for task_id in ids or ()], output)

@@ -23,8 +23,8 @@ def dead_letters(
     Look at what one asks for before it is replayed: it took three workers along. Ends with 3 when
     an id is unknown, 2 when it is no dead letter.
     """
-    with asking("dead-letters", url, output) as tasks:
+    with asking("dead-letters", url, output) as client:
         if replay:
-            show([tasks.replay(task_id) for task_id in replay], output)
+            show([client.replay(task_id) for task_id in replay], output)
         else:
-            show(tasks.listed(limit, states="dead"), output)
+            show(client.dead_letters(most=limit), output)

@@ -27,6 +27,6 @@ def list(
     output: Output = "text",
 ) -> None:
     """List tasks, the newest first."""
-    labels = [f"{name}:{value}" for name, value in labels_of("list", label).items()]
-    with asking("list", url, output) as tasks:
-        show(tasks.listed(limit, states=state, labels=labels), output)
+    labels = labels_of("list", label)
+    with asking("list", url, output) as client:
+        show(client.list(states=state, labels=labels, most=limit), output)

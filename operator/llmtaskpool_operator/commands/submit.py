@@ -67,14 +67,14 @@ def submit(
         "labels": labels_of("submit", label) or None,
     }
     body |= {name: value for name, value in given.items() if value is not None}
-    with asking("submit", url, output) as tasks:
-        task = tasks.submit(body)
+    with asking("submit", url, output) as client:
+        task = client.submit_body(body)
         if wait:
-            raise typer.Exit(wait_for(tasks, [task["id"]], timeout, output))
+            raise typer.Exit(wait_for(client, [task.id], timeout, output))
         if output == "json":
             show([task], output)
         else:
-            sys.stdout.write(task["id"] + "\n")
+            sys.stdout.write(task.id + "\n")
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any, NoReturn
 
 import typer
-
-from llmtaskpool_operator.workers.tasks import (
-    DEFAULT_URL,
-    URL_VARIABLE,
-    Refused,
-    Tasks,
-    Unreachable,
-    key_of_environment,
-)
+from llmtaskpool import Client, PoolError, Refused, Task
+from llmtaskpool.answers import DEFAULT_URL, URL_VARIABLE
 
 FAILED, BAD_INPUT, NOT_FOUND, TIMED_OUT = 1, 2, 3, 124
 
@@ -37,17 +30,21 @@ WIDE = 240
 
 
 @contextmanager
-def asking(command: str, url: str, output: str) -> Iterator[Tasks]:
+def asking(command: str, url: str, output: str) -> Iterator[Client]:
     """A client; its errors end the command with a line and a code."""
     if output not in ("text", "json"):
         refuse(command, f"--output {output!r}: use text or json")
     try:
-        with Tasks(url, key_of_environment()) as tasks:
-            yield tasks
-    except Unreachable as error:
-        refuse(command, str(error))
-    except Refused as error:
-        refuse(command, error.message, NOT_FOUND if error.status == 404 else BAD_INPUT)
+        with Client(url, patience_seconds=0) as client:  # who asks again is the one who types
+            yield client
+    except PoolError as error:
+        unknown = isinstance(error, Refused) and error.status == 404
+        refuse(command, str(error), NOT_FOUND if unknown else BAD_INPUT)
+
+
+def local_time(at: float) -> str:
+    """Seconds since the epoch as people here write it."""
+    return f"{datetime.fromtimestamp(at).astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def refuse(command: str, why: str, code: int = BAD_INPUT) -> NoReturn:
@@ -67,11 +64,16 @@ def labels_of(command: str, given: Sequence[str] | None) -> dict[str, str]:
     return found
 
 
-def show(tasks: Sequence[dict[str, Any]], output: str) -> None:
+def show_json(found: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each."""
+    for one in found:
+        sys.stdout.write(json.dumps(one, ensure_ascii=False) + "\n")
+
+
+def show(tasks: Sequence[Task], output: str) -> None:
     """A table, or a line of JSON for each."""
     if output == "json":
-        for task in tasks:
-            sys.stdout.write(json.dumps(task, ensure_ascii=False) + "\n")
+        show_json([task.raw for task in tasks])
         return
     from rich.console import Console
     from rich.table import Table
@@ -79,15 +81,12 @@ def show(tasks: Sequence[dict[str, Any]], output: str) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
     table = Table(box=None)
     # An id is there to be copied: whatever has to be cut, it is not.
-    longest = max((len(task["id"]) for task in tasks), default=0)
+    longest = max((len(task.id) for task in tasks), default=0)
     table.add_column("task", no_wrap=True, min_width=longest)
     for heading in ("kind", "state", "attempts", "since", "why"):
         table.add_column(heading)
     for task in tasks:
-        error = task["error"]
-        at = datetime.fromtimestamp(task["ended_at"] or task["submitted_at"]).astimezone()
-        table.add_row(
-            *(task["id"], task["kind"], task["state"], str(task["attempts"])),
-            *(f"{at:%Y-%m-%d %H:%M:%S}", "" if error is None else error["message"]),
-        )
+        why = "" if task.error is None else task.error.message
+        at = local_time(task.ended_at or task.submitted_at)
+        table.add_row(task.id, task.kind, task.state, str(task.attempts), at, why)
     console.print(table)

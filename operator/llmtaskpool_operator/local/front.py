@@ -33,7 +33,7 @@ from llmtaskpool_operator.local.front_connection import (
     FrontLimits,
 )
 from llmtaskpool_operator.local.front_places import Places
-from llmtaskpool_operator.local.routing import Route, RoutingTable, owner_of
+from llmtaskpool_operator.local.routing import Route, RoutingTable
 
 log = logging.getLogger("llmtaskpool.front")
 
@@ -119,7 +119,7 @@ class Front(RoutingTable):
             answer.force_close()
             return answer
         target = request.rel_url.raw_path_qs
-        tried, owner = set[str](), owner_of(target)
+        tried, owner = set[str](), self.keeper(target)
         body = _Body(request, self.limits.body_bytes)
         while (route := await self.pick(tried, owner)) is not None:
             route.links.add(link := object())  # counted at once: a burst must not see it as free

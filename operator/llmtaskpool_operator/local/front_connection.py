@@ -54,7 +54,7 @@ class FrontLimits:
     unread_seconds: float = 60.0
     head_bytes: int = 64 * 1024
     header_count: int = 128
-    body_bytes: int = 64 * 1024 * 1024
+    body_bytes: int = 1024 * 1024 * 1024
     retry_after_seconds: int = 5
 
 

@@ -1,7 +1,8 @@
 """Which worker of a local pool a request goes to.
 
 The routed one with the fewest connections from here and then the least load. A request about one
-task goes to the worker that holds it, whose name is in the task's id.
+task goes to the worker that holds it, whose name is in the task's id; so do files and batches, and
+new ones go to the worker that has been here longest, so that they meet.
 """
 
 from __future__ import annotations
@@ -14,6 +15,11 @@ from dataclasses import dataclass, field
 _ABOUT_A_TASK = re.compile(
     r"/v1/(?:tasks/|graphs/graph-)([A-Za-z0-9][A-Za-z0-9._-]{0,252})-[0-9a-f]{32}(?:[/?]|$)"
 )
+
+_ABOUT_A_FILE = re.compile(
+    r"/v1/(?:files/file-|batches/batch_)[0-9a-f]{32}-([A-Za-z0-9][A-Za-z0-9._-]{0,252})(?:[/?]|$)"
+)
+_FILES = re.compile(r"/v1/(?:files|batches)(?:[/?]|$)")
 
 
 @dataclass(slots=True, eq=False)
@@ -116,6 +122,13 @@ class RoutingTable:
         )
         return min(routes, key=lambda r: (len(r.links), r.load), default=None)
 
+    def keeper(self, target: str) -> str | None:
+        """The worker that a request (its path and query) should go to; None: any."""
+        owner = owner_of(target)
+        if owner is not None or not _FILES.match(target):
+            return owner
+        return next((one.worker_id for one in self._routes.values() if one.open), None)
+
     async def pick(self, tried: set[str], owner: str | None = None) -> Route | None:
         """The route to use now; waits a bounded time for one while a worker is starting.
 
@@ -137,8 +150,8 @@ class RoutingTable:
 def owner_of(target: str) -> str | None:
     """The worker whose task or graph a request is about.
 
-    Ids are ``<worker id>-<32 hexadecimal digits>``, of graphs with ``graph-`` before it;
-    ``target`` is a path with its query.
+    Ids are ``<worker id>-<32 hexadecimal digits>``, of graphs with ``graph-`` before it; of files
+    and batches the digits come first. ``target`` is a path with its query.
     """
-    found = _ABOUT_A_TASK.match(target)
+    found = _ABOUT_A_TASK.match(target) or _ABOUT_A_FILE.match(target)
     return found.group(1) if found else None

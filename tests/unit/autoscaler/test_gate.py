@@ -209,6 +209,7 @@ def test_external_sleep_leads_to_the_gate_first() -> None:
             ("False", "Waking", "holds 2 requests"),
         ),
         (PoolObservation(1, (worker(active=1),), gate=gate()), ("True", "AllReady", "1 of 1")),
+        (PoolObservation(0, gate=gate(ready=False)), ("False", "NotAllReady", "gate is not ready")),
     ],
 )
 def test_the_status_tells_whether_it_sleeps_or_wakes(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import exp, sqrt
 
 import pytest
@@ -47,20 +48,23 @@ class Server:
         return max(self.rate(n, load) for n in range(1, self.most + 1))
 
 
-# What benchmarks/upstream.py found of llama.cpp's server on two cores, by requests in flight.
-SWEPT = {1: 32.2, 2: 44.6, 4: 50.9, 6: 57.4, 8: 56.4, 12: 53.2, 16: 46.1}
+FALLS = {1: 32.2, 2: 44.6, 4: 50.9, 6: 57.4, 8: 56.4, 12: 53.2, 16: 46.1}
+"""Tokens a second by requests in flight: a server that is best with six."""
+RESTS = {1: 28.0, 4: 45.0, 6: 48.6, 8: 51.0, 11: 52.8, 15: 62.6, 16: 67.5}
+"""As found of llama.cpp's server with one thread: hardly more from 4 to 11, and more again."""
 
 
-def swept(n: int) -> float:
-    less = max(size for size in SWEPT if size <= n)
-    more = min(size for size in SWEPT if size >= n)
+def swept(n: int, rates: dict[int, float]) -> float:
+    less = max(size for size in rates if size <= n)
+    more = min(size for size in rates if size >= n)
     share = 0.0 if more == less else (n - less) / (more - less)
-    return n / (SWEPT[less] + share * (SWEPT[more] - SWEPT[less]))
+    return n / (rates[less] + share * (rates[more] - rates[less]))
 
 
 SERVERS = {
     "one after the other": Server(64, lambda n: 0.02 * n),
-    "llama.cpp on two cores": Server(16, swept),
+    "best with six": Server(16, partial(swept, rates=FALLS)),
+    "best with all, after a rest": Server(16, partial(swept, rates=RESTS)),
     "eight slots, and a queue inside": Server(64, lambda n: 0.05 * max(1.0, n / 8)),
     "a knee at 95": Server(256, lambda n: 0.02 + 0.004 * n),
     "a GPU, 64 places": Server(64, lambda n: 0.03 + 0.0002 * n),
@@ -148,7 +152,7 @@ def test_where_more_is_always_better_all_places_are_used_and_less_is_hardly_trie
 
 
 def test_a_server_that_is_best_with_few_is_not_given_many_again_and_again():
-    server, load = SERVERS["llama.cpp on two cores"], LOADS["alike"]
+    server, load = SERVERS["best with six"], LOADS["alike"]
     ran = run(server, load, seconds=300.0)
     late = ran.in_flight[len(ran.in_flight) // 4 :]
     assert ran.climb.home in range(5, 9)
@@ -157,7 +161,7 @@ def test_a_server_that_is_best_with_few_is_not_given_many_again_and_again():
 
 
 def test_what_was_best_is_left_when_the_server_changes():
-    before, after = SERVERS["llama.cpp on two cores"], SERVERS["a GPU, 64 places"]
+    before, after = SERVERS["best with six"], SERVERS["a GPU, 64 places"]
     load = LOADS["alike"]
     climb = run(before, load, seconds=120.0).climb
     ran = run(after, load, start=120.0, seconds=600.0, climb=climb)
@@ -178,8 +182,8 @@ def test_a_lane_that_grows_is_followed_and_one_that_does_not_leaves_it_open():
     assert grown.climb.home == server.most
     small = run(server, load, threads=lambda _: 10)
     assert small.climb.doubling, "what more would bring is not known"
-    bent = run(SERVERS["llama.cpp on two cores"], load, threads=lambda _: 11)
-    assert bent.climb.home <= 8, "that fewer are better is known with ten threads too"
+    bent = run(SERVERS["best with six"], load, threads=lambda _: 14)
+    assert bent.climb.home <= 9, "that fewer are better is known with some threads too"
 
 
 def test_no_more_are_tried_than_it_says_and_never_fewer_than_the_start():

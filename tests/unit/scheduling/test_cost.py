@@ -94,3 +94,30 @@ def test_an_engine_whose_steps_never_decode_pays_for_them_whole() -> None:
     cost = CostModel()
     cost.observe_step("m", 0, 64, 0.13)
     assert cost.measured("m")[1] == pytest.approx({64: 0.13})
+
+
+def test_prompts_that_begin_as_others_did_cost_what_is_left_of_them() -> None:
+    cost = CostModel()
+    of = cost.classify(chat(1024, max_tokens=16))
+    before = cost.load(of), cost.work(chat(1024, max_tokens=16), of, 8)
+    for _ in range(ENOUGH - 1):
+        cost.observe_generated(of, 16, prompt_tokens=1000, reused=900)
+    assert cost.load(of) == before[0], "too few to say anything"
+    cost.observe_generated(of, 16, prompt_tokens=1000, reused=900)
+    computed = cost.classify(chat(102, max_tokens=16))
+    assert cost.load(of) == pytest.approx(before[0] * 0.2, rel=0.5)
+    assert cost.work(chat(1024, max_tokens=16), of, 8) < before[1] / 2
+    strange = cost.classify(chat(1024, max_tokens=4096))
+    assert cost.load(strange) < CostModel().load(strange), "its kind and model speak for it"
+    for _ in range(64):
+        cost.observe_generated(of, 16, prompt_tokens=1000, reused=0)
+    assert cost.load(of) == pytest.approx(before[0]), "what is reused no more is paid for again"
+    assert cost.load(computed) > 0
+
+
+def test_a_prompt_that_was_kept_whole_still_costs_something() -> None:
+    cost = CostModel()
+    of = cost.classify(chat(1024, max_tokens=1, fixed=True))
+    for _ in range(ENOUGH):
+        cost.observe_generated(of, 1, prompt_tokens=1000, reused=5000)
+    assert cost.load(of) > 0

@@ -53,7 +53,7 @@ class Gate:
 def gate_process(**settings: str) -> Iterator[Gate]:
     keys = {"api_keys": "data-key", "control_tokens": "control-token"}
     with worker_process("--gate", **(keys | settings)) as process:
-        process.wait_for("ready")
+        process.wait_for("ready", 240)
         yield Gate(process)
 
 
@@ -77,7 +77,13 @@ def test_chats_and_tasks_that_come_while_no_worker_is_there_are_all_answered(gat
     chats = [gate.later("/v1/chat/completions", CHAT | {"stream": n % 2 == 0}) for n in range(16)]
     task = {"kind": "chat", "model": "letters", "input": CHAT["messages"]}
     tasks = [gate.later("/v1/tasks", task) for _ in range(100)]
-    gate.holds(116)
+    line = b'{"custom_id": "%s"}\n' % (b"a" * 1000)
+    # Longer than a body may be that is kept: it is read once there is somebody to read it.
+    file = {"file": ("lines.jsonl", line * 10_000)}
+    upload = gate.clients.submit(
+        gate.http.post, "/v1/files", files=file, data={"purpose": "batch"}, timeout=120
+    )
+    gate.holds(117)
     assert not any(one.done() for one in chats + tasks)
     with serving_engines(LettersEngine(), api_keys="data-key") as worker:
         gate.know(f"127.0.0.1:{worker.port}")
@@ -89,6 +95,9 @@ def test_chats_and_tasks_that_come_while_no_worker_is_there_are_all_answered(gat
         for whole, streamed in ((answers[1], answers[0]),):
             assert whole.json()["choices"][0]["message"]["content"]
             assert streamed.text.endswith("data: [DONE]\n\n")
+        stored = upload.result(120)
+        assert stored.status_code == 200, stored.text
+        assert stored.json()["bytes"] == len(line) * 10_000
         ids = [one.json()["id"] for one in answers[16:]]
         assert len(set(ids)) == 100, "each is a task of its own"
         views = [gate.http.get(f"/v1/tasks/{one}", params={"wait": 60}).json() for one in ids]
@@ -199,6 +208,12 @@ def test_what_wakes_nobody_is_answered_at_once(gate: Gate) -> None:
         "vectors",
     ]
     assert gate.http.get("/v1/tasks/none").status_code == 404
+    with raw_serving(_answers) as worker:
+        gate.know(f"127.0.0.1:{worker.port}")
+        models = gate.http.get("/v1/models").json()["data"]
+        assert [one["id"] for one in models] == ["raw"], "a worker knows better"
+    assert gate.http.get("/v1/tasks/none").status_code == 404, "that worker is gone"
+    assert gate.state()["held"] == 0
     too_long = gate.http.post("/v1/chat/completions", content=b"[" * 9_000_000)
     assert too_long.status_code == 413
     assert gate.state()["arrived_total"] == before
@@ -240,6 +255,10 @@ def test_a_task_of_the_shared_queue_is_accepted_at_once_and_a_sleeping_pool_answ
         views = [one.result(60).json() for one in accepted]
         assert {view.get("state") for view in views} == {"queued"}, views[0]
         assert {view["durable"] for view in views} == {True}
+        lines = {"file": ("lines.jsonl", b"{}\n")}
+        stored = gate.http.post("/v1/files", files=lines, data={"purpose": "batch"})
+        assert stored.status_code == 200, "files are where the queue is"
+        assert gate.http.get(f"/v1/files/{stored.json()['id']}").status_code == 200
         chat = gate.later("/v1/tasks", {"kind": "chat", "model": "letters", "input": "hello"})
         gate.holds(1)
         wait_until(

@@ -61,6 +61,23 @@ def test_histograms_and_tokens_are_on_the_metrics_page(rig):
     assert page[("llmtaskpool_tasks_total", (("outcome", "succeeded"),))] == 1
 
 
+def test_prompt_tokens_that_were_kept_from_others_are_told_in_usage_and_metrics(rig, engine):
+    engine.keeps = 3
+    details = {"prompt_tokens_details": {"cached_tokens": 3}}
+    counts = {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
+    assert rig.post("/v1/chat/completions", CHAT).json()["usage"] == counts | details
+    asked = CHAT | {"stream": True, "stream_options": {"include_usage": True}}
+    streamed = rig.post("/v1/chat/completions", asked).text
+    chunks = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+    assert chunks[-1]["usage"] == counts | details
+    stopped = {"model": "echo", "prompt": "abcdef", "stop": "b", "n": 2}
+    usage = rig.post("/v1/completions", stopped).json()["usage"]
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 3}, "a prompt counts once"
+    assert "llmtaskpool_prompt_tokens_reused_total 12.0" in rig.get("/metrics").text
+    engine.keeps = 0
+    assert rig.post("/v1/chat/completions", CHAT).json()["usage"] == counts
+
+
 def test_a_prompt_that_crashes_the_engine_is_reported_and_the_worker_serves_on(rig, engine):
     deadly = {"model": "echo", "prompt": chr(POISON)}
     answer = rig.post("/v1/completions", deadly)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 import pytest
@@ -99,3 +100,22 @@ def test_the_least_urgent_request_leaves_a_full_line_for_a_more_urgent_one(rig, 
     kept = rig.post("/v1/tasks", TASK | {"weight": 99}, headers=key("one-key"))
     assert kept.status_code == 429, "what was accepted to be fetched later is never shed"
     engine.hangs = False
+
+
+def test_the_lines_of_a_batch_are_of_the_key_that_made_it_and_wait_for_its_limit(rig):
+    body = {"model": "echo", "prompt": "abc"}
+    line = {"custom_id": "x", "method": "POST", "url": "/v1/completions", "body": body}
+    text = "\n".join(json.dumps(line | {"custom_id": f"r{n}"}) for n in range(5))
+    with rig.client(headers=key("team-new")) as http:
+        file = http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("f", text)}).json()
+        asked = {"input_file_id": file["id"], "endpoint": "/v1/completions"}
+        batch = http.post("/v1/batches", json=asked).json()
+
+        def over() -> bool:
+            nonlocal batch
+            batch = http.get(f"/v1/batches/{batch['id']}").json()
+            return batch["status"] == "completed"
+
+        wait_until(over, "more lines than its key may have waiting are answered")
+    assert batch["request_counts"] == {"total": 5, "completed": 5, "failed": 0}
+    assert tenants_on_the_page(rig)["team", "llmtaskpool_tenant_started_seconds_total"] > 0

@@ -20,7 +20,7 @@ from llmtaskpool_worker.assembly.worker import (
     broker_for,
     on_signals,
 )
-from llmtaskpool_worker.contract import OPEN_ROUTES
+from llmtaskpool_worker.contract import OPEN_ROUTES, WorkerState
 from llmtaskpool_worker.execution.dispatcher import Dispatcher
 from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.browsers import Cors
@@ -71,7 +71,16 @@ def build(settings: Settings, kinds: Kinds, clocks: Clocks) -> GateProcess:
     )
     holding, passing = Holding(clocks.monotonic), Passing()
     leaving = asyncio.Event()
-    metrics = Metrics(lambda: pool.state().model_copy(update={"gate": holding.state()}))
+
+    def state() -> WorkerState:
+        told = pool.state().model_copy(update={"gate": holding.state()})
+        if broker.shared:
+            return told
+        # Nothing waits in its own queue: beside those of workers it would look like room.
+        none = {lane: one.model_copy(update={"queue_limit": 0}) for lane, one in told.lanes.items()}
+        return told.model_copy(update={"lanes": none})
+
+    metrics = Metrics(state)
     pool.on_ended = metrics.task_ended
     http = settings.http_limits()
     bodies = Bodies(http)
@@ -100,7 +109,7 @@ def build(settings: Settings, kinds: Kinds, clocks: Clocks) -> GateProcess:
         body_bytes=min(http.body_bytes, CONTROL_BODY_BYTES),
         connections=min(http.connections, CONTROL_CONNECTIONS),
     )
-    control = assemble(GateControl(pool, holding, Bodies(few)).routes(), tokens, frozenset())
+    control = assemble(GateControl(state, holding, Bodies(few)).routes(), tokens, frozenset())
     origins, alive = settings.cors_origins, settings.keep_alive_seconds
     return GateProcess(
         pool,

@@ -28,8 +28,7 @@ from llmtaskpool_worker.brokers.protocol import (
     Wanted,
 )
 from llmtaskpool_worker.brokers.records import Record
-from llmtaskpool_worker.brokers.refusals import DEAD as DEAD
-from llmtaskpool_worker.brokers.refusals import SHED, SHED_AT_ONCE
+from llmtaskpool_worker.brokers.refusals import DEAD, EXPIRED, SHED, SHED_AT_ONCE
 from llmtaskpool_worker.brokers.shelf import MemoryShelf, Shelf
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.sizes import record_bytes, result_bytes
@@ -48,7 +47,6 @@ MEMORY = Durability(
     "Kept in this worker's memory: if its pod is lost, the task is lost. Submit it again then, "
     "with the same idempotency key.",
 )
-_EXPIRED = TaskError("queue_timeout", "the task waited longer than it may")
 
 
 class MemoryBroker(Books):
@@ -381,7 +379,7 @@ class MemoryBroker(Books):
     def _expire(self, gone: Sequence[str]) -> None:
         """Who has left the line as they have waited as long as they may."""
         for task_id in gone:
-            self._told.append(self._end(self._records[task_id], TaskState.EXPIRED, _EXPIRED))
+            self._told.append(self._end(self._records[task_id], TaskState.EXPIRED, EXPIRED))
 
     def depth(self) -> Depth:
         """See Broker."""

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from llmtaskpool_worker.brokers.refusals import WORKER_LOST as WORKER_LOST
 from llmtaskpool_worker.brokers.refusals import Full as Full
 from llmtaskpool_worker.brokers.refusals import IdempotencyConflict as IdempotencyConflict
 from llmtaskpool_worker.brokers.refusals import Unavailable as Unavailable
@@ -41,7 +42,6 @@ from llmtaskpool_worker.scheduling.task import Dependencies as Dependencies
 
 MAX_ATTEMPTS = 3
 """K: so many workers may be lost with a task before it is a dead letter."""
-WORKER_LOST = "worker_lost"
 DEPENDENCY_FAILED = "dependency_failed"
 
 

@@ -1,4 +1,4 @@
-"""What a broker raises when it does not take a task."""
+"""What a broker raises when it does not take a task, and how one ends that it gives up."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ SHED = TaskError(
     "shed", "the queue is full, and this was the least urgent of what waits: come back later"
 )
 """How a request ends whose place in a full line a more urgent one has taken."""
+SHED_AT_ONCE = 16
+"""At most so many make room for one."""
+EXPIRED = TaskError("queue_timeout", "the task waited longer than it may")
+WORKER_LOST = "worker_lost"
 DEAD = TaskError(
-    "worker_lost",
+    WORKER_LOST,
     "each worker that ran this task was lost with it: look at what it asks for before it is "
     "replayed",
 )
-SHED_AT_ONCE = 16
-"""At most so many make room for one."""
 
 
 class IdempotencyConflict(Exception):

@@ -19,7 +19,7 @@ from pathlib import Path
 from llmtaskpool_worker.brokers import journal
 from llmtaskpool_worker.brokers.codec import Unreadable, encode_request, encode_result
 from llmtaskpool_worker.brokers.journal import End, Journal, Row
-from llmtaskpool_worker.brokers.memory import DEAD, MemoryBroker
+from llmtaskpool_worker.brokers.memory import MemoryBroker
 from llmtaskpool_worker.brokers.protocol import (
     WORKER_LOST,
     Claim,
@@ -33,6 +33,7 @@ from llmtaskpool_worker.brokers.protocol import (
     Wanted,
 )
 from llmtaskpool_worker.brokers.records import Record
+from llmtaskpool_worker.brokers.refusals import DEAD
 from llmtaskpool_worker.brokers.rows import record_of, row_of
 from llmtaskpool_worker.brokers.shelf import Shelf
 from llmtaskpool_worker.brokers.sqlite_shelf import FileShelf

@@ -8,8 +8,9 @@ the decode attention of a step is one call.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from llmtaskpool_worker.engines.prefixes import Drop, Keep, Load, Prefixes
 from llmtaskpool_worker.engines.protocol import Admit
 
 
@@ -25,6 +26,8 @@ class Sequence:
     """Whether its last draw was from numbers: then so are its cached keys and values."""
     counts: dict[int, int] = field(default_factory=dict)
     """How often each token was drawn: what the penalties look at."""
+    reused: int | None = None
+    """Prompt tokens that were kept from others when it first began; None: it has not begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +43,15 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step: slots 0 to ``decode`` - 1 decode a token each, ``chunks`` prefill."""
+    """One step: slots 0 to ``decode`` - 1 decode a token each, ``chunks`` prefill.
+
+    ``drops`` make room before the cache grows for it, ``loads`` come after that.
+    """
 
     decode: int
     chunks: tuple[Chunk, ...]
+    drops: tuple[Drop, ...] = ()
+    loads: tuple[Load, ...] = ()
 
     @property
     def prefill_tokens(self) -> int:
@@ -72,18 +80,35 @@ class Clear:
     length: int
 
 
+Change = Move | Clear | Keep | Load | Drop
+
+
 class Batching:
     """Waiting and running sequences of one engine.
 
-    ``budget_tokens`` bounds slots x longest sequence, the size of the cache. ``threads`` is N:
-    it may change at any time and stops nobody who runs.
+    ``budget_tokens`` bounds slots x longest sequence, the size of the cache, and what is kept of
+    ``prefixes`` beside it (None: nothing is kept). ``threads`` is N: it may change at any time and
+    stops nobody who runs.
     """
 
-    def __init__(self, *, threads: int, chunk: int, budget_tokens: int, granule: int) -> None:
+    def __init__(
+        self,
+        *,
+        threads: int,
+        chunk: int,
+        budget_tokens: int,
+        granule: int,
+        prefixes: Prefixes | None = None,
+    ) -> None:
         self.threads = threads
         self.chunk = chunk
         self.budget_tokens = budget_tokens
         self.granule = granule
+        self.prefixes = prefixes
+        self.reserved = 0
+        """Slots x length that the cache has now; it may be more than is needed."""
+        self.cramped = False
+        """Whether that left no room for what was to be kept."""
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.parked: dict[int, Sequence] = {}
@@ -102,8 +127,11 @@ class Batching:
 
     def schedule(self) -> Batch:
         """Admit what fits, then give every decoding sequence a token and prefill the rest."""
+        drops: list[Drop] = []
+        loads: list[Load] = []
         while self.waiting and len(self.running) < self.threads and self._fits():
-            self.running.append(self.waiting.popleft())
+            if not self._admit(drops, loads):
+                break
         room, chunks = self.chunk, []
         for slot in range(self.decoding, len(self.running)):
             sequence = self.running[slot]
@@ -113,7 +141,27 @@ class Batching:
             end = sequence.filled + length
             chunks.append(Chunk(slot, sequence.filled, length, end == len(sequence.tokens)))
             room -= length
-        return Batch(self.decoding, tuple(chunks))
+        return Batch(self.decoding, tuple(chunks), tuple(drops), tuple(loads))
+
+    def _admit(self, drops: list[Drop], loads: list[Load]) -> bool:
+        """Let the first that waits run, from what is kept of its beginning; False: not now."""
+        sequence, found = self.waiting[0], None
+        if self.prefixes is not None:
+            room = self.budget_tokens - (len(self.running) + 1) * self.length_needed(sequence)
+            used = {load.number for load in loads}  # by others, in this very step
+            if used and self.prefixes.size(used) > room:
+                return False
+            found = self.prefixes.find(sequence.tokens)
+            if found is not None and self.prefixes.size(used | {found.number}) > room:
+                found = None
+            drops += self.prefixes.shrink(room, used if found is None else used | {found.number})
+        if found is not None:
+            loads.append(replace(found, slot=len(self.running)))
+            sequence.filled = found.length
+        if sequence.reused is None:
+            sequence.reused = sequence.filled
+        self.running.append(self.waiting.popleft())
+        return True
 
     def _fits(self) -> bool:
         slots = len(self.running) + 1
@@ -129,9 +177,12 @@ class Batching:
         if chunk.last:
             self.decoding += 1
 
-    def remove(self, slot: int) -> list[Move | Clear]:
-        """Take the sequence in ``slot`` out and close the gap: at most two cache moves."""
-        changes = self._left(slot)
+    def remove(self, slot: int) -> list[Change]:
+        """Take the sequence in ``slot`` out and close the gap: at most two cache moves.
+
+        What is cached of it is kept aside where there is room.
+        """
+        changes: list[Change] = [*self._kept(slot), *self._left(slot)]
         if slot < self.decoding:
             self.decoding -= 1
             changes += self._fill(slot, self.decoding)
@@ -139,6 +190,23 @@ class Batching:
         changes += self._fill(slot, len(self.running) - 1)
         self.running.pop()
         return changes
+
+    def _kept(self, slot: int) -> list[Keep | Drop]:
+        sequence = self.running[slot]
+        if self.prefixes is None or not sequence.finite:
+            return []
+        room = self.budget_tokens - max(self.reserved, len(self.running) * self.length_needed())
+        self.cramped = self.cramped or room < self.prefixes.tokens + sequence.filled
+        return self.prefixes.keep(slot, sequence.tokens[: sequence.filled], room)
+
+    def spare(self) -> int:
+        """Cached tokens for which room is reserved and not needed, where it is wanted for others.
+
+        Less than half of it is nothing to bother about.
+        """
+        needed = len(self.running) * self.length_needed()
+        unused = self.reserved - needed
+        return unused if self.cramped and 2 * needed <= self.reserved else 0
 
     def _fill(self, slot: int, source: int) -> list[Move | Clear]:
         if slot == source:
@@ -153,12 +221,13 @@ class Batching:
         unchecked = sequence.filled and not sequence.finite
         return [Clear(slot, sequence.filled)] if unchecked else []
 
-    def overflow(self) -> list[Move | Clear]:
+    def overflow(self) -> list[Change]:
         """Send the newest sequences back to wait until the others fit into the budget.
 
         They keep what they have drawn and prefill it again later, as vLLM's recomputation does.
+        What is kept of those that have ended goes first.
         """
-        changes: list[Move | Clear] = []
+        changes: list[Change] = []
         while (
             len(self.running) > 1 and len(self.running) * self.length_needed() > self.budget_tokens
         ):
@@ -170,9 +239,12 @@ class Batching:
             self.running.pop()
             sequence.filled, sequence.finite = 0, False
             self.waiting.appendleft(sequence)
+        if self.prefixes is not None and self.running:
+            room = self.budget_tokens - len(self.running) * self.length_needed()
+            changes += self.prefixes.shrink(room)
         return changes
 
-    def park(self, request_id: int) -> list[Move | Clear] | None:
+    def park(self, request_id: int) -> list[Change] | None:
         """Put a sequence aside with what it has drawn; None when it doesn't run or wait."""
         for sequence in self.waiting:
             if sequence.request.id == request_id:
@@ -189,7 +261,10 @@ class Batching:
         return changes
 
     def resume(self, request_id: int) -> None:
-        """Let a parked sequence wait again: it prefills what it has drawn as it does its prompt."""
+        """Let a parked sequence wait again.
+
+        It prefills what it has drawn as it does its prompt, but for what is still kept of it.
+        """
         sequence = self.parked.pop(request_id, None)
         if sequence is not None:
             self.waiting.append(sequence)

@@ -26,15 +26,18 @@ from llmtaskpool_worker.disclosure import where_raised
 from llmtaskpool_worker.engines import load_errors
 from llmtaskpool_worker.engines.frames import decode_spec, decode_to_engine, framed, receive
 from llmtaskpool_worker.engines.loop import EngineLoop
+from llmtaskpool_worker.engines.memory import own_bytes
 from llmtaskpool_worker.engines.protocol import (
     Beat,
     FromEngine,
     LoadFailed,
     Loading,
+    Memory,
     ModelSpec,
     Ping,
     Stop,
     ToEngine,
+    Trim,
 )
 
 EXIT_CAN_NOT_LOAD = 3
@@ -42,6 +45,7 @@ EXIT_STEP_FAILED = 4
 EXIT_MESSAGE_UNREADABLE = 5
 BEAT_SECONDS = 1.0
 """A step that takes longer says at its next layer that it moves."""
+MEMORY_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 log = logging.getLogger("llmtaskpool.engine")
 
@@ -101,9 +105,30 @@ class Pulse:
             _send(self._connection, Beat())
 
 
+class Scales:
+    """Tells the parent what this process holds, at most once each MEMORY_SECONDS."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._last = 0.0
+
+    def tell(self) -> None:
+        """A step has ended."""
+        now = time.monotonic()
+        if now - self._last >= MEMORY_SECONDS and (held := own_bytes()) is not None:
+            self._last = now
+            _send(self._connection, Memory(held))
+
+    def trimmed(self, before: int | None) -> None:
+        """What could be given back was; ``before`` it was so much."""
+        if before is not None and (held := own_bytes()) is not None:
+            _send(self._connection, Memory(held, max(0, before - held)))
+
+
 def _serve(loop: EngineLoop, inbox: queue.SimpleQueue[ToEngine], connection: socket.socket) -> int:
     """Take in what came, step, tell what happened."""
     pulse = Pulse(connection)
+    scales = Scales(connection)
     loop.beat_with(pulse)
     try:
         while True:
@@ -114,9 +139,12 @@ def _serve(loop: EngineLoop, inbox: queue.SimpleQueue[ToEngine], connection: soc
                 if isinstance(message, Ping):
                     _send(connection, Beat())
                     continue
+                before = own_bytes() if isinstance(message, Trim) else None
                 _send(connection, *loop.accept(message))
+                scales.trimmed(before)
             pulse.rest()
             _send(connection, *loop.step())
+            scales.tell()
     except (BrokenPipeError, ConnectionResetError):
         return 0
     except Exception as error:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch import nn
 
-from llmtaskpool_worker.engines.attention import SlotAttention, UnservableAttention, unservable
+from llmtaskpool_worker.engines.attention import SlotAttention
 from llmtaskpool_worker.engines.batching import Batch, Batching, Sequence
-from llmtaskpool_worker.engines.embedding_table import map_tied_embeddings
+from llmtaskpool_worker.engines.decoder import AUTO, load_decoder
 from llmtaskpool_worker.engines.grammars import Grammars
-from llmtaskpool_worker.engines.linear import pack_linears
 from llmtaskpool_worker.engines.loop import LoopMessage
+from llmtaskpool_worker.engines.memory import own_bytes
+from llmtaskpool_worker.engines.memory_plan import (
+    CACHE_SHARE,
+    Held,
+    cache_budget,
+    held_context,
+    memory_budget,
+    no_room,
+)
+from llmtaskpool_worker.engines.prefixes import Prefixes
 from llmtaskpool_worker.engines.protocol import (
     Admit,
     Cancel,
@@ -31,31 +40,31 @@ from llmtaskpool_worker.engines.protocol import (
     Token,
     Trim,
 )
+from llmtaskpool_worker.engines.proving import logits_of, prove
 from llmtaskpool_worker.engines.resident import give_back
 from llmtaskpool_worker.engines.sampling import NOT_FINITE, Drawn, Sampler
 from llmtaskpool_worker.engines.slot_cache import SlotCache, free_memory, memory_budget_tokens
-from llmtaskpool_worker.engines.weights import (
-    ModelRefused,
-    check_numbers,
-    check_task,
-    load_weights,
-)
+from llmtaskpool_worker.engines.weights import ModelRefused as ModelRefused
+
+log = logging.getLogger("llmtaskpool.engine")
 
 CACHE_GRANULE = 128
 PREFILL_CHUNK, PREFILL_CHUNK_CUDA = 128, 1024
 """Prompt tokens per step: large enough for efficient products on a CPU, or to be worth a step's
 kernel launches on a GPU; small enough that a long prompt delays the tokens of those who decode by a
 fraction of a second."""
-DEFAULT_CONTEXT = 2048
-"""For models whose configuration names no longest position."""
-CACHE_SHARE = 0.5
-"""Of the memory that is free after loading, what the cache may grow to."""
+
+
+KEPT_AT_REST = 0.125
+"""Of the budget, what stays kept of ended sequences while nobody asks for anything."""
 
 
 class GenerationLoop:
     """EngineLoop of one decoder. ``model`` is on its device, in its dtype, in eval mode.
 
-    ``threads`` is N, the sequences that run at once; ``cache_bytes`` bounds the slot cache.
+    ``dtype``: of what it computes with, where its first weights have another. ``threads`` is N,
+    the sequences that run at once; ``cache_bytes`` bounds the slot cache and what is kept of
+    sequences that have ended (``prefix_cache``) for who begins alike.
     """
 
     def __init__(
@@ -68,36 +77,46 @@ class GenerationLoop:
         max_threads: int = 256,
         prefill_chunk: int = PREFILL_CHUNK,
         cache_bytes: int | None = None,
+        prefix_cache: bool = True,
+        dtype: torch.dtype | None = None,
         clock: Callable[[], float] = time.perf_counter,
         cpu_clock: Callable[[], float] = time.process_time,
         grammars: Grammars | None = None,
     ) -> None:
         self.model = model
         self.eos = frozenset(eos_token_ids)
-        self.context_length = context_length
         parameter = next(model.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
+        self.device, self.dtype = parameter.device, dtype or parameter.dtype
         self.vocab_size = int(model.config.get_text_config().vocab_size)  # type: ignore[union-attr,operator]  # every transformers model has one
         self.cache = SlotCache()
         self.attention = SlotAttention(self.cache)
         self.sampler = Sampler(self.device, self.eos, grammars)
         self.clock, self.cpu_clock = clock, cpu_clock
+        self.memory_budget_bytes: int | None = None
         self.steps = 0
         self._cancelled: list[Finished] = []
-        self._check_attention()
-        budget = cache_bytes or int(free_memory(self.device) * CACHE_SHARE)
-        budget_tokens = memory_budget_tokens(self.cache.bytes_per_token, budget)
+        prove(self.attention, model)
+        per_token = self.cache.bytes_per_token
+        if cache_bytes is None:
+            cache_bytes = int(free_memory(self.device) * CACHE_SHARE)
+        budget_tokens = memory_budget_tokens(per_token, cache_bytes)
+        if budget_tokens < CACHE_GRANULE:
+            raise ModelRefused(no_room(CACHE_GRANULE * per_token, cache_bytes))
+        self.context_length = held_context(context_length, budget_tokens, CACHE_GRANULE)
+        self.cache_bytes = budget_tokens * per_token
         self.max_threads = max(1, min(max_threads, budget_tokens // CACHE_GRANULE))
         self.batching = Batching(
             threads=min(threads, self.max_threads),
             chunk=prefill_chunk,
             budget_tokens=budget_tokens,
             granule=CACHE_GRANULE,
+            prefixes=Prefixes() if prefix_cache else None,
         )
 
     def ready(self) -> Ready:
         """What was loaded."""
         return Ready(
+            memory_budget_bytes=self.memory_budget_bytes,
             context_length=self.context_length,
             vocab_size=self.vocab_size,
             eos_token_ids=sorted(self.eos),
@@ -142,10 +161,25 @@ class GenerationLoop:
         """Schedule, run, postprocess."""
         began = self.clock(), self.cpu_clock()
         self.cache.apply(self.batching.overflow())
+        if self.batching.spare():
+            self._shrink()
+        cached = self.batching.filled
         batch = self.batching.schedule()
+        self._make_room(batch, cached)
         sequences = self._drawing(batch)
         drawn = self._run(batch, sequences)
         return self._postprocess(batch, sequences, drawn, began)
+
+    def _make_room(self, batch: Batch, cached: list[int]) -> None:
+        """``cached``: tokens of each slot before this step's loads."""
+        batching = self.batching
+        self.cache.apply(batch.drops)
+        if batch.decode or batch.chunks:
+            kept = batching.prefixes.tokens if batching.prefixes is not None else 0
+            limit = batching.budget_tokens - kept
+            self.cache.reserve(len(batching.running), batching.length_needed(), cached, limit)
+            batching.reserved = self.cache.slots * self.cache.length
+        self.cache.apply(batch.loads)
 
     def _drawing(self, batch: Batch) -> list[Sequence]:
         """The sequences that draw a token in this step, in the order of their logits."""
@@ -158,31 +192,15 @@ class GenerationLoop:
     def _run(self, batch: Batch, sequences: list[Sequence]) -> list[Drawn]:
         if not batch.decode and not batch.chunks:
             return []
-        running = self.batching.running
-        self.cache.reserve(
-            len(running),
-            self.batching.length_needed(),
-            self.batching.filled,
-            self.batching.budget_tokens,
-        )
-        tokens, positions = self.attention.lay_out(batch, running, self.device)
+        tokens, positions = self.attention.lay_out(batch, self.batching.running, self.device)
         rows = list(range(batch.decode))
         end = batch.decode
         for chunk in batch.chunks:
             end += chunk.length
             if chunk.last:
                 rows.append(end - 1)
-        logits = self._logits(tokens, positions, rows)
+        logits = logits_of(self.model, tokens, positions, rows)
         return self.sampler.draw(logits, sequences) if sequences else []
-
-    def _logits(self, tokens: Tensor, positions: Tensor, rows: list[int]) -> Tensor:
-        """(rows, vocabulary): only of the tokens that draw."""
-        keep = torch.tensor(rows, device=self.device, dtype=torch.long)
-        out = self.model(
-            input_ids=tokens, position_ids=positions, use_cache=False, logits_to_keep=keep
-        )
-        logits: Tensor = out.logits[0]
-        return logits
 
     def _postprocess(
         self,
@@ -191,6 +209,7 @@ class GenerationLoop:
         drawn: list[Drawn],
         began: tuple[float, float],
     ) -> list[FromEngine]:
+        reused = self._reused(batch)
         for sequence in self.batching.running[: batch.decode]:
             sequence.filled += 1
         for chunk in batch.chunks:
@@ -229,11 +248,18 @@ class GenerationLoop:
             prefill_tokens=batch.prefill_tokens,
             tokens=tokens,
             finished=finished,
+            parked=len(self.batching.parked),
+            reused=reused,
             kv_tokens_used=sum(s.filled for s in running),
             kv_tokens_total=self.batching.budget_tokens,
             cpu_seconds=self.cpu_clock() - began[1],
         )
         return [step, *failed]
+
+    def _reused(self, batch: Batch) -> list[tuple[int, int]]:
+        """Who began now with what was kept of others; one that only goes on is not told again."""
+        began = [self.batching.running[load.slot] for load in batch.loads]
+        return [(s.request.id, s.reused) for s in began if s.reused and not s.drawn]
 
     def _at_length(self, sequence: Sequence) -> bool:
         return (
@@ -293,46 +319,19 @@ class GenerationLoop:
         self.sampler.forget(sequence.request.id)
 
     def _trim(self) -> None:
-        filled = self.batching.filled
-        self.cache.shrink(len(filled), self.batching.length_needed() if filled else 0, filled)
+        self._shrink()
+        if self.batching.prefixes is not None:
+            at_rest = int(self.batching.budget_tokens * KEPT_AT_REST)
+            self.cache.apply(self.batching.prefixes.shrink(at_rest))
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         give_back()
 
-    @torch.inference_mode()
-    def _check_attention(self) -> None:
-        """Refuse a model that computes something else over the slot cache than over its own.
-
-        Two prompts go through both ways. It costs a moment at start and replaces a list of
-        model families that is never complete; it also learns what a cached token takes.
-        """
-        prompt = [1 + 7 * i % (self.vocab_size - 1) for i in range(12)]
-        ids = torch.tensor([prompt], device=self.device)
-        expected = self.model(input_ids=ids, use_cache=False).logits[0, -1].float()
-        self.model.set_attn_implementation(self.attention.name)  # type: ignore[operator]  # a method of every transformers model
-        batching = Batching(threads=2, chunk=8, budget_tokens=1 << 30, granule=CACHE_GRANULE)
-        for number in range(2):
-            batching.waiting.append(Sequence(Admit(number, prompt, 1), list(prompt)))
-        logits = expected.new_zeros(expected.shape)
-        for _ in range(3):
-            batch = batching.schedule()
-            self.cache.reserve(2, CACHE_GRANULE, batching.filled, batching.budget_tokens)
-            tokens, positions = self.attention.lay_out(batch, batching.running, self.device)
-            try:
-                logits = self._logits(tokens, positions, [tokens.shape[1] - 1])[0].float()
-            except (UnservableAttention, TypeError) as error:
-                raise ModelRefused(f"this model can't be served: {error}") from None
-            for chunk in batch.chunks:
-                batching.prefilled(chunk)
-        self.cache.shrink(0, 0, [])
-        tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
-        scale = expected.abs().max().clamp(min=1e-6)
-        if not torch.allclose(logits / scale, expected / scale, atol=tolerance, rtol=0):
-            raise ModelRefused(
-                "this model can't be served: its attention isn't the usual one, so that its "
-                "answers over the slot cache would differ; use a decoder with full or "
-                "sliding-window attention"
-            )
+    def _shrink(self) -> None:
+        """Give back what the running sequences don't need of their slots."""
+        batching, filled = self.batching, self.batching.filled
+        self.cache.shrink(len(filled), batching.length_needed() if filled else 0, filled)
+        batching.reserved, batching.cramped = self.cache.slots * self.cache.length, False
 
 
 def load_generation(
@@ -345,46 +344,36 @@ def load_generation(
 ) -> GenerationLoop:
     """The loop over the model in ``folder`` (Hugging Face layout, safetensors).
 
-    ``device`` defaults to cuda where there is one; ``dtype`` to bfloat16 there and float32 on a
-    CPU. ``options``: max_threads, prefill_chunk, cache_bytes, context_length.
+    ``device`` defaults to cuda where there is one; ``dtype`` to what decoder.py chooses for it.
+    ``options``: max_threads, prefill_chunk, cache_bytes, prefix_cache, context_length,
+    memory_bytes, memory_share.
 
     Raises:
         ModelRefused: the model isn't a decoder that the slot cache can serve, or its weights
-            aren't whole.
+            aren't whole, or there is never memory enough for it.
     """
     options = options or {}
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = device.startswith("cuda")
-    dtype = dtype or ("bfloat16" if on_gpu else "float32")
-    chunk = PREFILL_CHUNK_CUDA if on_gpu else PREFILL_CHUNK
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if why := unservable(config.get_text_config()):
-        raise ModelRefused(f"this model can't be served: {why}")
-    check_task(config, folder, "generate")
-    model = load_weights(
-        AutoModelForCausalLM,
-        folder,
-        config,
-        dtype=getattr(torch, dtype),
-        attn_implementation="eager",  # what every family has; replaced after the check below
-    )
-    model.to(device).eval().requires_grad_(requires_grad=False)
-    check_numbers(model)
-    if pack_linears(model):
-        map_tied_embeddings(model, folder)
-    eos = model.generation_config.eos_token_id if model.generation_config else None
-    eos_ids = eos if isinstance(eos, list) else [eos] if eos is not None else []
-    text = config.get_text_config()
-    longest = getattr(text, "max_position_embeddings", None) or DEFAULT_CONTEXT
-    context = min(int(longest), int(options.get("context_length", longest)))
+    chunk = int(options.get("prefill_chunk", PREFILL_CHUNK_CUDA if on_gpu else PREFILL_CHUNK))
+    decoder = load_decoder(folder, device, dtype or AUTO, options.get("memory_bytes"))
+    context = min(decoder.context_length, int(options.get("context_length", 1 << 31)))
     give_back()
-    return GenerationLoop(
-        model,
-        eos_token_ids=eos_ids,
+    step = decoder.token_bytes * (chunk + threads)
+    held = Held(own_bytes() or 0, free_memory(torch.device(device)), step, on_gpu)
+    loop = GenerationLoop(
+        decoder.model,
+        dtype=decoder.dtype,
+        eos_token_ids=decoder.eos_token_ids,
         context_length=context,
         threads=threads,
         max_threads=int(options.get("max_threads", 256)),
-        prefill_chunk=int(options.get("prefill_chunk", chunk)),
-        cache_bytes=options.get("cache_bytes"),
-        grammars=Grammars(folder, int(text.vocab_size), eos_ids),
+        prefill_chunk=chunk,
+        cache_bytes=cache_budget(options, held),
+        prefix_cache=bool(options.get("prefix_cache", True)),
+        grammars=Grammars(folder, decoder.vocab_size, decoder.eos_token_ids),
     )
+    if loop.context_length < context:
+        log.warning("memory holds %d of %d tokens of context", loop.context_length, context)
+    loop.memory_budget_bytes = memory_budget(options, held, loop.cache_bytes)
+    return loop

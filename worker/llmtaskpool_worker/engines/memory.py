@@ -10,7 +10,8 @@ killed, so they count as free; the kubelet reckons the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -45,6 +46,45 @@ def available_bytes(root: Path = Path("/")) -> int:
         found.append(room(files, {name: _text(inside / name) for name in names}))
     told = [bytes_ for bytes_ in found if bytes_ is not None]
     return max(0, min(told)) if told else UNKNOWN_BYTES
+
+
+def limit_bytes(root: Path = Path("/")) -> int | None:
+    """The most that this process could ever have, of containers' limits and the host's memory."""
+    total = re.search(r"^MemTotal:\s+(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE)
+    found = [int(total[1]) * 1024] if total else []
+    cgroups = _text(root / "proc/self/cgroup")
+    for files, folder in memory_cgroups(cgroups, _text(root / "proc/self/mountinfo")):
+        texts = (_text(root / folder.relative_to("/") / name) for name in files.limits)
+        found += [n for text in texts if (n := _number(text)) is not None]
+    return min(found, default=None)
+
+
+def own_bytes(root: Path = Path("/")) -> int | None:
+    """What this process holds that is no copy of a file: the kernel can't take it back."""
+    return _field(_text(root / "proc/self/status"), "RssAnon") or None
+
+
+@contextmanager
+def measured_peak(root: Path = Path("/")) -> Iterator[Callable[[], int]]:
+    """By how much this process held more than at the beginning, at most, until it is asked.
+
+    0 where the kernel does not tell. clear_refs lets it begin anew with the highest (proc(5)).
+    """
+    status = root / "proc/self/status"
+    with suppress(OSError):
+        (root / "proc/self/clear_refs").write_text("5")
+    before = _field(_text(status), "VmRSS")
+
+    def peak() -> int:
+        highest = _field(_text(status), "VmHWM")
+        return max(0, highest - before) if before and highest else 0
+
+    yield peak
+
+
+def _field(status: str, name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 def room(files: _Files, texts: Mapping[str, str]) -> int | None:

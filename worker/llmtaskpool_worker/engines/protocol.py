@@ -12,6 +12,12 @@ from typing import Any, Protocol
 
 import msgspec
 
+from llmtaskpool_worker.engines.server_events import Answered as Answered
+from llmtaskpool_worker.engines.server_events import ConnectionLost as ConnectionLost
+from llmtaskpool_worker.engines.server_events import Gauges as Gauges
+from llmtaskpool_worker.engines.server_events import Piece as Piece
+from llmtaskpool_worker.engines.server_events import TurnedAway as TurnedAway
+
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 
@@ -117,8 +123,8 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
 class Park(msgspec.Struct, frozen=True, tag="park"):
     """Put one generation aside at the next step boundary; it is answered by Finished(parked).
 
-    What it has drawn, its generator and its counts are kept, its cache is not. One that has ended
-    meanwhile is not answered again.
+    What it has drawn, its generator and its counts are kept; its cache is as long as there is room.
+    One that has ended meanwhile is not answered again.
     """
 
     id: int
@@ -183,6 +189,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     embedding_dimensions: int | None = None
     cpu_threads: int = 1
     """Threads that it computes with on the CPU; 1 with an accelerator."""
+    memory_budget_bytes: int | None = None
+    """What the process should hold at most, of memory that is no copy of a file."""
     about: dict[str, Any] = {}
     """What clients may know of a model that reads: its labels, its languages."""
 
@@ -216,6 +224,10 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     kv_tokens_total: int = 0
     cpu_seconds: float = 0.0
     """Of all threads of the engine's process during the step; 0: not measured."""
+    parked: int = 0
+    """Generations that are put aside in the engine."""
+    reused: list[tuple[int, int]] = []
+    """Who began in it with tokens that were kept from others: their ids, and how many."""
     ran: list[int] = []
     """Whose rows it ran, one id for each row, where the model runs once over its input."""
 
@@ -260,51 +272,17 @@ class Beat(msgspec.Struct, frozen=True, tag="beat"):
     """A sign of life: each second while it loads, amid a long step, and in answer to Ping."""
 
 
-class Piece(msgspec.Struct, frozen=True, tag="piece"):
-    """What a server said next of a request: the choice of a chunk, and the tokens it stands for."""
+class Memory(msgspec.Struct, frozen=True, tag="memory"):
+    """What the engine's process holds, as in ``memory_budget_bytes``; each second while it works.
 
-    id: int
-    choice: dict[str, Any]
-    tokens: int = 0
-
-
-class Answered(msgspec.Struct, frozen=True, tag="answered"):
-    """A server has answered a request to its end; or it was left, and its connection closed.
-
-    ``reason`` is the server's own finish_reason; or cancelled, or parked: nothing is kept of it.
-    ``value``: what is not told in pieces, the list of embeddings. ``usage`` as the server told it;
-    None where it told none.
+    ``given_back_bytes`` answers Trim: what it held before it and not after.
     """
 
-    id: int
-    reason: str
-    usage: dict[str, Any] | None = None
-    value: Any = None
+    own_bytes: int
+    given_back_bytes: int = 0
 
 
-class TurnedAway(msgspec.Struct, frozen=True, tag="away"):
-    """A server did not take a request, because it has enough (429, 503): less, later."""
-
-    id: int
-    retry_after_seconds: float | None = None
-
-
-class ConnectionLost(msgspec.Struct, frozen=True, tag="lost"):
-    """A request's connection broke, and the server lives: it may be sent again."""
-
-    id: int
-
-
-class Gauges(msgspec.Struct, frozen=True, tag="gauges"):
-    """What a server's metrics page says of itself; None: it doesn't say."""
-
-    running: float | None = None
-    waiting: float | None = None
-    cache_usage: float | None = None
-    preemptions: float | None = None
-
-
-FromEngine = Loading | Ready | Step | Vector | Values | RequestFailed | LoadFailed | Beat
+FromEngine = Loading | Ready | Step | Vector | Values | RequestFailed | LoadFailed | Beat | Memory
 FromServer = Piece | Answered | TurnedAway | ConnectionLost | Gauges
 """What engines tell beside these that have a server instead of a process."""
 

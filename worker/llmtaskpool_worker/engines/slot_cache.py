@@ -9,15 +9,17 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from llmtaskpool_worker.engines.batching import Clear, Move
+from llmtaskpool_worker.engines.batching import Change, Clear, Move
 from llmtaskpool_worker.engines.memory import available_bytes
+from llmtaskpool_worker.engines.prefixes import Drop, Keep, Load
 
 
 class SlotCache:
     """Per layer two tensors of shape (slots, heads, length, dim).
 
     Layers appear with their first use, so any head layout serves. Memory is taken as sequences
-    need it and given back by ``shrink``.
+    need it and given back by ``shrink``. What is kept of sequences that have left lies beside them,
+    each in one block of memory that goes back when it is dropped.
     """
 
     def __init__(self) -> None:
@@ -25,6 +27,7 @@ class SlotCache:
         self.length = 0
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
+        self.kept: dict[int, tuple[Tensor, ...]] = {}
 
     @property
     def bytes_per_token(self) -> int:
@@ -72,15 +75,34 @@ class SlotCache:
                 tensors[index] = _zeros(like, shape)
         return self.keys[index], self.values[index]
 
-    def apply(self, changes: Iterable[Move | Clear]) -> None:
-        """Copy sequences from slot to slot, and zero what must not be read again."""
+    def apply(self, changes: Iterable[Change]) -> None:
+        """Copy sequences from slot to slot, aside and back; zero what must not be read again."""
         for change in changes:
-            for tensor in self._tensors():
-                if isinstance(change, Move):
-                    cached = tensor[change.source, :, : change.length]
-                    tensor[change.target, :, : change.length] = cached
-                else:
-                    tensor[change.slot, :, : change.length] = 0
+            match change:
+                case Move(source=source, target=target, length=length):
+                    for tensor in self._tensors():
+                        tensor[target, :, :length] = tensor[source, :, :length]
+                case Clear(slot=slot, length=length):
+                    for tensor in self._tensors():
+                        tensor[slot, :, :length] = 0
+                case Keep(slot=slot, number=number, length=length):
+                    self.kept[number] = self._aside(slot, length)
+                case Load(number=number, slot=slot, length=length):
+                    for tensor, kept in zip(self._tensors(), self.kept[number], strict=True):
+                        tensor[slot, :, :length] = kept[:, :length]
+                case Drop(number=number):
+                    del self.kept[number]
+
+    def _aside(self, slot: int, length: int) -> tuple[Tensor, ...]:
+        """A copy of a slot's first tokens: by tensor (heads, length, dim), in one block."""
+        tensors = self._tensors()
+        sizes = [t.shape[1] * length * t.shape[3] for t in tensors]
+        block = _zeros(tensors[0], (sum(sizes),))
+        parts = []
+        for tensor, part in zip(tensors, torch.split(block, sizes), strict=True):
+            parts.append(part.view(tensor.shape[1], length, tensor.shape[3]))
+            parts[-1].copy_(tensor[slot, :, :length])
+        return tuple(parts)
 
     def _tensors(self) -> tuple[Tensor, ...]:
         return (*self.keys.values(), *self.values.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import prod
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -31,3 +32,12 @@ def unreadable(folder: Path) -> str | None:
                 "copy or download it again"
             )
     return None
+
+
+def numbers_in(folder: Path) -> int:
+    """How many numbers the safetensors files of ``folder`` hold, by their headers."""
+    count = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="np") as tensors:
+            count += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 - no mapping
+    return count

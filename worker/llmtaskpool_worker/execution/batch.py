@@ -58,8 +58,9 @@ class Written:
 class BatchRecord:
     """A batch as it lies on the shelf; times are seconds since the epoch.
 
-    ``owner`` is the worker that feeds it, "" nobody; who feeds it raises ``beat``. ``keep_seconds``
-    is how long its files are kept after its end. Lines up to ``reached`` may have begun.
+    Its lines are ``tenant``'s. ``owner`` is the worker that feeds it, "" nobody; who feeds it
+    raises ``beat``. ``keep_seconds`` is how long its files are kept after its end. Lines up to
+    ``reached`` may have begun.
 
     A batch whose owner was lost is fed with ``care`` up to line ``care_until``: 1, a few lines at a
     time, 2, one, which is ``alone``. What is lost a third time ends: it takes workers along.
@@ -75,6 +76,7 @@ class BatchRecord:
     output: Written
     error: Written
     metadata: Mapping[str, str] | None = None
+    tenant: str = ""
     status: Status = Status.VALIDATING
     stamps: Mapping[str, int] = field(default_factory=dict)
     """By the name of the state, when it came to it."""

@@ -48,8 +48,9 @@ class BatchBooks:
         window: tuple[str, int],
         metadata: Mapping[str, str] | None,
         keep_seconds: int,
+        tenant: str = "",
     ) -> BatchRecord:
-        """A batch over a file. ``window`` is its text and its seconds.
+        """A batch of ``tenant`` over a file. ``window`` is its text and its seconds.
 
         Raises Rejected; NoSpace.
         """
@@ -67,6 +68,7 @@ class BatchBooks:
             output=Written(f"file-{self._new_id()}"),
             error=Written(f"file-{self._new_id()}"),
             metadata=metadata,
+            tenant=tenant,
         )
         puts = {_name(batch.id): encoded(batch), f"open/{batch.id}": b"1"}
         with reached():

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from llmtaskpool_worker.brokers.protocol import WORKER_LOST, Unavailable
+from llmtaskpool_worker.brokers.refusals import SHED
 from llmtaskpool_worker.disclosure import where_raised
 from llmtaskpool_worker.execution.batch import (
     BatchError,
@@ -54,16 +55,8 @@ TRIES = 4
 """Of a line that fails for what may be the worker's doing and not its own."""
 
 _PASSES = frozenset(
-    {
-        "queue_full",
-        "tenant_full",
-        "shed",
-        "results_full",
-        "queue_unavailable",
-        "draining",
-        "starting",
-        "bodies_full",
-    }
+    {"queue_full", "results_full", "queue_unavailable", "draining", "starting", "bodies_full"}
+    | {"tenant_full", SHED.code}
 )
 """Answers that say nothing about the line."""
 _MAY_PASS = frozenset(
@@ -79,8 +72,10 @@ _STOPPED = {
 class Asks(Protocol):
     """Has a line answered by its route, as if it had come over HTTP."""
 
-    async def ask(self, endpoint: str, body: bytes, patience_seconds: float) -> LineAnswer:
-        """What the route says. Ends the line's tasks when it is cancelled."""
+    async def ask(
+        self, endpoint: str, body: bytes, patience_seconds: float, tenant: str
+    ) -> LineAnswer:
+        """What the route says to this tenant. Ends the line's tasks when it is cancelled."""
 
 
 class Feeder:
@@ -269,7 +264,9 @@ class Feeder:
         try:
             while True:
                 left = max(1.0, self._batch.expires_at - self._books.now())
-                answer = await self._asks.ask(self._batch.endpoint, line.body, left)
+                answer = await self._asks.ask(
+                    self._batch.endpoint, line.body, left, self._batch.tenant
+                )
                 tries += answer.code not in _PASSES
                 if answer.code not in _PASSES | _MAY_PASS or tries >= TRIES:
                     break

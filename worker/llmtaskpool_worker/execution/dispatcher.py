@@ -27,7 +27,7 @@ from llmtaskpool_worker.execution.asking import Asking
 from llmtaskpool_worker.execution.capacity import Capacity
 from llmtaskpool_worker.execution.drain import Drain
 from llmtaskpool_worker.execution.engine_events import EngineEvents
-from llmtaskpool_worker.execution.engine_slots import EngineSlots
+from llmtaskpool_worker.execution.engine_slots import EngineSlots, told
 from llmtaskpool_worker.execution.engine_watch import tell_threads, watch_engine
 from llmtaskpool_worker.execution.ids import ids
 from llmtaskpool_worker.execution.lanes import Lane
@@ -300,17 +300,10 @@ class Dispatcher:
                 (s.kv_used / s.kv_total for s in self._slots.values() if s.kv_total), default=None
             ),
             kinds=kind_states(self.nature),
-            model_devices={
-                name: slots.ready.device.partition(":")[0]
-                for name, slots in self._slots.items()
-                if slots.ready is not None
-            },
+            model_devices=told(self._slots, EngineSlots.device),
+            model_memory=told(self._slots, lambda slots: slots.memory.state()),
             model_problems=self.problems(),
-            upstreams={
-                name: upstream
-                for name, slots in self._slots.items()
-                if (upstream := slots.upstream()) is not None
-            },
+            upstreams=told(self._slots, EngineSlots.upstream),
             queue=queue_state(self._ledger.broker, self._clock(), self._wall_clock()),
             tenants=self._ledger.tenants.states(self._ledger.broker.depth()),
         )

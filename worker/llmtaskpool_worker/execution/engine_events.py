@@ -14,6 +14,7 @@ from llmtaskpool_worker.engines.protocol import (
     EngineEvent,
     Gauges,
     LoadFailed,
+    Memory,
     Piece,
     Ready,
     RequestFailed,
@@ -86,12 +87,15 @@ class EngineEvents:
                 task = self._of(slots, request_id)
                 if task is not None:
                     self._ledger.commit(task, TaskError(code, message))
+            case Memory():
+                slots.memory.told(happened)
             case Beat():
                 slots.moved(self._clock())
             case Ready():
                 slots.ready, slots.was_ready, slots.trouble = happened, True, None
                 slots.idle_since = self._clock()
                 slots.unhindered.threads = happened.cpu_threads
+                slots.memory.began(happened.memory_budget_bytes)
                 self._cost.model(slots.name).resize(happened.max_threads)
                 self.server.settle(slots)
                 self._became_ready(slots)
@@ -109,6 +113,7 @@ class EngineEvents:
     def _step(self, slots: EngineSlots, step: Step) -> None:
         """What one step drew: text for its tasks, ends, and what it cost."""
         slots.steps += 1
+        slots.memory.parked = step.parked
         slots.moved(self._clock())
         if slots.seats is None:  # a server tells of its cache in Gauges
             slots.kv_used, slots.kv_total = step.kv_tokens_used, step.kv_tokens_total
@@ -118,6 +123,10 @@ class EngineEvents:
         self._cost.observe_step(
             slots.name, step.decode_batch, step.prefill_tokens, step.seconds, own
         )
+        for request_id, tokens in step.reused:
+            task = self._ledger.active.get(slots.in_flight.get(request_id, ""))
+            if task is not None and isinstance(task.text, GenerationText):
+                task.text.cached_tokens = tokens
         for token in step.tokens:
             task = self._ledger.active.get(slots.in_flight.get(token.id, ""))
             if task is not None:
@@ -163,8 +172,11 @@ class EngineEvents:
             self._ledger.publish(task, delta)
         if text.stopped:
             reason = "stop"
-        self._cost.observe_generated(task.cost_class, text.tokens)
-        self._ledger.commit(task, text.result(reason))
+        result = text.result(reason)
+        self._cost.observe_generated(
+            task.cost_class, text.tokens, result.prompt_tokens, result.cached_tokens
+        )
+        self._ledger.commit(task, result)
 
     def _ran(self, slots: EngineSlots, request_id: int) -> ActiveTask | None:
         """The task of a request that a model has run over; what it cost is learned from it."""

@@ -6,12 +6,13 @@ who of them may run again when. They wait in the lane's queue as all others do, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from llmtaskpool_worker.contract import ModelProblem, UpstreamState
 from llmtaskpool_worker.engines.protocol import Engine, Gauges, Ready
+from llmtaskpool_worker.execution.engine_memory import EngineMemory
 from llmtaskpool_worker.scheduling.hindrance import Unhindered
 from llmtaskpool_worker.scheduling.latency_guard import LatencyGuard
 from llmtaskpool_worker.scheduling.seats import Seats
@@ -20,6 +21,8 @@ from llmtaskpool_worker.scheduling.suspicion import Suspicion
 SERVER_STALL_SECONDS = 30.0
 """A server that has requests in flight and sends no token for so long takes no more."""
 
+Told = TypeVar("Told")
+
 _SUSPECTS = "\0suspects "
 """Between a model's name and a number; no name has it."""
 
@@ -27,6 +30,14 @@ _SUSPECTS = "\0suspects "
 def model_of(group: str | None) -> str:
     """The model whose tasks wait in a group of the queue."""
     return (group or "").partition(_SUSPECTS)[0]
+
+
+def told(
+    slots: Mapping[str, EngineSlots], of: Callable[[EngineSlots], Told | None]
+) -> dict[str, Told]:
+    """By model's name what engines tell, without those that tell nothing."""
+    found = {name: of(one) for name, one in slots.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +71,7 @@ class EngineSlots:
     _open: int = 0
     _with_urgent: int = 0
     _paused: bool = False
+    memory: EngineMemory = field(default_factory=EngineMemory)
     unhindered: Unhindered = field(default_factory=Unhindered)
     _share_seconds: float = 0.0
     _share_at: float = 0.0
@@ -81,7 +93,7 @@ class EngineSlots:
 
     def free(self, group: str | None) -> int:
         """Slots for waiting tasks of a group of the queue: the model's own, or one of suspects."""
-        if self.ready is None or self._paused:
+        if self.ready is None or self._paused or self.memory.leaving:
             return 0
         _, _, number = (group or "").partition(_SUSPECTS)
         if not self.suspicion.allows(int(number) if number else None, len(self.in_flight)):
@@ -107,6 +119,10 @@ class EngineSlots:
             return 0
         most = self.ready.max_threads
         return most if self._bound is None else min(most, self._bound)
+
+    def device(self) -> str | None:
+        """ "cpu", or a kind of accelerator; None while it loads."""
+        return None if self.ready is None else self.ready.device.partition(":")[0]
 
     def upstream(self) -> UpstreamState | None:
         """The server behind the model, as others may see it; None where the engine is our own."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from llmtaskpool_worker.engines.protocol import Ping, SetThreads, Trim
+from llmtaskpool_worker.engines.protocol import Ping, SetThreads, Stop, Trim
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
 from llmtaskpool_worker.scheduling.climb import most_tried
 from llmtaskpool_worker.scheduling.limits import Limits
@@ -41,7 +41,21 @@ def watch_engine(slots: EngineSlots, now: float, limits: Limits) -> None:
         slots.engine.kill()
     if slots.seats is None and slots.stalled_for(now) >= limits.stall_kill_seconds:
         slots.engine.kill()
+    _watch_memory(slots, now)
     idle = slots.idle_since
     if slots.ready and idle is not None and now - idle >= limits.trim_idle_seconds:
         slots.engine.send(Trim())
         slots.idle_since = None
+
+
+def _watch_memory(slots: EngineSlots, now: float) -> None:
+    memory = slots.memory
+    match memory.look(now, len(slots.in_flight)):
+        case "trim":
+            slots.engine.send(Trim())
+        case "leave":
+            told = {"model": slots.name, "own_bytes": memory.own_bytes}
+            told |= {"budget_bytes": memory.budget_bytes, "in_flight": len(slots.in_flight)}
+            log.warning("engine leaks memory: it begins anew when what runs has ended", extra=told)
+        case "stop":
+            slots.engine.send(Stop())

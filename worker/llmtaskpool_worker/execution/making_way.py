@@ -60,8 +60,8 @@ class MakingWay:
         if waiting is None:
             return
         slots = self._slots[waiting.group]
-        if slots.ready is None or slots.suspicion.tried is not None:
-            return
+        if slots.ready is None or slots.suspicion.tried is not None or slots.memory.leaving:
+            return  # a place that is made would not be given
         if self._lane.free_threads and slots.free(waiting.group):
             return
         if slots.seats is not None and self._goes_beyond(slots, waiting.priority):

@@ -121,7 +121,12 @@ class ServerEvents:
         else:
             assert task.forwarded is not None  # noqa: S101 - made at its start
             result = task.forwarded.result(answered.reason, answered.usage, guess)
-            self._cost.observe_generated(task.cost_class, result.completion_tokens)
+            self._cost.observe_generated(
+                task.cost_class,
+                result.completion_tokens,
+                result.prompt_tokens,
+                result.cached_tokens,
+            )
         if answered.usage is not None:
             self._cost.observe_prompt(task.request.model, payload, result.prompt_tokens)
         self._ledger.commit(task, result)

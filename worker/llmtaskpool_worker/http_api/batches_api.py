@@ -18,6 +18,7 @@ from llmtaskpool_worker.execution.batch_books import BatchBooks
 from llmtaskpool_worker.execution.batch_work import BatchWork
 from llmtaskpool_worker.execution.files import NoSpace
 from llmtaskpool_worker.execution.pool import TaskPool
+from llmtaskpool_worker.http_api.auth import tenant_of
 from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.counting import count_keys
 from llmtaskpool_worker.http_api.errors import ApiError, from_validation, invalid
@@ -116,6 +117,7 @@ class BatchRoutes:
                 (body.completion_window, seconds),
                 body.metadata,
                 int(keep),
+                tenant_of(request),
             )
         except NoSpace as full:
             raise no_space(full) from None

@@ -18,8 +18,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Message as AsgiMessage
 
-from llmtaskpool_worker.contract import CONTROL_STATE, CONTROL_WORKERS, OPEN_ROUTES, WorkersRequest
-from llmtaskpool_worker.execution.pool import TaskPool
+from llmtaskpool_worker.contract import (
+    CONTROL_STATE,
+    CONTROL_WORKERS,
+    OPEN_ROUTES,
+    WorkersRequest,
+    WorkerState,
+)
 from llmtaskpool_worker.http_api.access import OWN_ID
 from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.control import compact, parsed
@@ -82,16 +87,32 @@ class Gate:
             return here
         if "POST" not in (route.methods or ()) or route.path.startswith(_ABOUT_ONE):
             return self._told(here)
-        if route.path == FILES:
-            return here if self._shared else self._streamed
+        if route.path == FILES and self._shared:
+            return here
         return self._submitted(here) if route.path == TASKS else self._worked
 
     def _told(self, here: Endpoint) -> Endpoint:
         async def told(request: Request) -> Response:
-            """By a worker while one is there, else from what is known here."""
-            return await (self._worked if self._holding.has_workers else here)(request)
+            """By a worker while one is there, else from what is known here; it waits for none."""
+            answer = await self._at_once(request) if self._holding.has_workers else None
+            return answer or await here(request)
 
         return told
+
+    async def _at_once(self, request: Request) -> Response | None:
+        """What a worker that is there says; None when it is there no more."""
+        message = message_of(request, None, _id_of(request))
+        try:
+            worker = await self._holding.worker(self._clock())
+            passing = self._from(worker, message, held=False)
+            return await while_connected(request.receive, passing)
+        except Refused as busy:
+            return busy.answer
+        except NobodyCame:
+            return None
+        except (Unreachable, Broken):
+            self._holding.lost(worker)
+            return None
 
     def _submitted(self, here: Endpoint) -> Endpoint:
         async def submitted(request: Request) -> Response:
@@ -99,6 +120,7 @@ class Gate:
             if not self._shared or self._holding.has_workers:
                 return await self._worked(request)
             body, kind = await self._bodies.read_bytes(request, _with_kind)
+            self._holding.arrived()
             if kind in ENGINE_KINDS:  # its text is for a model's tokenizer
                 return await self._answered(request, body)
             self._bodies.give_back(request)
@@ -106,34 +128,32 @@ class Gate:
             headers = [(n, v) for n, v in request.scope["headers"] if n.lower() not in unpacked]
             headers.append((b"content-length", str(len(body)).encode()))
             again = Request({**request.scope, "headers": headers}, _once(body, request.receive))
-            answer = await here(again)
-            self._holding.arrived()
-            return answer
+            return await here(again)
 
         return submitted
 
     async def _worked(self, request: Request) -> Response:
         """What a worker is to do."""
+        if request.headers.get("content-type", "").lower().startswith("multipart/"):
+            return await self._streamed(request)  # a file: longer than what is kept here
         body = None
         if request.method == "POST":
             body = await self._bodies.read_bytes(request, lambda given, _: given)
+        self._holding.arrived()
         return await self._answered(request, body)
 
     async def _streamed(self, request: Request) -> Response:
         """An upload: too long to be kept here, so it is read once there is somebody to read it."""
         self._holding.arrived()
-        own_id = request.scope.get(OWN_ID) or request_id()
-        return await self._by_a_worker(message_of(request, request.stream(), own_id), 1)
+        return await self._by_a_worker(message_of(request, request.stream(), _id_of(request)), 1)
 
     async def _answered(self, request: Request, body: bytes | None) -> Response:
-        self._holding.arrived()
         path = request.scope["path"]
         extra = []
         if path == TASKS and IDEMPOTENCY_HEADER not in request.headers:
             # Said twice, after a lost answer, it is one task all the same.
             extra = [(IDEMPOTENCY_HEADER, f"gate-{uuid4().hex}")]
-        own_id = request.scope.get(OWN_ID) or request_id()
-        message = message_of(request, body, own_id, extra)
+        message = message_of(request, body, _id_of(request), extra)
         lives = 1 if path in _ONCE else MOST_BROKEN
         answer = await while_connected(request.receive, self._by_a_worker(message, lives))
         self._bodies.give_back(request)
@@ -185,8 +205,8 @@ class Gate:
 class GateControl:
     """The control routes of a gate: what it holds, and which workers are ready."""
 
-    def __init__(self, pool: TaskPool, holding: Holding, bodies: Bodies) -> None:
-        self._pool, self._holding, self._bodies = pool, holding, bodies
+    def __init__(self, state: Callable[[], WorkerState], holding: Holding, bodies: Bodies) -> None:
+        self._state, self._holding, self._bodies = state, holding, bodies
 
     def routes(self) -> list[Route]:
         """For starlette."""
@@ -197,13 +217,18 @@ class GateControl:
 
     async def state(self, _request: Request) -> Response:
         """GET /control/v1/state: a worker's, with what is held."""
-        return compact(self._pool.state().model_copy(update={"gate": self._holding.state()}))
+        return compact(self._state())
 
     async def workers(self, request: Request) -> Response:
         """PUT /control/v1/workers: the ready workers, all of them."""
         told = await self._bodies.read(request, lambda body: parsed(WorkersRequest, body))
         self._holding.know(told.workers)
         return compact(self._holding.state())
+
+
+def _id_of(request: Request) -> str:
+    """The one under which its line stands in our log."""
+    return request.scope.get(OWN_ID) or request_id()
 
 
 def _with_kind(body: bytes, parse: Callable[[bytes], Mapping[str, Any]]) -> tuple[bytes, str]:

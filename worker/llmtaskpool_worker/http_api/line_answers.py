@@ -23,6 +23,7 @@ from llmtaskpool_worker.disclosure import where_raised
 from llmtaskpool_worker.execution.batch import WEIGHT
 from llmtaskpool_worker.execution.batch_lines import LineAnswer
 from llmtaskpool_worker.execution.pool import Rejected, TaskPool
+from llmtaskpool_worker.http_api.auth import TENANT
 from llmtaskpool_worker.http_api.bodies import Bodies, GiveBack
 from llmtaskpool_worker.http_api.catalog import Catalog
 from llmtaskpool_worker.http_api.errors import ANSWERED, ApiError, answer_error, request_id
@@ -116,7 +117,9 @@ class LineAnswers:
         """The worker ends: lines that have not begun are somebody else's."""
         await self._lowest.give_up_waiting()
 
-    async def ask(self, endpoint: str, body: bytes, patience_seconds: float) -> LineAnswer:
+    async def ask(
+        self, endpoint: str, body: bytes, patience_seconds: float, tenant: str
+    ) -> LineAnswer:
         """See Asks."""
         _patience.set(patience_seconds)
         sent: list[Message] = []
@@ -133,7 +136,7 @@ class LineAnswers:
             sent.append(message)
 
         try:
-            await self._app(_scope(endpoint, body), receive, send)
+            await self._app(_scope(endpoint, body) | {TENANT: tenant}, receive, send)
         except Exception as error:
             log.error(  # noqa: TRY400  a traceback has paths
                 "line of a batch not answered", extra={"error": where_raised(error)}

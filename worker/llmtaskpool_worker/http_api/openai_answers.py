@@ -17,15 +17,21 @@ Json = dict[str, Any]
 def usage(results: Sequence[Generated], choices: int) -> Json:
     """Token counts; a prompt that has several choices counts once."""
     prompt_tokens = sum(result.prompt_tokens for result in results[::choices])
-    return _counts(prompt_tokens, sum(len(result.tokens) for result in results))
+    cached = sum(result.cached_tokens for result in results[::choices])
+    return _counts(prompt_tokens, sum(len(result.tokens) for result in results), cached)
 
 
-def _counts(prompt_tokens: int, completion_tokens: int) -> Json:
+def _counts(prompt_tokens: int, completion_tokens: int, cached: int = 0) -> Json:
+    """``cached``: prompt tokens that had not to be computed; where there are none, none are told.
+
+    OpenAI's field is optional, and other servers leave it out as well.
+    """
+    details = {"prompt_tokens_details": {"cached_tokens": cached}} if cached else {}
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-    }
+    } | details
 
 
 @dataclass(slots=True)

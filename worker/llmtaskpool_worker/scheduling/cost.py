@@ -4,8 +4,9 @@ T of a generation, in thread-seconds at the engine's efficient batch size k::
 
     T = prefill(prompt tokens) + E[output tokens] x step(k) / k
 
-where prefill is what a prompt adds to steps that are made anyway
-(the design, section 1). Tasks are priced per class (kind, model, size bucket), half an octave of
+where prefill is what a prompt adds to steps that are made anyway (the design, section 1), without
+the share of it that finished tasks of the class had not to compute.
+Tasks are priced per class (kind, model, size bucket), half an octave of
 prompt tokens and an octave of max_tokens wide, so a queue of any length holds few different T.
 Other kinds cost the learned mean of their class. Pure.
 """
@@ -23,6 +24,7 @@ from typing import NamedTuple
 
 from llmtaskpool_worker.scheduling.curves import GRID, Curve, RobustMean
 from llmtaskpool_worker.scheduling.profile import LEAST_SHARE, CalibrationProfile
+from llmtaskpool_worker.scheduling.reuse import Reuse
 from llmtaskpool_worker.scheduling.task import (
     WHOLE_ROUTES,
     Embed,
@@ -213,6 +215,7 @@ class CostModel:
         self._lengths: dict[CostClass | tuple[str, str | None], _Lengths] = {}
         self._seconds: dict[CostClass | tuple[str, str | None], RobustMean] = {}
         self._per_letter: dict[str | None, RobustMean] = {}
+        self._reuse = Reuse(keep=64, enough=ENOUGH)
         # T by class until the next observation: a queue asks for all of its classes at each take.
         self._loads: dict[CostClass, float] = {}
 
@@ -324,9 +327,16 @@ class CostModel:
         """Refine a model's curves by one step of its engine."""
         self.model(model).observe(decode_batch, prefill_tokens, seconds, own_seconds)
 
-    def observe_generated(self, of: CostClass, output_tokens: int) -> None:
-        """Learn from a generation that finished by itself."""
+    def observe_generated(
+        self, of: CostClass, output_tokens: int, prompt_tokens: int = 0, reused: int = 0
+    ) -> None:
+        """Learn from a generation that finished by itself.
+
+        ``reused``: of its prompt tokens, how many it had not to compute.
+        """
         self._loads.clear()
+        for of_prompts in (of, (of.kind, of.model)) if prompt_tokens else ():
+            self._reuse.observe(of_prompts, prompt_tokens, reused)
         for key, keep in ((of, 64), ((of.kind, of.model), 256)):
             if key not in self._lengths:
                 self._lengths[key] = _Lengths(keep)
@@ -342,7 +352,8 @@ class CostModel:
 
     def _generation(self, of: CostClass, prompt_tokens: float, output_tokens: float) -> float:
         curves = self._curves(of.model)
-        return curves.prefill.seconds(prompt_tokens) + output_tokens * curves.seconds_per_token()
+        computed = max(1.0, prompt_tokens * (1 - self._reuse.share(of, (of.kind, of.model))))
+        return curves.prefill.seconds(computed) + output_tokens * curves.seconds_per_token()
 
     def _length(self, of: CostClass, *, mean: bool) -> float:
         most = float(2**of.output)

@@ -221,6 +221,8 @@ class Generated:
     prompt_tokens: int
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] = ()
+    cached_tokens: int = 0
+    """Of the prompt, how many the engine had kept from others and not to compute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +262,12 @@ class Forwarded:
     def completion_tokens(self) -> int:
         """Tokens of the answer."""
         return _count(self.usage.get("completion_tokens"))
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of the prompt, how many the server had not to compute, where it tells that."""
+        details = self.usage.get("prompt_tokens_details")
+        return _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
 
 
 def _count(value: object) -> int:

@@ -35,6 +35,8 @@ class GenerationText:
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._told = 0
+        self.cached_tokens = 0
+        """Of the prompt, as the engine told when it began."""
 
     @property
     def stopped(self) -> bool:
@@ -67,6 +69,7 @@ class GenerationText:
             prompt_tokens=self._prompt_tokens,
             finish_reason=reason,
             logprobs=tuple(self._logprobs),
+            cached_tokens=self.cached_tokens,
         )
 
     def _delta(self, text: str, *, even_without_text: bool = False) -> TextDelta | None:

@@ -1,0 +1,234 @@
+"""A decoder from its folder, in the numbers and the form in which it computes fastest here.
+
+``auto`` on a CPU: weights packed in bfloat16 where the processor multiplies it itself and the model
+is proven to stay the same, else in float32. The measure is what the change costs in perplexity: the
+Kullback-Leibler divergence of the next token's distribution from that of the plain float32 model,
+
+    KL(p || q) = sum p (log p - log q) in nats, the mean over the positions of a probe,
+
+and exp(KL) is by how much the perplexity of text that the float32 model writes would grow. Its
+bound is 0.005: half a percent. ``dtype=float32`` answers as transformers does, token for token.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from llmtaskpool_worker.disclosure import where_raised
+from llmtaskpool_worker.engines.attention import SlotAttention, unservable
+from llmtaskpool_worker.engines.embedding_table import map_tied_embeddings
+from llmtaskpool_worker.engines.fused import fuse
+from llmtaskpool_worker.engines.linear import give_embeddings_in, native_bfloat16, pack_linears
+from llmtaskpool_worker.engines.memory import limit_bytes, measured_peak
+from llmtaskpool_worker.engines.memory_plan import too_large
+from llmtaskpool_worker.engines.proving import probe, prove
+from llmtaskpool_worker.engines.slot_cache import SlotCache
+from llmtaskpool_worker.engines.weight_files import numbers_in
+from llmtaskpool_worker.engines.weights import (
+    ModelRefused,
+    check_numbers,
+    check_task,
+    load_weights,
+)
+
+log = logging.getLogger("llmtaskpool.engine")
+
+AUTO = "auto"
+DTYPES = (AUTO, "float32", "bfloat16", "float16")
+DEFAULT_CONTEXT = 2048
+"""For models whose configuration names no longest position."""
+PROBE_TOKENS = 48
+MOST_DIVERGENCE = 0.005
+"""Nats: the perplexity grows by at most 0.5 %."""
+FUSED_TOLERANCE, ROUNDED_TOLERANCE = 1e-4, 0.05
+"""Of the largest logit, in float32 and in shorter numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """A model on its device, ready to compute; ``dtype`` is that of its hidden states.
+
+    ``token_bytes``: what a step holds for each of its tokens, for a moment.
+    """
+
+    model: nn.Module
+    dtype: torch.dtype
+    vocab_size: int
+    eos_token_ids: list[int]
+    context_length: int
+    token_bytes: int
+
+
+def load_decoder(folder: Path, device: str, dtype: str, memory_bytes: int | None = None) -> Decoder:
+    """The model in ``folder``. ``dtype``: one of DTYPES; ``memory_bytes``: the most for its engine.
+
+    Raises:
+        ModelRefused: it isn't a decoder that the slot cache can serve, its weights aren't whole,
+            there is no such dtype, or its weights never fit.
+    """
+    if dtype not in DTYPES:
+        raise ModelRefused(f"dtype={dtype} is none: use {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if why := unservable(config.get_text_config()):
+        raise ModelRefused(f"this model can't be served: {why}")
+    check_task(config, folder, "generate")
+    making = _Making(folder, config, device)
+    on_cpu = torch.device(device).type == "cpu"
+    if why := _never_fits(folder, torch.device(device), dtype, memory_bytes):
+        raise ModelRefused(why)
+    if dtype == AUTO and on_cpu:
+        model, used = making.best_on_cpu()
+    else:
+        used = getattr(torch, "bfloat16" if dtype == AUTO else dtype)
+        model = making.fused(used)
+        if on_cpu:
+            making.pack(model, used)
+    ends: Any = model.generation_config
+    eos = ends.eos_token_id if ends else None
+    text = config.get_text_config()
+    longest = getattr(text, "max_position_embeddings", None) or DEFAULT_CONTEXT
+    return Decoder(
+        model=model,
+        dtype=used,
+        vocab_size=int(text.vocab_size),
+        eos_token_ids=eos if isinstance(eos, list) else [eos] if eos is not None else [],
+        context_length=int(longest),
+        token_bytes=making.step_bytes // PROBE_TOKENS,
+    )
+
+
+def _never_fits(
+    folder: Path, device: torch.device, dtype: str, memory_bytes: int | None
+) -> str | None:
+    """Why its weights never fit, whoever else lets go of memory; None where they may."""
+    if dtype == AUTO:
+        shorter = device.type != "cpu" or native_bfloat16()
+        dtype = "bfloat16" if shorter else "float32"
+    limits = [memory_bytes]
+    if device.type == "cuda":
+        limits = [int(torch.cuda.get_device_properties(device).total_memory)]
+    elif device.type == "cpu":
+        limits.append(limit_bytes())
+    most = min((int(limit) for limit in limits if limit is not None), default=None)
+    return too_large(numbers_in(folder), dtype, getattr(torch, dtype).itemsize, most)
+
+
+class _Making:
+    """Loads the model, again where what was made of it can't be used."""
+
+    def __init__(self, folder: Path, config: Any, device: str) -> None:
+        self._folder, self._config, self._device = folder, config, device
+        self._fuses = True
+        self._checked = False
+        self.step_bytes = 0
+        """The most that the process held beyond what it had before, over the probe's tokens."""
+
+    def _logits(self, model: nn.Module) -> Tensor:
+        with measured_peak() as peak:
+            made = logits(model)
+        self.step_bytes = max(self.step_bytes, peak())
+        return made
+
+    def best_on_cpu(self) -> tuple[nn.Module, torch.dtype]:
+        """Packed in bfloat16 where that may be, else in float32."""
+        model = self.fused(torch.float32)
+        if native_bfloat16():
+            expected = self._logits(model)
+            # In bfloat16 a small difference can't be told from rounding: it is looked for here.
+            prove(SlotAttention(SlotCache()), model)
+            model.set_attn_implementation("eager")  # type: ignore[operator]  # a method of every transformers model
+            if self.pack(model, torch.bfloat16):
+                apart = divergence(expected, self._logits(model))
+                if apart <= MOST_DIVERGENCE:
+                    log.info("weights in bfloat16: divergence %.4f nats", apart)
+                    return model, torch.bfloat16
+                log.warning(
+                    "weights stay in float32: bfloat16 would change what the model says "
+                    "(divergence %.4f nats, bound %.3f)",
+                    apart,
+                    MOST_DIVERGENCE,
+                )
+                del model
+                gc.collect()
+                model = self.fused(torch.float32)
+        self.pack(model, torch.float32)
+        return model, torch.float32
+
+    def fused(self, dtype: torch.dtype) -> nn.Module:
+        """The model with fused modules, proven against the plain one; plain where they differ."""
+        model = self._load(dtype)
+        if not self._fuses:
+            return model
+        expected = None if self._checked else self._logits(model)
+        try:
+            count = fuse(model)
+            close = FUSED_TOLERANCE if dtype == torch.float32 else ROUNDED_TOLERANCE
+            why = None
+            if count and expected is not None:
+                why = _apart(expected, self._logits(model), close)
+        except Exception as error:  # whatever a family does with its modules, the plain ones serve
+            why = where_raised(error)
+        self._checked = True
+        if why is None:
+            return model
+        log.warning("modules stay as they are: fused ones would compute something else (%s)", why)
+        self._fuses = False
+        del model
+        gc.collect()
+        return self._load(dtype)
+
+    def pack(self, model: nn.Module, dtype: torch.dtype) -> bool:
+        """Pack the weights, and leave a tied table of embeddings in its file."""
+        if not pack_linears(model, dtype):
+            return False
+        mapped = map_tied_embeddings(model, self._folder)
+        table = model.get_input_embeddings().weight  # type: ignore[operator]  # a method of every transformers model
+        if table.dtype != dtype:
+            if mapped:
+                give_embeddings_in(model, dtype)
+            else:
+                table.data = table.data.to(dtype)
+        return True
+
+    def _load(self, dtype: torch.dtype) -> nn.Module:
+        model: nn.Module = load_weights(
+            AutoModelForCausalLM,
+            self._folder,
+            self._config,
+            dtype=dtype,
+            attn_implementation="eager",  # what every family has; replaced once it is proven
+        )
+        model.to(self._device).eval().requires_grad_(requires_grad=False)
+        check_numbers(model)
+        return model
+
+
+@torch.inference_mode()
+def logits(model: nn.Module) -> Tensor:
+    """(PROBE_TOKENS, vocabulary) in float32: what a model makes of the probe by itself."""
+    device = next(model.parameters()).device
+    vocab_size = int(model.config.get_text_config().vocab_size)  # type: ignore[union-attr,operator]  # every transformers model has one
+    ids = torch.tensor([probe(vocab_size, PROBE_TOKENS)], device=device)
+    made: Tensor = model(input_ids=ids, use_cache=False).logits[0]
+    return made.float()
+
+
+def divergence(expected: Tensor, found: Tensor) -> float:
+    """Mean KL(expected || found) of rows of logits, in nats; NaN where either is no number."""
+    p, q = torch.log_softmax(expected, dim=-1), torch.log_softmax(found, dim=-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def _apart(expected: Tensor, found: Tensor, close: float) -> str | None:
+    """By how much logits differ, in words; None where they are the same but for rounding."""
+    scale = expected.abs().max().clamp(min=1e-6)
+    apart = float((found - expected).abs().max() / scale)
+    return None if apart <= close else f"by {apart:.1e} of the largest logit"
