@@ -238,6 +238,7 @@ def build(
         leaving=leaving.is_set,
         cors_origins=settings.cors_origins,
         batches=batches.routes,
+        graphs=batches.graphs,
     )
     control = control_app(pool, tokens, limits)
     few = replace(limits, connections=min(limits.connections, CONTROL_CONNECTIONS))
