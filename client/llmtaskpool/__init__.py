@@ -7,7 +7,7 @@
 from llmtaskpool.bodies import BatchFields, TaskFields
 from llmtaskpool.clients import AsyncClient, Client
 from llmtaskpool.errors import PoolError, Refused, TaskFailed, Unreachable, WaitTimeout
-from llmtaskpool.views import Batch, BatchCounts, Failure, File, Graph, Task
+from llmtaskpool.views import Batch, BatchCounts, Failure, File, Graph, GraphEvent, Task
 
 __all__ = [
     "AsyncClient",
@@ -18,6 +18,7 @@ __all__ = [
     "Failure",
     "File",
     "Graph",
+    "GraphEvent",
     "PoolError",
     "Refused",
     "Task",

@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, TypeVar, Unpack
 from urllib.parse import quote
 
@@ -23,12 +23,20 @@ from llmtaskpool.answers import (
 from llmtaskpool.bodies import BatchFields, TaskFields
 from llmtaskpool.errors import PoolError
 from llmtaskpool.operations import Call, Operations, Steps
-from llmtaskpool.views import Batch, File, Graph, Task
+from llmtaskpool.views import Batch, File, Graph, GraphEvent, GraphLines, Task
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 60.0
 TIMEOUT_SECONDS = 3600.0
 _TROUBLE = (httpx.HTTPError, httpx.InvalidURL)
+
+
+STREAM_SECONDS = 30.0
+"""To be connected to a stream."""
+
+
+def _events(graph_id: str) -> str:
+    return f"/v1/graphs/{quote(graph_id, safe='')}/events"
 
 
 def _nothing(_: Batch) -> None:
@@ -113,6 +121,30 @@ class Client(_Pool):
     def graph(self, tasks: Mapping[str, Mapping[str, Any]]) -> Graph:
         """Tasks by names of their own; ``depends_on`` names others of them."""
         return self._run(self._do.graph(tasks))
+
+    def get_graph(self, graph_id: str) -> Graph:
+        """A graph as it is now: those of its tasks that are known, without results."""
+        return self._run(self._do.get_graph(graph_id))
+
+    def graph_events(self, graph_id: str, silent_seconds: float = 60.0) -> Iterator[GraphEvent]:
+        """What becomes of a graph, from what has ended already until all of it has.
+
+        It ends early when nothing comes for so long: ask again then.
+        """
+        timeout = httpx.Timeout(STREAM_SECONDS, read=silent_seconds)
+        lines = GraphLines()
+        try:
+            with self._http.stream("GET", _events(graph_id), timeout=timeout) as answer:
+                if answer.is_error:
+                    answer.read()
+                    told_of(self.url, answer)
+                for line in answer.iter_lines():
+                    if (event := lines.read(line)) is not None:
+                        yield event
+        except httpx.ReadTimeout:
+            return
+        except _TROUBLE as error:
+            raise unreachable(self.url, error) from None
 
     def upload(
         self,
@@ -252,6 +284,29 @@ class AsyncClient(_Pool):
     async def graph(self, tasks: Mapping[str, Mapping[str, Any]]) -> Graph:
         """See Client."""
         return await self._run(self._do.graph(tasks))
+
+    async def get_graph(self, graph_id: str) -> Graph:
+        """A graph as it is now: those of its tasks that are known, without results."""
+        return await self._run(self._do.get_graph(graph_id))
+
+    async def graph_events(
+        self, graph_id: str, silent_seconds: float = 60.0
+    ) -> AsyncIterator[GraphEvent]:
+        """As of Client."""
+        timeout = httpx.Timeout(STREAM_SECONDS, read=silent_seconds)
+        lines = GraphLines()
+        try:
+            async with self._http.stream("GET", _events(graph_id), timeout=timeout) as answer:
+                if answer.is_error:
+                    await answer.aread()
+                    told_of(self.url, answer)
+                async for line in answer.aiter_lines():
+                    if (event := lines.read(line)) is not None:
+                        yield event
+        except httpx.ReadTimeout:
+            return
+        except _TROUBLE as error:
+            raise unreachable(self.url, error) from None
 
     async def upload(
         self,

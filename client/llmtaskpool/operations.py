@@ -126,6 +126,12 @@ class Operations:
         told = yield from self._ask(call)
         return Graph(told["id"], {name: task_of(one) for name, one in told["tasks"].items()})
 
+    def get_graph(self, graph_id: str) -> Steps[Graph]:
+        """A graph as it is now: those of its tasks that are known, without results."""
+        told = yield from self._ask(Call("GET", f"/v1/graphs/{quote(graph_id, safe='')}"))
+        tasks = {name: task_of({**one, "name": name}) for name, one in told["tasks"].items()}
+        return Graph(told["id"], tasks)
+
     # --- batches ----------------------------------------------------------------------------
 
     def upload(

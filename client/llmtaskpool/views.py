@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,6 +56,19 @@ class Graph:
 
     id: str
     tasks: Mapping[str, Task]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphEvent:
+    """What became of a graph: a task ``name`` has ended, or how far all of it is.
+
+    Neither is a sign of life. ``over``: it was the last, with the progress of the end.
+    """
+
+    name: str = ""
+    task: Task | None = None
+    progress: Mapping[str, Any] | None = None
+    over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +130,28 @@ def task_of(told: Mapping[str, Any]) -> Task:
         result_expires_at=told["result_expires_at"],
         raw=told,
     )
+
+
+class GraphLines:
+    """The lines of a graph's stream, one after the other, as what they tell."""
+
+    def __init__(self) -> None:
+        self._sort = ""
+
+    def read(self, line: str) -> GraphEvent | None:
+        """None: the line tells nothing yet."""
+        if line.startswith(":"):
+            return GraphEvent()
+        field, _, value = line.partition(": ")
+        if field == "event":
+            self._sort = value
+        if field != "data":
+            return None
+        told = json.loads(value)
+        if self._sort == "task":
+            named = {**told["task"], "name": told["name"]}
+            return GraphEvent(told["name"], task_of(named))
+        return GraphEvent(progress=told, over=self._sort == "end")
 
 
 def file_of(told: Mapping[str, Any]) -> File:

@@ -16,6 +16,8 @@ TASK = "0af" * 10 + "00"
         (f"/v1/tasks/worker-1-{TASK}", "worker-1"),
         (f"/v1/tasks/worker-1-{TASK}?wait=1", "worker-1"),
         (f"/v1/tasks/a.b-c_d-{TASK}/events", "a.b-c_d"),
+        (f"/v1/graphs/graph-worker-1-{TASK}/events", "worker-1"),
+        (f"/v1/graphs/graph-{TASK}", None),
         (f"/v1/tasks/worker-1-{TASK}0", None),
         (f"/v1/tasks/-{TASK}", None),
         (f"/x/v1/tasks/worker-1-{TASK}", None),

@@ -148,3 +148,41 @@ def test_a_pool_that_is_not_there_is_told_with_the_way_to_name_one():
     assert told.exit_code == 2
     assert "http://127.0.0.1:1 does not answer" in told.stderr
     assert "--url or LLMTASKPOOL_URL" in told.stderr
+
+
+def graph_of(rig, **tasks: dict) -> str:
+    answer = rig.post("/v1/graphs", {"tasks": tasks})
+    assert answer.status_code == 202, answer.text
+    return answer.json()["id"]
+
+
+def test_a_whole_graph_is_waited_for_by_its_id(rig, work):
+    graph = graph_of(
+        rig,
+        root={"kind": "add", "arguments": {"numbers": [1]}},
+        leaf={
+            "kind": "add",
+            "depends_on": ["root"],
+            "arguments": {"numbers": [{"$result": "root"}, 2]},
+        },
+    )
+    told = cli(rig, "wait", graph, "--output", "json")
+    assert told.exit_code == 0, told.output
+    assert [(task["name"], task["result"]) for task in lines(told)] == [
+        ("root", {"value": 1}),
+        ("leaf", {"value": 3}),
+    ]
+    slow = graph_of(rig, gated={"kind": "gated"}, bad={"kind": "fail"})
+    counts = {"running": 1, "failed": 1}
+    wait_until(lambda: rig.get(f"/v1/graphs/{slow}").json()["counts"] == counts, "one has ended")
+    late = cli(rig, "wait", slow, "--timeout", "0.5", "--output", "json")
+    assert late.exit_code == 124
+    assert {task["name"]: task["state"] for task in lines(late)} == {
+        "gated": "running",
+        "bad": "failed",
+    }
+    work.gate.set()
+    assert cli(rig, "wait", slow).exit_code == 1
+    unknown = cli(rig, "wait", "graph-nobody")
+    assert unknown.exit_code == 3
+    assert "There is no graph" in unknown.stderr

@@ -12,7 +12,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-_ABOUT_A_TASK = re.compile(r"/v1/tasks/([A-Za-z0-9][A-Za-z0-9._-]{0,252})-[0-9a-f]{32}(?:[/?]|$)")
+_ABOUT_A_TASK = re.compile(
+    r"/v1/(?:tasks/|graphs/graph-)([A-Za-z0-9][A-Za-z0-9._-]{0,252})-[0-9a-f]{32}(?:[/?]|$)"
+)
 
 _ABOUT_A_FILE = re.compile(
     r"/v1/(?:files/file-|batches/batch_)[0-9a-f]{32}-([A-Za-z0-9][A-Za-z0-9._-]{0,252})(?:[/?]|$)"
@@ -146,9 +148,10 @@ class RoutingTable:
 
 
 def owner_of(target: str) -> str | None:
-    """The worker whose task a request is about: ids are ``<worker id>-<32 hexadecimal digits>``.
+    """The worker whose task or graph a request is about.
 
-    Of files and batches the digits come first. ``target`` is a path with its query.
+    Ids are ``<worker id>-<32 hexadecimal digits>``, of graphs with ``graph-`` before it; of files
+    and batches the digits come first. ``target`` is a path with its query.
     """
     found = _ABOUT_A_TASK.match(target) or _ABOUT_A_FILE.match(target)
     return found.group(1) if found else None

@@ -100,6 +100,12 @@ def test_any_worker_takes_a_task_and_any_answers_for_it(
             assert views[0]["result"] == views[1]["result"]
         with a.stream("GET", f"/v1/tasks/{third['id']}/events") as events:
             assert "succeeded" in events.read().decode()
+        fetch = {"kind": "io.fetch", "arguments": {"url": f"http://{target.host}/of-a-graph"}}
+        graph = a.post("/v1/graphs", json={"tasks": {"one": fetch, "two": fetch}}).json()
+        with b.stream("GET", f"/v1/graphs/{graph['id']}/events") as events:
+            said = events.read().decode()
+        assert said.count("event: task") == 2
+        assert b.get(f"/v1/graphs/{graph['id']}").json()["progress"] == 1.0
     assert "/cancelled" not in target.asked
 
 

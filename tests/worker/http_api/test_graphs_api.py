@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 
 import pytest
@@ -108,6 +109,56 @@ def test_a_graph_is_one_call_by_names_and_runs_in_its_order(rig, work):
     listed = rig.get("/v1/tasks", params={"label": f"graph:{told['id']}"}).json()
     assert {task["id"] for task in listed["data"]} == {t["id"] for t in told["tasks"].values()}
     assert told["tasks"]["root"]["labels"]["mine"] == "yes"
+
+
+def test_a_graph_is_one_stream_and_one_number(rig, work):
+    graph = {
+        "gated": {"kind": "gated", "arguments": {"x": 5}},
+        "quick": add(1),
+        "bad": {"kind": "fail"},
+        "after": add({"$result": "quick"}, 1, depends_on=["gated", "quick"]),
+    }
+    answer = rig.post("/v1/graphs", {"tasks": graph})
+    graph_id = answer.json()["id"]
+    assert answer.headers["location"] == f"/v1/graphs/{graph_id}"
+    path = f"/v1/graphs/{graph_id}"
+    wait_until(lambda: rig.get(path).json()["ended"] == 2, "two have ended")
+    seen = rig.get(path).json()
+    assert (seen["state"], seen["progress"], seen["total"]) == ("running", 0.5, 4)
+    assert seen["counts"] == {"blocked": 1, "running": 1, "succeeded": 1, "failed": 1}
+    assert seen["tasks"]["bad"]["error"]["code"] == "broken"
+    events = []
+    with rig.client() as http, http.stream("GET", f"{path}/events") as stream:
+        for name, data in events_in(stream.iter_lines()):
+            events.append((name, data))
+            work.gate.set()  # once the stream has begun
+    assert [name for name, _ in events if name != "progress"] == ["task"] * 4 + ["end"]
+    told = [data for name, data in events if name == "task"]
+    assert {one["name"] for one in told[:2]} == {"quick", "bad"}, "it begins with what has ended"
+    assert [one["name"] for one in told[2:]] == ["gated", "after"]
+    assert told[3]["task"]["result"] == {"value": 2}
+    first, *_ = [data for name, data in events if name == "progress"]
+    assert (first["progress"], first["ended"]) == (0.5, 2)
+    end = events[-1][1]
+    assert (end["state"], end["progress"], end["ended"]) == ("failed", 1.0, 4)
+    again = rig.get(f"{path}/events").text
+    assert again.count("event: task") == 4, "whoever comes later hears all of it"
+
+
+def test_a_graph_that_isnt_there_is_not_found(rig):
+    for path in ("/v1/graphs/graph-x", "/v1/graphs/graph-x/events"):
+        answer = rig.get(path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "graph_not_found")
+
+
+def events_in(lines):
+    """Names and data of server-sent events."""
+    name = ""
+    for line in lines:
+        if line.startswith("event: "):
+            name = line.removeprefix("event: ")
+        elif line.startswith("data: "):
+            yield name, json.loads(line.removeprefix("data: "))
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmtaskpool_worker.assembly.queue import ids_of
 from llmtaskpool_worker.assembly.settings import Settings
 from llmtaskpool_worker.brokers.protocol import Broker
 from llmtaskpool_worker.execution.batch_books import BatchBooks
 from llmtaskpool_worker.execution.batch_work import BatchWork
 from llmtaskpool_worker.execution.files import Files
+from llmtaskpool_worker.execution.graphs import GraphBooks
 from llmtaskpool_worker.execution.ids import ids
 from llmtaskpool_worker.execution.pool import TaskPool
 from llmtaskpool_worker.http_api.batches_api import Batches
@@ -20,10 +22,14 @@ from llmtaskpool_worker.http_api.server import Clocks
 
 @dataclass(frozen=True, slots=True)
 class BatchService:
-    """What a worker does for batches. ``routes`` are for its data port."""
+    """What a worker does for batches. ``routes`` are for its data port.
+
+    ``graphs`` lie where batches do.
+    """
 
     routes: Batches
     lines: LineAnswers
+    graphs: GraphBooks
 
     def start(self) -> None:
         """Feed batches from now on."""
@@ -63,4 +69,5 @@ def batches_of(
     lines = LineAnswers(pool, catalog, limits, clocks.wall)
     work = BatchWork(books, lines, settings.worker_id, clocks.monotonic, metrics.lines_ended)
     metrics.follow_batches(lambda: work.open, lambda: work.held_bytes)
-    return BatchService(Batches(books, work), lines)
+    graphs = GraphBooks(files.shelf, ids_of(broker, settings.worker_id))
+    return BatchService(Batches(books, work), lines, graphs)

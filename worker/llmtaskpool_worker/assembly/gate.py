@@ -90,6 +90,7 @@ def build(settings: Settings, kinds: Kinds, clocks: Clocks) -> GateProcess:
     own = data_routes(
         pool, catalog, metrics, bodies, http, clocks,
         heartbeat_seconds=settings.heartbeat_seconds, batches=batches.routes,
+        graphs=batches.graphs,
     )  # fmt: skip
     gate = Gate(
         holding,

@@ -11,6 +11,7 @@ from llmtaskpool_worker.brokers.protocol import Broker
 from llmtaskpool_worker.execution.ids import ids
 from llmtaskpool_worker.execution.running import LEASE_SECONDS
 from llmtaskpool_worker.scheduling.limits import Limits
+from llmtaskpool_worker.scheduling.tenants import parse_tenants
 
 MEMORY = "memory"
 SQLITE = "sqlite:"
@@ -53,6 +54,11 @@ def readable_queue(file: Path) -> Path:
     """A file that names a queue. Raises ValueError with the remedy."""
     read_queue(file)
     return file
+
+
+def tenants_of(value: object) -> object:
+    """A setting as people write it, read. Raises ValueError with the remedy."""
+    return parse_tenants(value) if isinstance(value, str) else value
 
 
 def check_pool(value: str) -> str:

@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from llmtaskpool_worker.assembly.batch_settings import BatchSettings
-from llmtaskpool_worker.assembly.queue import check_pool, check_queue, readable_queue
+from llmtaskpool_worker.assembly.queue import check_pool, check_queue, readable_queue, tenants_of
 from llmtaskpool_worker.contract import CONTROL_PORT, DATA_PORT
 from llmtaskpool_worker.engines.model_option import parse_model
 from llmtaskpool_worker.engines.protocol import ModelSpec
@@ -32,7 +32,7 @@ from llmtaskpool_worker.scheduling.aged_share import DEFAULT_AGED_SHARE
 from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits, ResultLimits
 from llmtaskpool_worker.scheduling.preemption import Preemption
 from llmtaskpool_worker.scheduling.priority import QueuePolicy
-from llmtaskpool_worker.scheduling.tenants import Tenants, parse_tenants
+from llmtaskpool_worker.scheduling.tenants import Tenants
 
 PREFIX = "LLMTASKPOOL_"
 
@@ -41,10 +41,6 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Size = Annotated[int, Field(ge=1)]
 _ORIGIN = re.compile(r"\*|https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
-
-
-def _tenants(value: object) -> object:
-    return parse_tenants(value) if isinstance(value, str) else value
 
 
 class SettingsError(Exception):
@@ -77,10 +73,10 @@ class Settings(BatchSettings):
         description="File with one such key a line (lines that begin with # are none); read again "
         "when it changes.",
     )
-    tenants: Annotated[Tenants, NoDecode, BeforeValidator(_tenants)] = Field(
+    tenants: Annotated[Tenants, NoDecode, BeforeValidator(tenants_of)] = Field(
         Tenants(),
-        description="What keys' owners may have, as name[,share=2][,waiting=100][,running=8]"
-        "[,weight=10], separated by semicolons; the name * is each key whose owner has no name.",
+        description="What owners of keys may have, as name[,share=2][,waiting=9][,running=8]"
+        "[,weight=10], separated by semicolons; * is each without a name.",
     )
     tenant_keys_dir: Path | None = Field(
         None, description="Folder with a file of keys, one a line, for each owner that is named."

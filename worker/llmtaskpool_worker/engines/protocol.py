@@ -13,6 +13,12 @@ import msgspec
 
 from llmtaskpool_worker.engines.model_spec import TASKS as TASKS
 from llmtaskpool_worker.engines.model_spec import ModelSpec as ModelSpec
+from llmtaskpool_worker.engines.scales import Memory as Memory
+from llmtaskpool_worker.engines.server_events import Answered as Answered
+from llmtaskpool_worker.engines.server_events import ConnectionLost as ConnectionLost
+from llmtaskpool_worker.engines.server_events import Gauges as Gauges
+from llmtaskpool_worker.engines.server_events import Piece as Piece
+from llmtaskpool_worker.engines.server_events import TurnedAway as TurnedAway
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
@@ -266,60 +272,6 @@ class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
 
 class Beat(msgspec.Struct, frozen=True, tag="beat"):
     """A sign of life: each second while it loads, amid a long step, and in answer to Ping."""
-
-
-class Memory(msgspec.Struct, frozen=True, tag="memory"):
-    """What the engine's process holds, as in ``memory_budget_bytes``; each second while it works.
-
-    ``given_back_bytes`` answers Trim: what it held before it and not after.
-    """
-
-    own_bytes: int
-    given_back_bytes: int = 0
-
-
-class Piece(msgspec.Struct, frozen=True, tag="piece"):
-    """What a server said next of a request: the choice of a chunk, and the tokens it stands for."""
-
-    id: int
-    choice: dict[str, Any]
-    tokens: int = 0
-
-
-class Answered(msgspec.Struct, frozen=True, tag="answered"):
-    """A server has answered a request to its end; or it was left, and its connection closed.
-
-    ``reason`` is the server's own finish_reason; or cancelled, or parked: nothing is kept of it.
-    ``value``: what is not told in pieces, the list of embeddings. ``usage`` as the server told it;
-    None where it told none.
-    """
-
-    id: int
-    reason: str
-    usage: dict[str, Any] | None = None
-    value: Any = None
-
-
-class TurnedAway(msgspec.Struct, frozen=True, tag="away"):
-    """A server did not take a request, because it has enough (429, 503): less, later."""
-
-    id: int
-    retry_after_seconds: float | None = None
-
-
-class ConnectionLost(msgspec.Struct, frozen=True, tag="lost"):
-    """A request's connection broke, and the server lives: it may be sent again."""
-
-    id: int
-
-
-class Gauges(msgspec.Struct, frozen=True, tag="gauges"):
-    """What a server's metrics page says of itself; None: it doesn't say."""
-
-    running: float | None = None
-    waiting: float | None = None
-    cache_usage: float | None = None
-    preemptions: float | None = None
 
 
 FromEngine = Loading | Ready | Step | Vector | Values | RequestFailed | LoadFailed | Beat | Memory

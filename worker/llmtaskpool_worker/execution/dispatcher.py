@@ -219,7 +219,8 @@ class Dispatcher:
 
     async def wait(self, task_id: str) -> TaskView:
         """See TaskPool."""
-        return await self._ledger.broker.wait(task_id)
+        with rejecting():
+            return await self._ledger.broker.wait(task_id)
 
     def events(self, task_id: str) -> AsyncIterator[TaskEvent]:
         """See TaskPool."""

@@ -77,7 +77,7 @@ class TaskPool(Protocol):
         """The task as it is now; None when unknown or forgotten. Raises Rejected."""
 
     async def wait(self, task_id: str) -> TaskView:
-        """The task once it has ended. Raises KeyError when unknown."""
+        """The task once it has ended. Raises KeyError when unknown, Rejected."""
 
     def events(self, task_id: str) -> AsyncIterator[TaskEvent]:
         """All events of a task from its beginning, until it ends. Raises KeyError when unknown."""

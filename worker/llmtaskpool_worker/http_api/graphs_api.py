@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any
-from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
@@ -15,11 +14,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llmtaskpool_worker.disclosure import shown
+from llmtaskpool_worker.execution.graphs import GraphBooks
 from llmtaskpool_worker.execution.pool import Rejected, TaskPool
 from llmtaskpool_worker.execution.references import RESULT, filled
 from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.errors import ApiError, blaming, from_validation, invalid
-from llmtaskpool_worker.http_api.sse import answer
+from llmtaskpool_worker.http_api.graph_progress import frames, progress_of
+from llmtaskpool_worker.http_api.sse import EventStream, answer
 from llmtaskpool_worker.http_api.task_body import TaskBody, task_of
 from llmtaskpool_worker.http_api.tasks_api import TaskRoutes
 from llmtaskpool_worker.scheduling.task import Call, TaskRequest
@@ -45,30 +46,76 @@ class GraphBody(BaseModel):
 
 
 class GraphRoutes:
-    """Handlers over a pool; ``routes`` lists them. ``tasks`` checks and shows one."""
+    """Handlers over a pool; ``routes`` lists them. ``tasks`` checks and shows one.
 
-    def __init__(self, pool: TaskPool, tasks: TaskRoutes, bodies: Bodies) -> None:
+    ``books`` knows which tasks are of a graph.
+    """
+
+    def __init__(
+        self,
+        pool: TaskPool,
+        tasks: TaskRoutes,
+        bodies: Bodies,
+        books: GraphBooks,
+        *,
+        heartbeat_seconds: float,
+    ) -> None:
         self._pool, self._tasks, self._bodies = pool, tasks, bodies
+        self._books, self._heartbeat_seconds = books, heartbeat_seconds
 
     def routes(self) -> list[Route]:
         """For starlette."""
-        return [Route("/v1/graphs", self.submit, methods=["POST"])]
+        return [
+            Route("/v1/graphs", self.submit, methods=["POST"]),
+            Route("/v1/graphs/{id}", self.look, methods=["GET"]),
+            Route("/v1/graphs/{id}/events", self.events, methods=["GET"]),
+        ]
+
+    async def look(self, request: Request) -> Response:
+        """GET /v1/graphs/{id}: how far it is, and each of its tasks without its result."""
+        ids = await self._tasks_of(request)
+        progress, views = await progress_of(self._pool, request.path_params["id"], ids)
+        tasks = {
+            name: self._tasks.task_json(replace(view, result=None)) for name, view in views.items()
+        }
+        return answer(progress.json() | {"tasks": tasks})
+
+    async def events(self, request: Request) -> Response:
+        """GET /v1/graphs/{id}/events: what becomes of it, until its last task has ended."""
+        ids = await self._tasks_of(request)
+        stream = frames(self._pool, request.path_params["id"], ids, self._tasks.task_json)
+        return EventStream(stream, heartbeat_seconds=self._heartbeat_seconds)
+
+    async def _tasks_of(self, request: Request) -> dict[str, str]:
+        ids = await self._books.tasks(request.path_params["id"])
+        if ids is None:
+            raise ApiError(
+                404,
+                f"There is no graph {shown(request.path_params['id'])} here: it never was, or is "
+                "older than a week.",
+                param="id",
+                code="graph_not_found",
+            )
+        return ids
 
     async def submit(self, request: Request) -> Response:
         """POST /v1/graphs: all of its tasks or none; 202 and their ids by name."""
         bodies, order = await self._bodies.read(request, _graph_of)
-        graph_id = f"graph-{uuid4().hex}"
+        graph_id = self._books.new_id()
         wanted: dict[str, TaskRequest] = {}
         for name in order:
             with blaming(f"tasks.{name}.", {}):
                 asked = await self._tasks.request_of(bodies[name], request)
             wanted[name] = replace(asked, labels=asked.labels | {LABEL: graph_id})
-        told = await self._submit(wanted)
+        told = await self._submit(graph_id, wanted)
         self._bodies.give_back(request)
         by_name = {name: told[name] for name in bodies}
-        return answer({"id": graph_id, "object": "graph", "tasks": by_name}, 202)
+        head = {"location": f"/v1/graphs/{graph_id}"}
+        return answer({"id": graph_id, "object": "graph", "tasks": by_name}, 202, head)
 
-    async def _submit(self, wanted: Mapping[str, TaskRequest]) -> dict[str, dict[str, Any]]:
+    async def _submit(
+        self, graph_id: str, wanted: Mapping[str, TaskRequest]
+    ) -> dict[str, dict[str, Any]]:
         """In their order; when one is refused the others are taken back."""
         ids: dict[str, str] = {}
         told: dict[str, dict[str, Any]] = {}
@@ -77,6 +124,7 @@ class GraphRoutes:
                 view = await self._pool.submit(_with_ids(request, ids))
                 ids[name] = view.id
                 told[name] = self._tasks.accepted_json(view)
+            await self._books.keep(graph_id, ids)
         except Rejected:
             for task_id in ids.values():
                 with suppress(Rejected):

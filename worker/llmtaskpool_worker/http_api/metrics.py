@@ -13,7 +13,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from llmtaskpool_worker import contract
-from llmtaskpool_worker.contract import LaneState, Phase, TenantState, WorkerState
+from llmtaskpool_worker.contract import LaneState, Phase, WorkerState
+from llmtaskpool_worker.http_api.engine_metrics import memory, upstreams
+from llmtaskpool_worker.http_api.queue_metrics import gate_metrics, queue_metrics, tenant_metrics
 from llmtaskpool_worker.scheduling.task import (
     Embedded,
     Evaluated,
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
 KINDS_MAX = 64
-TENANTS_MAX = 64
-OTHER_TENANTS = "key-others"
 OTHER_KIND = "other"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -73,11 +73,11 @@ class _StateCollector:
         )
         yield from _gpus(state)
         yield from _kinds(state)
-        yield from _upstreams(state)
-        yield from _memory(state)
-        yield from _queue(state)
-        yield from _tenants(state)
-        yield from _gate(state)
+        yield from upstreams(state)
+        yield from memory(state)
+        yield from queue_metrics(state)
+        yield from tenant_metrics(state)
+        yield from gate_metrics(state)
         problems = GaugeMetricFamily(
             "llmtaskpool_model_problem",
             "1 for a model that takes nothing now, and why",
@@ -150,69 +150,6 @@ def _vllm(state: WorkerState) -> Iterator[Metric]:
         yield family
 
 
-def _queue(state: WorkerState) -> Iterator[Metric]:
-    """What lies in the queue and is not in line; of a shared one every worker tells the same."""
-    tasks = GaugeMetricFamily(
-        "llmtaskpool_queue_tasks",
-        "Tasks that are in no line: blocked, delayed, dead, quarantined",
-        labels=["state"],
-    )
-    error = GaugeMetricFamily(
-        "llmtaskpool_queue_error", "1 while the queue can't be reached or written", labels=["queue"]
-    )
-    if (queue := state.queue) is not None:
-        for name in ("blocked", "delayed", "dead", "quarantined"):
-            tasks.add_metric([name], getattr(queue, name))
-        error.add_metric([queue.durability], float(queue.error is not None))
-    yield from (tasks, error)
-
-
-def _tenants(state: WorkerState) -> Iterator[Metric]:
-    """Of each whose key was shown, never the key; those beyond TENANTS_MAX together."""
-    tasks = GaugeMetricFamily(
-        "llmtaskpool_tenant_tasks", "Tasks of a tenant that wait or run", labels=["tenant", "state"]
-    )
-    started = CounterMetricFamily(
-        "llmtaskpool_tenant_started_seconds",
-        "Thread-seconds (T) of a tenant's tasks that were started here",
-        labels=["tenant"],
-    )
-    refused = CounterMetricFamily(
-        "llmtaskpool_tenant_refused", "Tasks of a tenant that were turned away", labels=["tenant"]
-    )
-    shown = dict(list(state.tenants.items())[:TENANTS_MAX])
-    if rest := [one for name, one in state.tenants.items() if name not in shown]:
-        shown[OTHER_TENANTS] = TenantState(
-            waiting=sum(one.waiting for one in rest),
-            running=sum(one.running for one in rest),
-            started_seconds_total=sum(one.started_seconds_total for one in rest),
-            refused_total=sum(one.refused_total for one in rest),
-        )
-    for name, one in shown.items():
-        tasks.add_metric([name, "waiting"], one.waiting)
-        tasks.add_metric([name, "running"], one.running)
-        started.add_metric([name], one.started_seconds_total)
-        refused.add_metric([name], one.refused_total)
-    yield from (tasks, started, refused)
-
-
-def _gate(state: WorkerState) -> Iterator[Metric]:
-    """Of a gate alone."""
-    if (gate := state.gate) is None:
-        return
-    yield GaugeMetricFamily(
-        "llmtaskpool_gate_held_requests", "Requests that wait for a worker", value=gate.held
-    )
-    yield GaugeMetricFamily(
-        "llmtaskpool_gate_passed_requests", "Requests that workers are at", value=gate.forwarding
-    )
-    yield CounterMetricFamily(
-        "llmtaskpool_gate_requests",
-        "Requests that asked for a worker",
-        value=gate.arrived_total,
-    )
-
-
 def _gpus(state: WorkerState) -> Iterator[Metric]:
     """Only what the driver gave: a reading that is missing is absent, and never 0."""
     used = GaugeMetricFamily("llmtaskpool_gpu_memory_used_bytes", "Device memory", labels=["gpu"])
@@ -247,65 +184,6 @@ def _kinds(state: WorkerState) -> Iterator[Metric]:
         if total := seen.compute_seconds + seen.waiting_seconds:
             share.add_metric([kind, seen.lane.value], seen.compute_seconds / total)
     yield share
-
-
-def _upstreams(state: WorkerState) -> Iterator[Metric]:
-    """The servers behind models; what a server doesn't tell is absent, and never 0."""
-    requests = GaugeMetricFamily(
-        "llmtaskpool_upstream_requests",
-        "Requests at the server behind a model: in flight by our count, running and waiting by its",
-        labels=["model", "state"],
-    )
-    limit = GaugeMetricFamily(
-        "llmtaskpool_upstream_limit", "The most that may be in flight there now", labels=["model"]
-    )
-    away = CounterMetricFamily(
-        "llmtaskpool_upstream_turned_away", "Requests that it did not take", labels=["model"]
-    )
-    cache = GaugeMetricFamily(
-        "llmtaskpool_upstream_cache_usage", "Its cache in use, 1 is all of it", labels=["model"]
-    )
-    preempted = CounterMetricFamily(
-        "llmtaskpool_upstream_preemptions", "Requests that it put aside", labels=["model"]
-    )
-    for model, seen in state.upstreams.items():
-        counts = {"in_flight": seen.in_flight, "running": seen.running, "waiting": seen.waiting}
-        for name, count in counts.items():
-            if count is not None:
-                requests.add_metric([model, name], count)
-        limit.add_metric([model], seen.limit)
-        away.add_metric([model], seen.turned_away_total)
-        if seen.cache_usage is not None:
-            cache.add_metric([model], seen.cache_usage)
-        if seen.preemptions_total is not None:
-            preempted.add_metric([model], seen.preemptions_total)
-    yield from (requests, limit, away, cache, preempted)
-
-
-def _memory(state: WorkerState) -> Iterator[Metric]:
-    """Of engines that have a process of their own."""
-    held = GaugeMetricFamily(
-        "llmtaskpool_engine_memory_bytes",
-        "What an engine's process holds of memory that is no copy of a file",
-        labels=["model"],
-    )
-    budget = GaugeMetricFamily(
-        "llmtaskpool_engine_memory_budget_bytes", "What it should hold at most", labels=["model"]
-    )
-    back = CounterMetricFamily(
-        "llmtaskpool_engine_memory_given_back_bytes", "What it gave back at rest", labels=["model"]
-    )
-    recycled = CounterMetricFamily(
-        "llmtaskpool_engine_recycled", "Begun anew because it leaked", labels=["model"]
-    )
-    for model, seen in state.model_memory.items():
-        if seen.own_bytes is not None:
-            held.add_metric([model], seen.own_bytes)
-        if seen.budget_bytes is not None:
-            budget.add_metric([model], seen.budget_bytes)
-        back.add_metric([model], seen.given_back_bytes_total)
-        recycled.add_metric([model], seen.recycled_total)
-    yield from (held, budget, back, recycled)
 
 
 class Metrics:

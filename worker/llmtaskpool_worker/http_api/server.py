@@ -17,6 +17,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from llmtaskpool_worker.contract import LIVEZ, METRICS, OPEN_ROUTES, READYZ, Phase
+from llmtaskpool_worker.execution.graphs import GraphBooks
+from llmtaskpool_worker.execution.ids import ids
 from llmtaskpool_worker.execution.pool import TaskPool
 from llmtaskpool_worker.http_api import metrics as metrics_page
 from llmtaskpool_worker.http_api.access import Access
@@ -136,6 +138,7 @@ def data_app(
     leaving: Callable[[], bool] = lambda: False,
     cors_origins: tuple[str, ...] = (),
     batches: Batches | None = None,
+    graphs: GraphBooks | None = None,
 ) -> ASGIApp:
     """What the data port serves: OpenAI, tasks, batches and the open routes.
 
@@ -153,6 +156,7 @@ def data_app(
         heartbeat_seconds=heartbeat_seconds,
         leaving=leaving,
         batches=batches,
+        graphs=graphs,
     )
     app = assemble(routes, keys, OPEN_ROUTES, leaving)
     return Cors(app, cors_origins) if cors_origins else app
@@ -169,6 +173,7 @@ def data_routes(
     heartbeat_seconds: float,
     leaving: Callable[[], bool] = lambda: False,
     batches: Batches | None = None,
+    graphs: GraphBooks | None = None,
 ) -> list[Route]:
     """All routes of the data port."""
     openai = OpenAIRoutes(
@@ -183,7 +188,9 @@ def data_routes(
         wall_clock=clocks.wall,
     )
     routes = Health(pool, metrics, leaving).routes() + openai.routes() + tasks.routes()
-    routes += TaskListRoutes(pool, tasks).routes() + GraphRoutes(pool, tasks, bodies).routes()
+    routes += TaskListRoutes(pool, tasks).routes()
+    books = graphs or GraphBooks.in_memory(clocks.monotonic, ids())
+    routes += GraphRoutes(pool, tasks, bodies, books, heartbeat_seconds=heartbeat_seconds).routes()
     if batches is not None:
         routes += FileRoutes(batches.books, piece_seconds=limits.body_seconds).routes()
         routes += BatchRoutes(batches, pool, bodies).routes()
