@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from fakes.letters_engine import LettersEngine, LetterTokenizer
-from llmtaskpool_worker.assembly import worker as assembly
-from llmtaskpool_worker.assembly.worker import CataloguedEngine
+from llmtaskpool_worker.assembly import catalogued_engine as assembly
+from llmtaskpool_worker.assembly.catalogued_engine import CataloguedEngine
 from llmtaskpool_worker.engines.protocol import EngineEvent, LoadFailed, Ready
 from llmtaskpool_worker.http_api.catalog import Model
 

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, replace
 
 from llmtaskpool_worker.assembly.batches import batches_of
+from llmtaskpool_worker.assembly.catalogued_engine import Announce
 from llmtaskpool_worker.assembly.descriptors import CONTROL_CONNECTIONS, connections_allowed
 from llmtaskpool_worker.assembly.engine_settings import tell_engines
 from llmtaskpool_worker.assembly.keys import keys_of
@@ -15,7 +16,6 @@ from llmtaskpool_worker.assembly.queue import ids_of
 from llmtaskpool_worker.assembly.resident import rss_bytes
 from llmtaskpool_worker.assembly.settings import Settings, SettingsError
 from llmtaskpool_worker.assembly.worker import (
-    Announce,
     announce_on_stdout,
     broker_for,
     on_signals,
