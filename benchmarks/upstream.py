@@ -7,8 +7,8 @@ parts that compare, each round measures each way once, so that a busy machine is
 
 - Order: an urgent request's wait for its first token, alone, behind a backlog of bulk streams that
   are read (nobody can make way), and behind the same backlog sent straight to the server.
-- N: the server's tokens per second at fixed numbers of streams; the N that a fresh worker has
-  learned within a minute of load.
+- N: the server's tokens per second at fixed numbers of streams, each kept up; the N that a fresh
+  worker has learned within a minute of load.
 - Throughput: the same requests through the pool, all at once, and straight to the server, as many
   at once as it is best at.
 - First token: through the pool and straight, one request at a time, at a server that answers at
@@ -16,7 +16,7 @@ parts that compare, each round measures each way once, so that a busy machine is
 - Leaving: clients that go after their first token, and what they leave behind.
 - Standing still: SIGSTOP of the server while streams run, and when the worker says so.
 
-The whole takes about seven minutes, `--quick` about two.
+The whole takes about nine minutes, `--quick` about four; a part takes one or two, N five.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from statistics import median
 
 from rich.console import Console
 from upstream_clients import (
+    TOKEN,
     Wire,
     asked,
     backlog,
@@ -61,6 +63,7 @@ SWEEP = (1, 2, 4, 6, 8, 12, 16)
 LEAST_MARGIN = 0.05
 """One more stream is worth it while it brings so much of what one brings on average."""
 GAP_SECONDS = 0.3
+SETTLE_SECONDS = 3.0
 
 Found = dict[str, object]
 
@@ -125,36 +128,50 @@ async def order(chosen: argparse.Namespace) -> Found:
     }
 
 
-async def rate(url: str, at_once: int, requests: int) -> float:
-    """Tokens per second of so many requests."""
-    bodies = [asked(LOAD_TOKENS, words=8, ignore_eos=True) for _ in range(requests)]
-    return requests * LOAD_TOKENS / await many(url, bodies, at_once)
-
-
-async def limits_under_load(url: str, seconds: float) -> list[int]:
-    """N of a pool, each second, while more requests wait all the time than it has places."""
-    limits: list[int] = []
+@asynccontextmanager
+async def load(url: str, at_once: int) -> AsyncIterator[list[int]]:
+    """So many clients ask all the time; a list with the tokens that came."""
+    came = [0]
 
     async def client() -> None:
         wire = Wire(url)
         try:
             while True:
-                await wire.ask(asked(LOAD_TOKENS, words=8, ignore_eos=True))
+                async for piece in wire.begin(asked(LOAD_TOKENS, words=8, ignore_eos=True)):
+                    came[0] += len(TOKEN.findall(piece))
         finally:
             wire.leave()
 
-    clients = [asyncio.create_task(client()) for _ in range(2 * SLOTS)]
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        await asyncio.sleep(1.0)
-        page = await asyncio.to_thread(gauge, url, "llmtaskpool_upstream_limit")
-        limits.append(round(page))
-    for one in clients:
-        one.cancel()
-    failed = await asyncio.gather(*clients, return_exceptions=True)
-    for one in failed:
-        if not isinstance(one, asyncio.CancelledError):
-            raise SystemExit(f"a client failed: {one!r}")
+    clients = [asyncio.create_task(client()) for _ in range(at_once)]
+    try:
+        yield came
+    finally:
+        for one in clients:
+            one.cancel()
+        for ended in await asyncio.gather(*clients, return_exceptions=True):
+            if not isinstance(ended, asyncio.CancelledError):
+                raise SystemExit(f"a client failed: {ended!r}")
+        await asyncio.sleep(GAP_SECONDS)  # the server lets go of what was left
+
+
+async def rate(url: str, at_once: int, seconds: float) -> float:
+    """Tokens per second with so many clients, once they have settled."""
+    async with load(url, at_once) as came:
+        await asyncio.sleep(SETTLE_SECONDS)
+        began, before = time.perf_counter(), came[0]
+        await asyncio.sleep(seconds)
+        return (came[0] - before) / (time.perf_counter() - began)
+
+
+async def limits_under_load(url: str, seconds: float) -> list[int]:
+    """N of a pool, each second, while more requests wait all the time than it has places."""
+    limits: list[int] = []
+    async with load(url, 2 * SLOTS):
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            await asyncio.sleep(1.0)
+            limit = await asyncio.to_thread(gauge, url, "llmtaskpool_upstream_limit")
+            limits.append(round(limit))
     return limits
 
 
@@ -174,19 +191,19 @@ async def learned(chosen: argparse.Namespace) -> Found:
     ratios: list[tuple[float, float]] = []
     with llama_serving(slots=SLOTS, context=512 * SLOTS) as server:
         swept: dict[int, list[float]] = {size: [] for size in SWEEP}
-        await rate(server.url, 4, 8)
-        for _ in range(chosen.sweeps):
-            for size in SWEEP:
-                swept[size].append(await rate(server.url, size, max(2 * size, 6)))
+        await rate(server.url, 4, 2.0)
+        for number in range(chosen.sweeps):
+            for size in SWEEP if number % 2 else reversed(SWEEP):
+                swept[size].append(await rate(server.url, size, chosen.seconds))
         rates = {size: median(found) for size, found in swept.items()}
         best, fastest = best_of(rates), max(rates, key=rates.__getitem__)
         with worker(server.url, SLOTS) as pool:
             limits = await limits_under_load(pool, chosen.learning)
             for number in range(chosen.ways):
-                ways = [(pool, chosen.requests), (server.url, fastest)]
+                ways = [(pool, 2 * SLOTS), (server.url, fastest)]
                 each = {}
                 for url, clients in ways if number % 2 else reversed(ways):
-                    each[url] = await rate(url, clients, chosen.requests)
+                    each[url] = await rate(url, clients, chosen.seconds)
                 ratios.append((each[pool], each[server.url]))
     n = limits[-1]
     near = min(rates, key=lambda size: abs(size - n))
@@ -316,7 +333,7 @@ def main() -> None:
         "urgent": 10,
         "sweeps": 2,
         "learning": 55.0,
-        "requests": 32,
+        "seconds": 8.0,
         "ways": 4,
         "pairs": 1000,
         "leavers": 10_000,
@@ -328,6 +345,7 @@ def main() -> None:
         "ways": 2,
         "urgent": 5,
         "sweeps": 1,
+        "seconds": 5.0,
         "learning": 50.0,
         "pairs": 200,
         "leavers": 1000,

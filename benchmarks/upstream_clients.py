@@ -22,7 +22,7 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).parents[1]
-_TOKEN = re.compile(rb'"content": ?"[^"]')
+TOKEN = re.compile(rb'"content": ?"[^"]')
 """A chunk with text: not the first one, which has a role alone."""
 _ENDS = b"\r\n0\r\n\r\n"
 _WORDS = [
@@ -99,7 +99,7 @@ class Wire:
         began, first, seen = time.perf_counter(), None, b""
         async for piece in self.begin(body):
             seen += piece
-            if first is None and _TOKEN.search(seen):
+            if first is None and TOKEN.search(seen):
                 first = time.perf_counter() - began
         if first is None:
             raise SystemExit(f"no token came: {seen[:300]!r}")
@@ -174,7 +174,7 @@ def worker(url: str, threads: int) -> Iterator[str]:
     """A worker in front of the server at ``url``; its own address."""
     options = ["--port", "0", "--control-port", "0", "--threads", str(threads)]
     options += ["--model", f"chat=openai:{url}", "--grace-seconds", "0", "--log-level", "error"]
-    tokens = {"LLMTASKPOOL_CONTROL_TOKENS": "bench"}
+    tokens = {"LLMTASKPOOL_CONTROLTOKENS": "bench"}
     with process("llmtaskpool_worker", "serve", *options, environment=tokens) as (line, _):
         address = f"http://127.0.0.1:{json.loads(line)['data_port']}/v1"
         wait_ready(address)

@@ -21,7 +21,7 @@ of them read, so that none of them can make way.
 p95 behind the backlog over p95 alone: **{order_ratio:.2f}** (wanted: at most 1.5). The longest wait
 of a backlog's first urgent one: {behind_first_ms:,.0f} ms.
 
-**N.** {slots} slots, tokens per second at fixed numbers of streams:
+**N.** {slots} slots, tokens per second at fixed numbers of streams, each kept up:
 
 | {sizes} |
 | {dashes} |
@@ -29,7 +29,7 @@ of a backlog's first urgent one: {behind_first_ms:,.0f} ms.
 
 The last N that is worth its streams (each brings a twentieth of the mean) is **{best_n}**, the
 fastest {fastest_n}. Learned within a minute of load: **{learned_n}**, where the sweep has
-{learned_percent:.0f} % of its best (wanted: within 15 %).
+{learned_percent:.0f} % of its best (wanted: within 15 %). On the way, each five seconds: {way}.
 
 **Throughput.** The same requests, tokens per second: {pool_tokens_per_second:.1f} through the pool,
 {server_tokens_per_second:.1f} straight to the server, {fastest_n} at once; the median of the
@@ -59,6 +59,7 @@ def page(found: dict) -> str:
         "sizes": " | ".join(str(size) for size in rates),
         "dashes": " | ".join("---:" for _ in rates),
         "speeds": " | ".join(f"{one:.1f}" for one in rates.values()),
+        "way": ", ".join(map(str, found["learned_on_the_way"][::5])),
         "learned_percent": 100 * found["learned_rate_over_best"],
     }
     small = ("alone_", "behind_", "straight", "first_")

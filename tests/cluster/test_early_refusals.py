@@ -207,6 +207,10 @@ REFUSED: dict[str, tuple[Spec, str]] = {
         model(source="openai:http://127.0.0.1:8002/v1#m", task="tag"),
         "spec.models[0].task",
     ),
+    "a task that writes, of a server that has no route for it": (
+        model(source="openai:http://127.0.0.1:8002/v1#m", task="translate"),
+        "spec.models[0].task",
+    ),
     # names of models
     "a model's name with a space": (named("my model"), "spec.models[0].name"),
     "a model's name that begins with a dash": (named("-m"), "spec.models[0].name"),
@@ -340,6 +344,12 @@ ACCEPTED: dict[str, Spec] = {
     "a GPU as a number": gpus(limits=1),
     "a GPU in both": gpus(requests="1", limits=1),
     "a part of a GPU": {"resources": {"limits": {"nvidia.com/mig-1g.10gb": 1}}},
+    "models that read and then write": {
+        "models": [
+            MODEL | {"name": task, "task": task}
+            for task in ("translate", "summarize", "transcribe")
+        ]
+    },
     "a bound by SM activity": {"threads": {"compute": {"smActivityTarget": 0.9}}},
     "huge pages": limits(hugepages_2Mi="64Mi", memory="1Gi"),
     "labels of nodes": {

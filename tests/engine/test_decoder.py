@@ -132,6 +132,7 @@ def test_where_the_processor_can_not_auto_is_float32_and_what_is_asked_for_is_do
     assert load_generation(tiny("llama"), threads=2).ready().dtype == "float32"
     asked = load_generation(tiny("llama"), dtype="bfloat16", threads=2)
     assert asked.ready().dtype == "bfloat16"
+    assert count(asked.model, PackedLinear) > 0
     assert len(run(asked, [Admit(1, [5] * 20, 8, ignore_eos=True)]).tokens[1]) == 8
     with pytest.raises(ModelRefused, match="use auto, float32, bfloat16 or float16"):
         load_generation(tiny("llama"), dtype="int8")
@@ -157,6 +158,13 @@ def test_packed_bfloat16_of_the_real_smollm2_costs_less_than_half_a_percent_of_p
     short, whole = load_decoder(smollm2, "cpu", "auto"), load_decoder(smollm2, "cpu", "float32")
     assert (short.dtype, whole.dtype) == (torch.bfloat16, torch.float32)
     assert perplexity(short.model, ids) <= 1.005 * perplexity(whole.model, ids)
+
+
+@pytest.mark.model
+def test_in_bfloat16_a_real_models_modules_are_fused_though_single_logits_round_otherwise(
+    smollm2: Path,
+) -> None:
+    assert count(load_decoder(smollm2, "cpu", "bfloat16").model, Joined) == 60
 
 
 @torch.inference_mode()

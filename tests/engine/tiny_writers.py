@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
@@ -113,4 +115,44 @@ def write_hearer(folder: Path, *, seed: int = 0, languages: bool = True) -> Path
     model.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=16, chunk_length=WINDOW_SECONDS).save_pretrained(folder)
     write_tokenizer(folder)
+    return folder
+
+
+SPOKEN = (
+    "ein kleiner Hund und eine Katze gehen nach Hause",
+    "a small dog and a cat go home, and the rain falls",
+    "guten Tag, wie geht es Ihnen heute? gut, danke!",
+    "naïve café, Grüße aus München 2026",
+)
+
+
+def write_marian(folder: Path, *, seed: int = 0) -> Path:
+    """A random Marian with two real SentencePiece models, as Helsinki-NLP's folders have them."""
+    pieces: set[str] = set()
+    for name in ("source", "target"):
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(SPOKEN * 4),
+            model_prefix=str(folder / name),
+            vocab_size=120,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+        (folder / f"{name}.model").rename(folder / f"{name}.spm")
+        (folder / f"{name}.vocab").unlink()
+        one = SentencePieceProcessor(model_file=str(folder / f"{name}.spm"))
+        pieces |= {one.id_to_piece(place) for place in range(one.get_piece_size())}
+    special = ["</s>", "<unk>", *sorted(pieces - {"<s>", "</s>", "<unk>"}), "<pad>"]
+    vocabulary = {piece: place for place, piece in enumerate(special)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    told = {"source_lang": "de", "target_lang": "en", "tokenizer_class": "MarianTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    size, pad = len(vocabulary), vocabulary["<pad>"]
+    ends = {"eos_token_id": 0, "pad_token_id": pad, "decoder_start_token_id": pad}
+    config = AutoConfig.for_model("marian", **(_BART | {"vocab_size": size} | ends))
+    torch.manual_seed(seed)
+    model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+    model.generation_config = GenerationConfig(
+        **ends, bad_words_ids=[[pad]], max_length=24, num_beams=4
+    )
+    model.save_pretrained(folder)
     return folder

@@ -214,7 +214,7 @@ def serving(make_pool=FakePool, served=None, **chosen):
 
 
 @contextmanager
-def serving_engines(*engines: Engine, codec: LetterCodec | None = None, **chosen):
+def serving_engines(*engines: Engine, codec: LetterCodec | None = None, load_codec=None, **chosen):
     """A Rig over the real Dispatcher with these engines, wired as the worker wires its own."""
     by_name = {engine.spec.name: engine for engine in engines}
     texts = tuple(
@@ -230,7 +230,7 @@ def serving_engines(*engines: Engine, codec: LetterCodec | None = None, **chosen
         worker = build(
             settings,
             make_engine=lambda spec: by_name[spec.name],
-            load_codec=lambda _: codec or LetterCodec(),
+            load_codec=load_codec or (lambda _: codec or LetterCodec()),
             clocks=Clocks(time.monotonic, time.time),
             kinds=Kinds(),
             announce=lambda _: None,

@@ -247,7 +247,9 @@ class VllmStub:
         try:
             await response.prepare(request)
             await self._stream(response, one, body, chat=chat)
-        except (ConnectionResetError, asyncio.CancelledError):
+        except ConnectionResetError:
+            self.leave(one)  # nobody is there to hear of it, and no log of ten thousand
+        except asyncio.CancelledError:
             self.leave(one)
             raise
         return response

@@ -101,3 +101,16 @@ def test_slow_streams_are_waited_for_only_so_long():
     at = [place * 0.25 for place, one in enumerate(found) if one is not None]
     assert at
     assert at[0] <= 25.0
+
+
+def test_answers_of_one_token_tell_of_a_server_after_a_few_of_them():
+    delivery, found, now = Delivery(), [], 0.0
+    delivery.count(4, now)
+    for _ in range(10):
+        now += 0.5
+        for _ in range(4):
+            found += [delivery.read(400, now), delivery.drew(1, now), delivery.ended(1, now)]
+    whole = [one for one in found if one is not None]
+    assert len(whole) >= 2
+    for one in whole:
+        assert one.rate == pytest.approx(4 * (1 + 400 * PROMPT_SHARE) / 0.5, rel=0.3)

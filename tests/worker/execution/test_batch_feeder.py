@@ -247,6 +247,18 @@ def test_after_a_loss_a_batch_goes_on_carefully_and_after_two_line_by_line():
     play(story)
 
 
+def test_a_worker_that_takes_its_own_batch_again_was_not_lost():
+    async def story(stand: Stand) -> None:
+        stand.asked.answer = stand.asked.held
+        batch = await stand.batch(*names(30))
+        for _ in range(3):
+            feeding = await stand.fed(batch, "same")
+            await until(lambda: len(stand.asked.now) == 30)
+            await stand.kill(feeding)
+
+    play(story)
+
+
 def test_where_there_is_no_space_it_waits_says_so_and_goes_on(monkeypatch):
     monkeypatch.setattr(batch_feeder, "LOOK_SECONDS", 0.02)
 

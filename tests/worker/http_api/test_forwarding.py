@@ -239,7 +239,7 @@ def test_a_whole_answer_s_client_that_leaves_takes_its_request_with_it(rig, stub
 
 def test_more_than_the_server_queues_waits_here_and_all_are_answered():
     with (
-        stub_serving(VllmStub(seats=2, queued=2)) as stub,
+        stub_serving(VllmStub(seats=1, queued=1)) as stub,  # fewer than a fresh server gets
         serving_engines(engine_of(stub), threads=64) as rig,
     ):
         answers = []

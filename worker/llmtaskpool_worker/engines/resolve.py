@@ -14,6 +14,7 @@ from llmtaskpool_worker.engines.hub import download
 from llmtaskpool_worker.engines.image_files import IMAGE_ARCHITECTURES
 from llmtaskpool_worker.engines.sources import (
     HUB,
+    PIECES,
     Progress,
     SourceRefused,
     converted,
@@ -84,7 +85,10 @@ def check_folder(folder: Path, source: str, *, links_allowed: bool = False) -> N
             )
     names = tuple(map(str, config.get("architectures") or ()))
     of_images = any(name.endswith(IMAGE_ARCHITECTURES) for name in names)
-    if not is_table and not of_images and not (folder / "tokenizer.json").is_file():
+    has_tokenizer = (folder / "tokenizer.json").is_file() or all(
+        (folder / name).is_file() for name in PIECES
+    )
+    if not is_table and not of_images and not has_tokenizer:
         raise SourceRefused(
             f"source {source!r}: tokenizer.json is missing; save the tokenizer anew with "
             "transformers (tokenizer.save_pretrained)"

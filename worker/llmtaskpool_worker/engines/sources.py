@@ -20,7 +20,16 @@ CONVERTER_VERSION = 1
 """Part of a converted model's folder name: a new converter never reads an old one's result."""
 
 HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?", re.ASCII)
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "1_Pooling/*.json"]
+PIECES = ("source.spm", "target.spm", "vocab.json")
+"""Of Marian's models, in place of a tokenizer.json."""
+HUB_FILES = [
+    "*.json",
+    "*.safetensors",
+    "*.jinja",
+    "tokenizer.model",
+    "1_Pooling/*.json",
+    *PIECES[:2],
+]
 
 
 class SourceRefused(Exception):

@@ -112,7 +112,7 @@ def cancelled(batch: BatchRecord, now: int) -> BatchRecord:
 def taken(batch: BatchRecord, worker: str) -> BatchRecord:
     """``worker`` feeds it from here on. Who fed it until now was lost, if there was somebody."""
     mine = replace(batch, owner=worker, beat=batch.beat + 1)
-    if not batch.owner or batch.status is not Status.IN_PROGRESS:
+    if batch.owner in ("", worker) or batch.status is not Status.IN_PROGRESS:
         return mine
     return replace(mine, care=min(2, batch.care + 1), care_until=batch.reached)
 

@@ -92,9 +92,11 @@ class ServerEvents:
         if task is not None and seats is not None and answered.reason not in LEFT:
             now, threads = self._clock(), self._lane.threads
             if answered.value is None:
-                drawn = _whole(usage.get("completion_tokens")) - task.told_tokens
-                if drawn > 0:  # servers that are in a hurry put several tokens into one chunk
-                    seats.take_in(seats.delivery.drew(drawn, now), threads, now)
+                told = task.told_tokens
+                drawn = max(told, _whole(usage.get("completion_tokens")))
+                # Servers that are in a hurry put several tokens into one chunk.
+                seats.take_in(seats.delivery.drew(drawn - told, now), threads, now)
+                seats.take_in(seats.delivery.ended(drawn, now), threads, now)
             else:
                 read = _whole(usage.get("prompt_tokens")) or self._prompt(task)
                 seats.take_in(seats.delivery.answered_at_once(read, now), threads, now)

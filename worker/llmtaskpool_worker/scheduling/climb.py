@@ -124,7 +124,7 @@ class Climb:
         gain = inf
         if less is not None:
             gain = (self._known[size].rate - self._known[less].rate) / log(size / less)
-        if gain < LEAST_MARGIN and (self._rested or gain < FALLS):
+        if gain < LEAST_MARGIN and (self._rested or gain < FALLS or size >= most):
             if self._known[size].count > SURE - 0.5:
                 self._come_home(size, most, now)
         elif size >= most:

@@ -18,6 +18,8 @@ from typing import NamedTuple
 PROMPT_SHARE = 0.125
 SETTLE_TOKENS, STRETCH_TOKENS, LEAST_TOKENS = 8, 24, 2
 """Of each request on average: passed over, measured, and enough when it takes long."""
+ANSWER_TOKENS = 8
+"""A shorter answer counts as so many of those: it tells of its prompt."""
 LEAST_SECONDS, LONG_SECONDS = 1.0, 10.0
 """A stretch is at least the one; after the other it needs only LEAST_TOKENS."""
 STEADY = 0.2
@@ -67,6 +69,10 @@ class Delivery:
     def drew(self, tokens: float, now: float) -> Stretch | None:
         """Tokens of an answer came; a stretch when they end one."""
         return self._came(tokens, tokens, now)
+
+    def ended(self, tokens: int, now: float) -> Stretch | None:
+        """An answer of so many tokens, all of them told, has ended."""
+        return self._came(max(0, ANSWER_TOKENS - tokens), 0.0, now)
 
     def read(self, tokens: float, now: float) -> Stretch | None:
         """A prompt was read; its answer begins."""

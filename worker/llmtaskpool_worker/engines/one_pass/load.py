@@ -19,6 +19,7 @@ from transformers import (
 
 from llmtaskpool_worker.engines.one_pass.encoder import Bounds, Encoder
 from llmtaskpool_worker.engines.one_pass.images import load_images
+from llmtaskpool_worker.engines.one_pass.linear_head import has_head, load_linear_head
 from llmtaskpool_worker.engines.one_pass.loop import OnePassLoop
 from llmtaskpool_worker.engines.one_pass.tables import load_table
 from llmtaskpool_worker.engines.one_pass.text_heads import (
@@ -75,7 +76,9 @@ def load_one_pass(
         return load_table(folder, threads=threads, options=options)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    check_task(config, folder, task)
+    linear = has_head(folder, task)
+    of = "embed" if linear else task
+    check_task(config, folder, of)
     if task == "detect" or (task == "classify" and of_images(config)):
         return load_images(
             folder, config, task, device=device, dtype=dtype, threads=threads, options=options
@@ -86,16 +89,21 @@ def load_one_pass(
             "add task=classify, or name a cross-encoder"
         )
     model = load_weights(
-        _AUTO[task],
+        _AUTO[of],
         folder,
         config,
-        unused=("pooler.",) if task == "embed" else (),  # of the first token, for other tasks
+        unused=("pooler.",) if of == "embed" else (),  # of the first token, for other tasks
         dtype=getattr(torch, dtype or "float32"),
     )
     model.to(device).eval().requires_grad_(requires_grad=False)
     check_numbers(model)
-    encoder = Encoder(model, _bounds(folder, config, model, options), first=_COMPARED[task])
-    head = _head(task, encoder, config, folder)
+    encoder = Encoder(model, _bounds(folder, config, model, options), first=_COMPARED[of])
+    head: TextHead
+    if linear:
+        size = int(config.hidden_size)
+        head = load_linear_head(folder, encoder, pooling=_pooling(folder), dimensions=size)
+    else:
+        head = _head(task, encoder, config, folder)
     give_back()
     return OnePassLoop(head, threads=threads, max_threads=int(options.get("max_threads", 256)))
 

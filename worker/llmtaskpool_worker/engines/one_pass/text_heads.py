@@ -128,13 +128,7 @@ class EmbedHead(TextHead):
 
     def outputs(self, ran: Ran) -> Sequence[Tensor]:
         """(texts, tokens, dims) to (texts, dims) of length 1."""
-        hidden = ran.out.last_hidden_state.float()
-        if self.pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            weights = ran.mask.unsqueeze(-1).float()
-            pooled = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
-        return list(nn.functional.normalize(pooled, dim=-1))
+        return list(nn.functional.normalize(pooled(ran, self.pooling), dim=-1))
 
     def answer(self, message: Message, values: Sequence[Any], size: int) -> FromEngine:
         """A Vector for AdmitEmbedding, else as of any head."""
@@ -236,6 +230,15 @@ def _spans(logits: Tensor, top: int, longest: int) -> list[list[float]]:
     places = [divmod(place, len(begins)) for place in best.indices.tolist()]
     found = zip(places, best.values.tolist(), strict=True)
     return [[first, last, score] for (first, last), score in found if first <= last]
+
+
+def pooled(ran: Ran, pooling: str) -> Tensor:
+    """(texts, dims): the "mean" of a text's tokens, or its first one ("cls")."""
+    hidden: Tensor = ran.out.last_hidden_state.float()
+    if pooling == "cls":
+        return hidden[:, 0]
+    weights = ran.mask.unsqueeze(-1).float()
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
 
 
 def activated(logits: Tensor, *, several: bool, options: dict[str, Any]) -> list[float]:
