@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from inspect import isawaitable, signature
+from inspect import isasyncgen, isawaitable, signature
 
 import pytest
 from fakes.gated_kinds import Work
@@ -37,6 +37,8 @@ class Both:
     def __getattr__(self, name: str):
         def call(*arguments, **more):
             made = getattr(self._client, name)(*arguments, **more)
+            if isasyncgen(made):
+                return self._loop.run_until_complete(_all_of(made))
             return self._loop.run_until_complete(made) if isawaitable(made) else made
 
         return call
@@ -44,6 +46,10 @@ class Both:
     def close(self) -> None:
         self._loop.run_until_complete(self._client.close())
         self._loop.close()
+
+
+async def _all_of(events) -> list:
+    return [event async for event in events]
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +122,19 @@ def test_a_graph_s_tasks_come_by_their_names(make, rig) -> None:
     one = {"kind": "add", "arguments": {"numbers": [1]}}
     graph = client.graph({"first": one, "second": one | {"depends_on": ["first"]}})
     assert client.wait(graph.tasks["second"].id, timeout=30).state == "succeeded"
+    events = list(client.graph_events(graph.id))
+    assert [(one.name, one.task.result) for one in events if one.task is not None] == [
+        ("first", {"value": 1}),
+        ("second", {"value": 1}),
+    ]
+    assert events[-1].over
+    assert events[-1].progress["progress"] == 1.0
+    assert {name: one.state for name, one in client.get_graph(graph.id).tasks.items()} == {
+        "first": "succeeded",
+        "second": "succeeded",
+    }
+    with pytest.raises(Refused, match="There is no graph"):
+        list(client.graph_events("graph-nobody"))
 
 
 def test_what_fails_says_why_and_what_takes_too_long_goes_on(make, rig) -> None:

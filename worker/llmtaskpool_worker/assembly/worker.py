@@ -90,8 +90,7 @@ def build(
     pool.on_ended = metrics.task_ended
     batches = batches_of(settings, broker, pool, catalog, metrics, clocks)
     keys, tokens = keys_of(settings, clocks.monotonic)
-    limits = settings.http_limits()
-    alive = settings.keep_alive_seconds
+    limits, alive = settings.http_limits(), settings.keep_alive_seconds
     leaving = asyncio.Event()
     data = data_app(
         pool,
