@@ -65,7 +65,7 @@ def test_a_burst_at_a_sleeping_pool_is_answered_in_full_and_then_it_sleeps_again
             return answer.status_code, answer.text, time.monotonic() - began
 
         def task(_number: int) -> tuple[int, dict[str, Any], float]:
-            arguments = {"max_tokens": 4}
+            arguments = {"max_tokens": 2}
             body = {"kind": "chat", "model": "smollm2", "input": HELLO, "arguments": arguments}
             answer = client.post("/v1/tasks", json=body)
             return answer.status_code, answer.json(), time.monotonic() - began
@@ -80,7 +80,7 @@ def test_a_burst_at_a_sleeping_pool_is_answered_in_full_and_then_it_sleeps_again
         streams = [text for number, (_, text, _) in enumerate(answered) if number % 2 == 0]
         assert all(text.rstrip().endswith("data: [DONE]") for text in streams)
         ids = [body["id"] for _, body, _ in accepted]
-        views = [client.get(f"/v1/tasks/{one}", params={"wait": 120}).json() for one in ids]
+        views = [client.get(f"/v1/tasks/{one}", params={"wait": 300}).json() for one in ids]
         assert {view["state"] for view in views} == {"succeeded"}
     first = min(passed for _, _, passed in answered)
     last = max(passed for _, _, passed in answered)
