@@ -69,7 +69,7 @@ def decoder_rows(folder: Path, threads: int, rounds: int, llama_server: str | No
     with ExitStack() as stack:
         files = stack.enter_context(gguf_files())
         sides = [
-            stack.enter_context(_ours("ours, auto", folder, threads, "auto")),
+            stack.enter_context(_ours("ours, bfloat16", folder, threads, "bfloat16")),
             stack.enter_context(_ours("ours, float32", folder, threads, "float32")),
             *(
                 stack.enter_context(_llama(f"llama.cpp {kind}", file, threads, llama_server))

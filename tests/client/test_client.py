@@ -252,3 +252,4 @@ def test_a_wait_outlives_a_pool_that_is_away_for_a_moment(make, rig, work) -> No
         assert len(asked) >= 2
     finally:
         rig.pool.get = there
+        work.gate.clear()  # for the other client

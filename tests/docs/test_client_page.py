@@ -14,7 +14,7 @@ from fakes.letters_engine import LettersEngine
 PAGE = Path(__file__).parents[2] / "docs" / "client.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 TOLD = (
-    r"u:Why is the sky blue\?\n\n[0-9a-z-]+ succeeded\n",
+    r"u:Why is the sky blue\?\n\n((\d+%|(draft|check) succeeded)\n)+100%\n[0-9a-z-]+ succeeded\n",
     r"\[3, 3\]\n",
     r"(?s).*completed BatchCounts\(total=3, completed=3, failed=0\)\n",
 )

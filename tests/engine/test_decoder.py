@@ -99,6 +99,7 @@ def test_where_the_processor_can_and_the_model_stays_the_same_auto_is_bfloat16(
     tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoder, "native_bfloat16", lambda: True)
+    monkeypatch.setattr(decoder, "SMALL_NUMBERS", 0)
     monkeypatch.setattr(decoder, "MOST_DIVERGENCE", 10.0)  # a random model is no real one
     loop = load_generation(tiny("llama"), threads=2)
     assert loop.ready().dtype == "bfloat16"
@@ -115,6 +116,7 @@ def test_a_model_that_would_say_something_else_in_bfloat16_stays_in_float32(
     tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(decoder, "native_bfloat16", lambda: True)
+    monkeypatch.setattr(decoder, "SMALL_NUMBERS", 0)
     monkeypatch.setattr(decoder, "MOST_DIVERGENCE", 1e-9)
     folder = tiny("llama")
     with caplog.at_level(logging.WARNING, "llmtaskpool.engine"):
@@ -138,6 +140,22 @@ def test_where_the_processor_can_not_auto_is_float32_and_what_is_asked_for_is_do
         load_generation(tiny("llama"), dtype="int8")
 
 
+@pytest.mark.model
+def test_a_small_model_stays_in_float32_and_knows_the_capital_of_france(
+    smollm2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer
+
+    monkeypatch.setattr(decoder, "native_bfloat16", lambda: True)
+    loop = load_generation(smollm2, threads=2)
+    assert loop.ready().dtype == "float32"
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    asked = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)
+    answer = run(loop, [Admit(1, prompt["input_ids"], 7)]).tokens[1]
+    assert "Paris" in tokenizer.decode(answer)
+
+
 def test_divergence_is_what_perplexity_grows_by() -> None:
     p = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log()
     q = torch.tensor([[0.25, 0.75], [0.9, 0.1]]).log()
@@ -152,6 +170,7 @@ def test_packed_bfloat16_of_the_real_smollm2_costs_less_than_half_a_percent_of_p
     smollm2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoder, "native_bfloat16", lambda: True)
+    monkeypatch.setattr(decoder, "SMALL_NUMBERS", 0)
     from transformers import AutoTokenizer
 
     ids = AutoTokenizer.from_pretrained(smollm2)(PAGE.read_text()[:3000])["input_ids"][:512]

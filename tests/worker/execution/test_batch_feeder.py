@@ -73,8 +73,8 @@ class Shelf(MemoryShelf):
 class Stand:
     """Books over a shelf in memory, and a wall clock that a test sets."""
 
-    def __init__(self, limit_bytes: int = 1_000_000) -> None:
-        self.wall = 1e9
+    def __init__(self, limit_bytes: int = 1_000_000, window_lines: int = 64) -> None:
+        self.wall, self.window_lines = 1e9, window_lines
         self.shelf = Shelf(limit_bytes, time.monotonic)
         new_id = ids()
         files = Files(self.shelf, FileLimits(), lambda: self.wall, new_id)
@@ -95,7 +95,9 @@ class Stand:
         seen = await self.books.look(batch_id)
         assert seen is not None
         seen = await self.books.take(seen, worker)
-        feeder = Feeder(self.books, seen, self.asked, Window(64, 10**6), time.monotonic)
+        feeder = Feeder(
+            self.books, seen, self.asked, Window(self.window_lines, 10**6), time.monotonic
+        )
         return asyncio.create_task(feeder.run())
 
     async def kill(self, feeding: asyncio.Task[None]) -> None:
@@ -204,7 +206,13 @@ def test_who_was_taken_for_lost_changes_nothing_any_more():
     play(story)
 
 
-def test_a_line_with_which_three_workers_are_lost_ends_and_no_other_ends_with_it():
+@pytest.mark.parametrize(("seconds", "window_lines"), [(0.2, 64), (60.0, 1024)])
+def test_a_line_with_which_three_workers_are_lost_ends_and_no_other_ends_with_it(
+    seconds, window_lines, monkeypatch
+):
+    """Whether the others' ends were written before the workers were lost, or not."""
+    monkeypatch.setattr(batch_feeder, "WRITE_SECONDS", seconds)
+
     async def story(stand: Stand) -> None:
         batch = await stand.batch(*names(20))
         stand.asked.answer = lambda p: stand.asked.held(p) if p == "p7" else stand.asked.good(p)
@@ -224,7 +232,7 @@ def test_a_line_with_which_three_workers_are_lost_ends_and_no_other_ends_with_it
         assert refused["p7"]["error"]["code"] == "worker_lost"
         assert "p7" not in await stand.lines(ended.output.id)
 
-    play(story)
+    play(story, window_lines=window_lines)
 
 
 def test_after_a_loss_a_batch_goes_on_carefully_and_after_two_line_by_line():

@@ -100,6 +100,7 @@ class Feeder:
         self._ended: list[Ended] = []
         self._under_way: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
+        self._writing = asyncio.Lock()
         self._look = False
         self._stop: Status | None = None
         """Why nothing more of it is asked."""
@@ -243,10 +244,12 @@ class Feeder:
                 )
                 error = BatchError(WORKER_LOST, told, number)
                 self._note(not_answered(self._name, line.custom_id, error))
+                await self._write_all()
                 await self._writer.save(lambda batch: replace(batch, care=1, alone=0))
                 return False
             await self._others_end(CAREFUL_LINES[batch.care] - 1)
             if CAREFUL_LINES[batch.care] == 1:
+                await self._write_all()  # or who goes on asks those first, and forgets which it was
                 await self._writer.save(lambda batch: replace(batch, alone=number))
         if number > self._batch.reached:
             reached = number + RESERVED_LINES
@@ -317,6 +320,10 @@ class Feeder:
         self, change: Callable[[BatchRecord], BatchRecord] = lambda batch: batch
     ) -> bool:
         """Write how lines ended, and what ``change`` makes of the batch. False: no space for it."""
+        async with self._writing:
+            return await self._write_now(change)
+
+    async def _write_now(self, change: Callable[[BatchRecord], BatchRecord]) -> bool:
         ended, self._ended = self._ended, []
         try:
             await self._writer.write(ended, change)
