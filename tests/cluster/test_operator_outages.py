@@ -94,7 +94,7 @@ def test_a_control_plane_that_is_down_is_waited_for_and_workers_serve_on(
         assert ready.status_code == 503
         assert "has not answered a list" in ready.json()["why"]
     # Kubernetes' own controllers come back with a backoff of theirs.
-    pools.wait_ready(2, within=180)
+    pools.wait_ready(2, within=300)
 
 
 def _applied(pools: Pools, replicas: int) -> bool:
