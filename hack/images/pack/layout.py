@@ -40,9 +40,18 @@ def keep(image: Image) -> None:
         f"skopeo copy {image.name}",
         remedy=f"an image with torch needs 7 GB in {folder()}",
     )
+    tidy()
+
+
+def tidy() -> None:
+    """Delete the blobs of images that others have replaced: an entry that lost its name is one."""
     with _lock() as lock, suppress(BlockingIOError):  # somebody reads: another build tidies up
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        used = {digest for entry in _index()["manifests"] for digest in _digests(entry)}
+        index = _index()
+        named = [one for one in index["manifests"] if one.get("annotations", {}).get(_REFERENCE)]
+        if len(named) < len(index["manifests"]):
+            (folder() / "index.json").write_text(json.dumps(index | {"manifests": named}))
+        used = {digest for entry in named for digest in _digests(entry)}
         for blob in (folder() / "blobs" / "sha256").iterdir():
             if f"sha256:{blob.name}" not in used:
                 blob.unlink()

@@ -97,3 +97,18 @@ def test_what_no_image_uses_any_more_is_deleted_but_not_while_somebody_reads(
 def test_size_and_digest_are_the_images(digests: dict[str, str]) -> None:
     assert layout.digest_of(NAME) == digests["manifest"]
     assert layout.size(NAME) > len(BIG) + len(SMALL)
+
+
+def test_of_an_image_that_another_has_replaced_only_shared_layers_stay(
+    digests: dict[str, str],
+) -> None:
+    own = put(b"of the old one alone")
+    layers = [{"digest": digests["big"]}, {"digest": own}]
+    manifest = {"config": {"digest": put(b'{"old": 1}')}, "layers": layers}
+    index = json.loads((layout.folder() / "index.json").read_text())
+    index["manifests"].insert(0, {"digest": put(json.dumps(manifest).encode())})  # has no name now
+    (layout.folder() / "index.json").write_text(json.dumps(index))
+    layout.tidy()
+    left = {f"sha256:{one.name}" for one in (layout.folder() / "blobs" / "sha256").iterdir()}
+    assert left == set(digests.values())
+    assert set(archived()) == {"oci-layout", "index.json", *map(blob, digests.values())}
