@@ -149,7 +149,7 @@ class Run:
         ]
         breaking = asyncio.create_task(self._break())
         try:
-            await asyncio.wait_for(asyncio.gather(*sending), plan.seconds + 20)
+            await asyncio.wait_for(asyncio.gather(*sending), plan.seconds + 120)
         finally:
             breaking.cancel()
             await asyncio.gather(breaking, return_exceptions=True)
