@@ -14,7 +14,7 @@ import json
 from llmtaskpool_operator.api.names import KIND
 from llmtaskpool_operator.api.pool import LLMTaskPool
 from llmtaskpool_operator.api.scaling import ScalingMode
-from llmtaskpool_operator.autoscaler.observation import PodObservation, PoolObservation, Problem
+from llmtaskpool_operator.autoscaler.observation import PoolObservation, Problem
 from llmtaskpool_operator.autoscaler.plan import (
     Action,
     Route,
@@ -29,6 +29,7 @@ from llmtaskpool_operator.cluster.api_client import ApiFailure
 from llmtaskpool_operator.cluster.differences import agrees, owned_by
 from llmtaskpool_operator.cluster.gate import GateMemory, PoolGate, served_at
 from llmtaskpool_operator.cluster.manifests import Manifest, Surroundings
+from llmtaskpool_operator.cluster.observed_pods import observed
 from llmtaskpool_operator.cluster.refusals import Refusals, is_refusal, told
 from llmtaskpool_operator.cluster.rivals import ScaleWrites, rival_of
 from llmtaskpool_operator.cluster.start_warnings import StartWarnings
@@ -189,18 +190,8 @@ class KubernetesBackend:
         return PoolObservation(
             replicas=0 if live is None else _replicas(live),
             pods=tuple(
-                PodObservation(
-                    name=name,
-                    ready=pod_facts.is_ready(pod),
-                    draining=pod_facts.is_going(pod),
-                    lost=pod_facts.is_lost(pod, now),
-                    state=answers[name].state if name in answers else None,
-                    age_seconds=max(0.0, now - answers[name].at) if name in answers else 0.0,
-                    error=answers[name].error if name in answers else None,
-                    address=served_at(pod),
-                )
+                observed(pod, answers.get(pod_facts.name_of(pod)), now, served_at(pod))
                 for pod in pods
-                for name in (pod_facts.name_of(pod),)
             ),
             problems=pod_problems.problems(live, pods, now=now, memory=memory, warned=warned),
             rival=rival_of(pool, self._access.store.pool(self._key), live, self._writes, now),

@@ -14,7 +14,7 @@ from llmtaskpool_worker.contract import DATA_PORT
 
 from llmtaskpool_operator.api.names import KIND
 from llmtaskpool_operator.api.pool import LLMTaskPool
-from llmtaskpool_operator.autoscaler.observation import GateObservation, PodObservation, Problem
+from llmtaskpool_operator.autoscaler.observation import GateObservation, Problem
 from llmtaskpool_operator.autoscaler.plan import TellGate
 from llmtaskpool_operator.cluster import manifests, pod_facts, pod_problems
 from llmtaskpool_operator.cluster.access import ClusterAccess
@@ -22,6 +22,7 @@ from llmtaskpool_operator.cluster.api_client import ApiFailure
 from llmtaskpool_operator.cluster.differences import agrees, owned_by
 from llmtaskpool_operator.cluster.identity import gate_labels, gate_name
 from llmtaskpool_operator.cluster.manifests import Manifest, Surroundings
+from llmtaskpool_operator.cluster.observed_pods import observed
 from llmtaskpool_operator.cluster.refusals import Refusals
 from llmtaskpool_operator.cluster.store import PoolKey
 from llmtaskpool_operator.workers.client import WorkerClient, WorkerUnreachable
@@ -117,19 +118,7 @@ class PoolGate:
         answers = await self._memory.states.read(self._clients(pods))
         found = pod_problems.problems(live, pods, now=now)
         return GateObservation(
-            pods=tuple(
-                PodObservation(
-                    name=name,
-                    ready=pod_facts.is_ready(pod),
-                    draining=pod_facts.is_going(pod),
-                    lost=pod_facts.is_lost(pod, now),
-                    state=answers[name].state if name in answers else None,
-                    age_seconds=max(0.0, now - answers[name].at) if name in answers else 0.0,
-                    error=answers[name].error if name in answers else None,
-                )
-                for pod in pods
-                for name in (pod_facts.name_of(pod),)
-            ),
+            pods=tuple(observed(pod, answers.get(pod_facts.name_of(pod)), now) for pod in pods),
             routed=bool(self._memory.routed),
             stands=self.stands,
             problem=found[0].message if found else None,

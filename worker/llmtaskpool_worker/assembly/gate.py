@@ -9,16 +9,17 @@ from dataclasses import dataclass, replace
 
 from llmtaskpool_worker.assembly.batches import batches_of
 from llmtaskpool_worker.assembly.catalogued_engine import Announce
-from llmtaskpool_worker.assembly.descriptors import CONTROL_CONNECTIONS, connections_allowed
-from llmtaskpool_worker.assembly.engine_settings import tell_engines
+from llmtaskpool_worker.assembly.descriptors import CONTROL_CONNECTIONS
 from llmtaskpool_worker.assembly.keys import keys_of
 from llmtaskpool_worker.assembly.queue import ids_of
 from llmtaskpool_worker.assembly.resident import rss_bytes
-from llmtaskpool_worker.assembly.settings import Settings, SettingsError
+from llmtaskpool_worker.assembly.settings import Settings
 from llmtaskpool_worker.assembly.worker import (
     announce_on_stdout,
     broker_for,
     on_signals,
+    open_queue,
+    prepared,
 )
 from llmtaskpool_worker.contract import OPEN_ROUTES, WorkerState
 from llmtaskpool_worker.execution.dispatcher import Dispatcher
@@ -36,8 +37,7 @@ from llmtaskpool_worker.http_api.server import (
     assemble,
     data_routes,
 )
-from llmtaskpool_worker.kinds.io import register_io_kinds
-from llmtaskpool_worker.kinds.registry import Kinds, load_entry_points
+from llmtaskpool_worker.kinds.registry import Kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,19 +144,11 @@ async def run(settings: Settings, announce: Announce = announce_on_stdout) -> in
         KeysUnreadable, OSError: a key file or an address can't be had.
         SettingsError: a setting's file can't be used.
     """
-    tell_engines(settings)
-    allowed = connections_allowed(settings.max_connections)
-    settings = settings.model_copy(update={"max_connections": allowed})
-    kinds = Kinds()
-    register_io_kinds(kinds, data_dir=settings.data_dir, fetch_hosts=settings.fetch_hosts)
-    load_entry_points(kinds)
+    settings, kinds = prepared(settings)
     made = build(settings, kinds, Clocks(time.monotonic, time.time))
     stopping = asyncio.Event()
     on_signals(stopping)
-    try:
-        await made.pool.open()
-    except ValueError as error:
-        raise SettingsError(f"LLMTASKPOOL_QUEUE (--queue): {error}") from None
+    await open_queue(made.pool)
     made.passing.open(settings.max_header_bytes)
     ports = await made.data.start(), await made.control.start()
     announce({"event": "listening", "data_port": ports[0], "control_port": ports[1]})

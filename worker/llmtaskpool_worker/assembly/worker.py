@@ -176,6 +176,25 @@ def make_engine(spec: ModelSpec) -> Engine:
     return EngineProcess(spec)
 
 
+def prepared(settings: Settings) -> tuple[Settings, Kinds]:
+    """The settings as this process can keep them, and the kinds of calls that it has."""
+    tell_engines(settings)
+    allowed = connections_allowed(settings.max_connections)
+    settings = settings.model_copy(update={"max_connections": allowed})
+    kinds = Kinds()
+    register_io_kinds(kinds, data_dir=settings.data_dir, fetch_hosts=settings.fetch_hosts)
+    load_entry_points(kinds)
+    return settings, kinds
+
+
+async def open_queue(pool: Dispatcher) -> None:
+    """Raises SettingsError: the queue can't be used."""
+    try:
+        await pool.open()
+    except ValueError as error:
+        raise SettingsError(f"LLMTASKPOOL_QUEUE (--queue): {error}") from None
+
+
 async def run(settings: Settings, announce: Announce = announce_on_stdout) -> int:
     """Serve until SIGTERM or SIGINT; the exit code.
 
@@ -189,12 +208,7 @@ async def run(settings: Settings, announce: Announce = announce_on_stdout) -> in
     """
     from llmtaskpool_worker.text.tokens import load_tokenizer
 
-    tell_engines(settings)
-    allowed = connections_allowed(settings.max_connections)
-    settings = settings.model_copy(update={"max_connections": allowed})
-    kinds = Kinds()
-    register_io_kinds(kinds, data_dir=settings.data_dir, fetch_hosts=settings.fetch_hosts)
-    load_entry_points(kinds)
+    settings, kinds = prepared(settings)
     worker = build(
         settings,
         make_engine=make_engine,
@@ -215,10 +229,7 @@ async def run_worker(worker: Worker, settings: Settings, announce: Announce) -> 
     gc.freeze()
     stopping = asyncio.Event()
     on_signals(stopping)
-    try:
-        await worker.pool.open()
-    except ValueError as error:
-        raise SettingsError(f"LLMTASKPOOL_QUEUE (--queue): {error}") from None
+    await open_queue(worker.pool)
     ports = await worker.data.start(), await worker.control.start()
     announce({"event": "listening", "data_port": ports[0], "control_port": ports[1]})
     await worker.pool.start()
