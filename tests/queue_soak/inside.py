@@ -7,7 +7,6 @@ does nothing for a while and doesn't know it.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from queue_soak.audit import audit
 from queue_soak.faults import FAULTS, scripts_with
 from queue_soak.history import Log, read
 from queue_soak.load import ATTEMPTS, LINES, Client, Mix, Worker, new_ids
+from queue_soak.power import Power
 
 POOL = "soak/pool"
 MIX = Mix(long=0.03, long_seconds=(0.3, 1.0))
@@ -93,13 +93,13 @@ class Run:
         self.rng = random.Random(seed)
         self.scripts = scripts_with(fault)
         self.server = QueueServer(folder / "server", kind, **plan.server)
+        self.power = Power(self.server, cut=plan.cut)
         self.logs = folder / "logs"
         self.logs.mkdir(parents=True)
         self.log = Log(self.logs, "main")
         self.workers: dict[str, tuple[Worker, asyncio.Task[None]]] = {}
         self.born = 0
         self.counts = {"workers crashed": 0, "workers frozen": 0, "servers killed": 0}
-        self._sizes: list[tuple[float, Path, int]] = []
         self._ended: list[str] = []
 
     def broker(self, lease: float) -> RedisBroker:
@@ -220,8 +220,7 @@ class Run:
             await asyncio.sleep(0.02)
             now = time.monotonic() - began
             await self._replace_dead()
-            if plan.cut:
-                self._measure()
+            self.power.look()
             if now >= crash:
                 crash += plan.crash_every
                 self.counts["workers crashed"] += 1
@@ -238,24 +237,9 @@ class Run:
                 kills.pop(0)
                 self._kill_server()
 
-    def _measure(self) -> None:
-        folder = self.server.folder
-        newest = max(folder.rglob("*.incr.aof"), key=lambda f: f.stat().st_mtime, default=None)
-        if newest is not None:
-            self._sizes.append((time.monotonic(), newest, newest.stat().st_size))
-
     def _kill_server(self) -> None:
-        """And cut what its file got in its last second, as a power loss may."""
-        self.server.kill()
-        died = since = time.monotonic()
+        died, since, _ = self.power.take()
         self.counts["servers killed"] += 1
-        old = [one for one in self._sizes if one[0] <= died - 1.0]
-        if self.plan.cut and old:
-            since, file, size = old[-1]
-            os.truncate(file, size)
-        elif self.plan.server.get("appendonly") == "no":
-            since = died
-        self._sizes.clear()
         self.log("crash", t=died, what="server", since=since)
         self.server.start()
 

@@ -20,6 +20,7 @@ from fakes.queue_servers import QueueServer
 from queue_soak.audit import audit
 from queue_soak.history import Event, Log, read, summary
 from queue_soak.load import ATTEMPTS, Mix
+from queue_soak.power import Power
 from queue_soak.process import POOL, Role
 
 MIX = Mix(poisonous=0.002)
@@ -70,10 +71,10 @@ class Soak:
     versions: dict[str, int] = field(default_factory=dict)
     stopped: dict[str, float] = field(default_factory=dict)
     born: int = 0
-    sizes: list[tuple[float, Path, int]] = field(default_factory=list)
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     nursery: subprocess.Popen[bytes] | None = None
     server: QueueServer = field(init=False)
+    power: Power = field(init=False)
     log: Log = field(init=False)
 
     def go(self) -> list[Event]:
@@ -83,6 +84,7 @@ class Soak:
         self.log = Log(self.logs, "main")
         self.log("config", attempts=ATTEMPTS, lease=plan.lease, loads=None)
         self.server = QueueServer(self.folder / "server", plan.kind, appendfsync=plan.fsync)
+        self.power = Power(self.server, cut=plan.cut)
         env = {**os.environ, "PYTHONPATH": str(TESTS)}
         self.nursery = subprocess.Popen(
             [sys.executable, "-m", "queue_soak.process"],
@@ -160,7 +162,7 @@ class Soak:
                 raise TimeoutError("the clients don't come to an end")
             time.sleep(0.02)
             self._look_after_workers()
-            self._measure()
+            self.power.look()
             for turn, at in due.items():
                 if time.monotonic() >= at and time.monotonic() < began + plan.seconds:
                     due[turn] += turns[turn]
@@ -190,25 +192,11 @@ class Soak:
         self.workers[name].signal(signal.SIGSTOP)
         self.stopped[name] = time.monotonic() + self.plan.stop_leases * self.plan.lease
 
-    def _measure(self) -> None:
-        if not self.plan.cut:
-            return
-        files = list(self.server.folder.rglob("*.incr.aof"))
-        newest = max(files, key=lambda file: file.stat().st_mtime, default=None)
-        if newest is not None:
-            self.sizes.append((time.monotonic(), newest, newest.stat().st_size))
-
     def _kill_server(self) -> None:
         """By SIGKILL; with `cut` as by a power loss: its file loses what its last second wrote."""
-        self.server.kill()
-        died = since = time.monotonic()
+        died, since, bytes_cut = self.power.take()
         self.counts["servers killed"] += 1
-        old = [one for one in self.sizes if one[0] <= died - 1.0]
-        if old:
-            since, file, size = old[-1]
-            self.counts["bytes cut"] += file.stat().st_size - size
-            os.truncate(file, size)
-        self.sizes.clear()
+        self.counts["bytes cut"] += bytes_cut
         self.log("crash", t=died, what="server", since=since)
         time.sleep(0.1)
         self.server.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -469,6 +470,37 @@ def test_a_worker_starts_while_the_server_is_away_and_serves_when_it_comes(tmp_p
                 assert broker.depth().error is not None
                 late.start()
                 assert await broker.get("early") is not None
+
+    asyncio.run(main())
+
+
+def appended(folder: Path) -> tuple[Path, int]:
+    """The server's append-only file, and how long it is."""
+    (file,) = folder.rglob("*.incr.aof")
+    return file, file.stat().st_size
+
+
+def test_an_attempt_counts_where_the_server_forgets_that_its_lease_ran_out(tmp_path: Path) -> None:
+    """What goes back uncounted is what a worker never heard of, and of this one it has heard."""
+
+    async def main() -> None:
+        with QueueServer(tmp_path, "redis", appendfsync="always") as server:
+            async with worker(server.url, lease_seconds=0.05) as broker:
+                await broker.accept(task("a", max_attempts=2))
+                assert (await one(broker, lease=0.05)).attempt == 1
+                file, size = appended(tmp_path)
+                await asyncio.sleep(0.1)
+                assert list((await broker.sweep()).returned) == ["a"]
+                assert await broker.renew([Held("a", "w.0")], 0.05) == frozenset({"a"})
+                server.kill()
+                os.truncate(file, size)
+                server.start()
+                known = await broker.get("a")
+                assert known is not None
+                assert known.state is TaskState.RUNNING
+                await asyncio.sleep(0.1)
+                assert list((await broker.sweep()).returned) == ["a"]
+                assert (await one(broker, lease=0.05)).attempt == 2
 
     asyncio.run(main())
 

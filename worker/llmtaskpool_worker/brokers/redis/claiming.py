@@ -151,6 +151,8 @@ class Claiming:
             except Unreadable as why:
                 error = TaskError("quarantined", f"it can't be run: {why}")
                 unreadable += (values[0], values[1], str(why).encode(), encode_result(error))
+        for run in runs:
+            self._session.given(run.claim.fence)
         if unreadable:
             await self._session.call("bury", self._dead_ms, *unreadable)
         return runs

@@ -7,6 +7,7 @@ said in the last seconds is said again), and what was given to us whose answer w
 from __future__ import annotations
 
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from redis.exceptions import ResponseError
@@ -15,7 +16,7 @@ from llmtaskpool_worker.brokers.protocol import Durability
 from llmtaskpool_worker.brokers.redis.checks import examine
 from llmtaskpool_worker.brokers.redis.courier import PATIENCE_SECONDS, Ask, Call, Courier
 from llmtaskpool_worker.brokers.redis.link import Address, Argument, Link
-from llmtaskpool_worker.brokers.redis.said import Said
+from llmtaskpool_worker.brokers.redis.said import SECONDS, Said
 
 UNKNOWN = Durability("unknown", True, "the queue's server was not reached yet")
 
@@ -39,6 +40,8 @@ class Session:
         self._connections = address.connections()
         self._courier = Courier(self.link(), self.prefix, clock, self._back)
         self._said = Said(clock)
+        self._heard: deque[tuple[float, str]] = deque()
+        """When we were given a claim, and its fence, of the last seconds."""
         self._run_id: str | None = None
         self._ahead = 0.0
         """What our clock is ahead of the server's, in seconds."""
@@ -76,6 +79,13 @@ class Session:
         """
         self._said.note(name, args)
 
+    def given(self, fence: str) -> None:
+        """A claim has come: its attempt counts, also where the server forgets that it ended."""
+        now = self._clock()
+        self._heard.append((now, fence))
+        while self._heard[0][0] < now - SECONDS:
+            self._heard.popleft()
+
     def at(self, server_ms: float) -> float:
         """A time of the server's on our clock."""
         return server_ms / 1000 + self._ahead
@@ -100,10 +110,12 @@ class Session:
         (when,) = await link.ask([("TIME",)], 2.0)
         self.told_time(int(when[0]) * 1000 + int(when[1]) / 1000)
         calls = []
+        known = [self.pod, *self._held()]
         if self._run_id not in (None, server.run_id):
             lost_at = self.away_since if self.away_since is not None else self._clock()
             calls = self._said.last(lost_at)
-        calls.append(("recover", (self.pod, *self._held())))
+            known += [fence for at, fence in self._heard if at >= lost_at - SECONDS]
+        calls.append(("recover", tuple(known)))
         for start in range(0, len(calls), 64):
             for answer in await ask(calls[start : start + 64]):
                 if isinstance(answer, ResponseError):
