@@ -333,6 +333,7 @@ class Dispatcher:
 
     async def _follow(self, slots: EngineSlots) -> None:
         async for happened in slots.engine.events():
+            unread = len(slots.unread)
             try:
                 self._events.take_in(slots, happened)
             except Exception as error:  # one event that can't be taken in must not stop the others
@@ -340,7 +341,7 @@ class Dispatcher:
                     "engine event not taken in",
                     extra={"model": slots.name, "error": where_raised(error)},
                 )
-            if not isinstance(happened, Piece):  # which frees no place
+            if not isinstance(happened, Piece) or len(slots.unread) < unread:
                 self._asking.schedule(self._lanes[LaneName.COMPUTE])
                 if slots.seats is not None:
                     self._asking.look()

@@ -45,6 +45,12 @@ to be decided before it has settled."""
 HALF_LIFE_SECONDS = 180.0
 MOST_COUNTED = 6
 """So many stretches count in a mean."""
+CLEAR_GAIN = 0.15
+"""More that bring so much (a power of N) are worth it whatever the law says, which is smooth where
+a server is not; and fewer are not tried as long as that is fresh: each try costs what they lack.
+"""
+FRESH = 0.25
+"""Half-lives are two."""
 REST, LONGEST_REST = 1, 64
 """Stretches between tries."""
 TRIED = 2
@@ -153,13 +159,15 @@ class Climb:
             if self._stayed >= TRIED or abs(size - self.wanted) < abs(size - self.home):
                 self.wanted, self._stayed = self.home, 0
         elif self._stayed >= self._rest:
-            self._try(most)
+            self._try(most, now)
 
-    def _try(self, most: int) -> None:
+    def _try(self, most: int, now: float) -> None:
         """A neighbour, for one stretch; up and down in turn."""
         self._stayed, self._rest = 0, min(2 * self._rest, LONGEST_REST)
         up = min(most, self.home + most_tried(self.home))
         down = min(self.home, max(START, min(self.home - 1, round(self.home / STEP))))
+        if self._fewer_bring_less(now):
+            down = self.home
         ways = [up, down] if self._up_next else [down, up]
         self._up_next = not self._up_next
         self.wanted = next((one for one in ways if one != self.home), self.home)
@@ -169,9 +177,19 @@ class Climb:
         bound = max(START, min(self._knee(now), most))
         if bound > NEAR * self.home or bound >= most:
             self.home = round(min(bound, max(self.home + 1, self.home * STEP)))
-        elif bound < self.home / NEAR:
+        elif bound < self.home / NEAR and not self._fewer_bring_less(now):
             self.home = round(max(bound, self.home / STEP))
         self.home = max(1, min(self.home, most))
+
+    def _fewer_bring_less(self, now: float) -> bool:
+        """Whether that was measured, and lately: of the most that are clearly fewer than home."""
+        sizes = [size for size, one in self._known.items() if self._fresh(one, now) >= FRESH]
+        here = min(sizes, key=lambda size: abs(log(size / self.home)), default=None)
+        fewer = max((size for size in sizes if size <= APART * self.home), default=None)
+        if here is None or fewer is None or max(here, self.home) > NEAR * min(here, self.home):
+            return False
+        gain = self._known[here].rate - self._known[fewer].rate
+        return gain >= CLEAR_GAIN * log(here / fewer)
 
     def _knee(self, now: float) -> float:
         law = fitted([self._point(size, known, now) for size, known in self._known.items()])
