@@ -153,6 +153,8 @@ class Dispatcher:
         )
         self._asking = Asking(self._running, self._making_way, self._ledger, self._lanes)
         self._generation, self._opened = 0, False
+        self.batches: Callable[[], int] = lambda: 0
+        """How many batches want to be fed, here or where the queue is."""
         self._started_at = wall_clock()
         self._loops: list[asyncio.Task[None]] = []
         for kind in kinds.by_name.values():
@@ -304,7 +306,9 @@ class Dispatcher:
             model_memory=told(self._slots, lambda slots: slots.memory.state()),
             model_problems=self.problems(),
             upstreams=told(self._slots, EngineSlots.upstream),
-            queue=queue_state(self._ledger.broker, self._clock(), self._wall_clock()),
+            queue=queue_state(
+                self._ledger.broker, self._clock(), self._wall_clock(), self.batches()
+            ),
             tenants=self._ledger.tenants.states(self._ledger.broker.depth()),
         )
 
