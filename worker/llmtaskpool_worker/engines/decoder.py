@@ -36,16 +36,16 @@ from llmtaskpool_worker.engines.proving import probe, prove
 from llmtaskpool_worker.engines.slot_cache import SlotCache
 from llmtaskpool_worker.engines.weight_files import numbers_in
 from llmtaskpool_worker.engines.weights import (
+    AUTO,
     ModelRefused,
     check_numbers,
     check_task,
+    dtype_of,
     load_weights,
 )
 
 log = logging.getLogger("llmtaskpool.engine")
 
-AUTO = "auto"
-DTYPES = (AUTO, "float32", "bfloat16", "float16")
 DEFAULT_CONTEXT = 2048
 """For models whose configuration names no longest position."""
 PROBE_TOKENS = 48
@@ -82,8 +82,7 @@ def load_decoder(folder: Path, device: str, dtype: str, memory_bytes: int | None
         ModelRefused: it isn't a decoder that the slot cache can serve, its weights aren't whole,
             there is no such dtype, or its weights never fit.
     """
-    if dtype not in DTYPES:
-        raise ModelRefused(f"dtype={dtype} is none: use {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+    dtype_of(dtype)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if why := unservable(config.get_text_config()):
         raise ModelRefused(f"this model can't be served: {why}")
@@ -95,7 +94,7 @@ def load_decoder(folder: Path, device: str, dtype: str, memory_bytes: int | None
     if dtype == AUTO and on_cpu:
         model, used = making.best_on_cpu()
     else:
-        used = getattr(torch, "bfloat16" if dtype == AUTO else dtype)
+        used = dtype_of(dtype, "bfloat16")
         model = making.fused(used)
         if on_cpu:
             making.pack(model, used)

@@ -19,7 +19,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from llmtaskpool_worker.engines import load_errors
-from llmtaskpool_worker.engines.sources import HUB_FILES, Progress, SourceRefused, hub_folder
+from llmtaskpool_worker.engines.sources import Progress, SourceRefused, hub_files, hub_folder
 
 CACHE_BYTES = "LLMTASKPOOL_CACHE_BYTES"
 LOOK_SECONDS = 0.5
@@ -66,16 +66,18 @@ def _fetch(name: str, revision: str) -> Path:
 
     _clear_away(name)
     info = huggingface_hub.HfApi().model_info(name, revision=revision, files_metadata=True)
+    files = info.siblings or ()
+    wanted = hub_files(file.rfilename for file in files)
     missing = sum(
         file.size or 0
-        for file in info.siblings or ()
-        if any(fnmatch(file.rfilename, pattern) for pattern in HUB_FILES)
+        for file in files
+        if any(fnmatch(file.rfilename, pattern) for pattern in wanted)
         and not _is_there(name, info.sha or revision, file.rfilename)
     )
     _may_fit(f"hf://{name}@{revision}", missing)
     return Path(
         huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=HUB_FILES, cache_dir=hub_folder()
+            name, revision=revision, allow_patterns=wanted, cache_dir=hub_folder()
         )
     )
 

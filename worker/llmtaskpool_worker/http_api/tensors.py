@@ -115,7 +115,7 @@ def tensors_of(
     for name in known:
         if sum(one.name == name for one in found) != 1:
             raise invalid("inputs", f"inputs need the tensor {name} once.")
-    if len({one.shape[0] for one in found}) != 1:
+    if len({one.shape[0] for one in found if known[one.name]["shape"][0] == -1}) > 1:
         raise invalid("inputs", "inputs have different numbers of rows: send as many of each.")
     for output in wanted.outputs:
         names = [one["name"] for one in about.get("outputs", ())]

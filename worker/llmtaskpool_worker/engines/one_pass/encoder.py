@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,13 +21,14 @@ STEP_TOKENS = 1024
 """Tokens of a step for each core: what they bring about stays in its caches, and others get a
 turn soon."""
 STEP_TOKENS_CUDA = 16_384
+Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """A text, or two: the second one's tokens are from ``second`` to ``end``."""
 
-    tokens: NDArray[np.int64]
+    tokens: Ids
     second: int = 0
     end: int = 0
 
@@ -67,6 +68,44 @@ class Bounds:
         if not 0 <= row.second <= row.end <= size:
             return Fault("token_out_of_range", "the second text is not within the row")
         return None
+
+
+def padded(rows: Sequence[Row], pad_token_id: int) -> tuple[Ids, Ids, Ids]:
+    """(texts, longest) of token ids, of what is no padding, and of which text a token is."""
+    longest = max(len(row.tokens) for row in rows)
+    ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    types = np.zeros_like(ids)
+    for place, row in enumerate(rows):
+        size = len(row.tokens)
+        ids[place, :size] = row.tokens
+        mask[place, :size] = 1
+        if row.second:
+            types[place, row.second : size] = 1
+    return ids, mask, types
+
+
+class Reads(Protocol):
+    """What a head over texts asks of the model below it. ``device`` and ``dtype``: to be told."""
+
+    bounds: Bounds
+    budget: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def cost(self, sizes: Sequence[int]) -> int:
+        """Tokens that a batch of texts of these sizes is run as."""
+
+    def run(self, rows: Sequence[Row]) -> tuple[Any, Tensor]:
+        """What the model gives for (texts, longest), and the mask of what is no padding."""
+
+    def side_by_side(
+        self, rows: Sequence[Row], run: Callable[[Sequence[Row]], Sequence[Any]]
+    ) -> list[Any]:
+        """``run`` of all rows, each core with texts of its own where that is faster."""
+
+    def beat_with(self, beat: Callable[[], None]) -> None:
+        """Call ``beat`` while it runs from now on."""
 
 
 class Encoder:
@@ -117,16 +156,7 @@ class Encoder:
         return self._run(self.model, rows)
 
     def _run(self, model: nn.Module, rows: Sequence[Row]) -> tuple[Any, Tensor]:
-        longest = max(len(row.tokens) for row in rows)
-        ids = np.full((len(rows), longest), self.pad_token_id, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        types = np.zeros_like(ids)
-        for place, row in enumerate(rows):
-            size = len(row.tokens)
-            ids[place, :size] = row.tokens
-            mask[place, :size] = 1
-            if row.second:
-                types[place, row.second : size] = 1
+        ids, mask, types = padded(rows, self.pad_token_id)
         attended = torch.from_numpy(mask).to(self.device)
         given = {"token_type_ids": torch.from_numpy(types).to(self.device)} if self.types else {}
         out = model(

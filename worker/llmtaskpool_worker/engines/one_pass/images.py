@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     AutoImageProcessor,
@@ -14,11 +16,14 @@ from transformers import (
     AutoModelForObjectDetection,
 )
 
-from llmtaskpool_worker.engines.image_files import BadImage, opened
+from llmtaskpool_worker.engines.image_files import TIMM, BadImage, opened
 from llmtaskpool_worker.engines.one_pass.cores import Cores
+from llmtaskpool_worker.engines.one_pass.folding import fold_norms
 from llmtaskpool_worker.engines.one_pass.head import Fault, Message
 from llmtaskpool_worker.engines.one_pass.loop import OnePassLoop
+from llmtaskpool_worker.engines.one_pass.pixels import pixels_of
 from llmtaskpool_worker.engines.one_pass.text_heads import NOT_FINITE, activated
+from llmtaskpool_worker.engines.onnx_files import onnx_file
 from llmtaskpool_worker.engines.protocol import (
     AdmitInputs,
     FromEngine,
@@ -27,25 +32,72 @@ from llmtaskpool_worker.engines.protocol import (
     Values,
 )
 from llmtaskpool_worker.engines.resident import give_back
-from llmtaskpool_worker.engines.weights import ModelRefused, check_numbers, load_weights
+from llmtaskpool_worker.engines.weights import ModelRefused, check_numbers, dtype_of, load_weights
 
 SPOILT = Fault("invalid", "a picture can't be unpacked: it is cut off or spoilt")
 STEP_IMAGES = 4
 """Pictures of a step for each core of a CPU."""
 STEP_IMAGES_CUDA = 64
+SAMPLE = (320, 240)
+"""Width and height of a picture that a model is tried with."""
 THRESHOLD = 0.5
 """How sure a model must be of an object by default, as in transformers' pipeline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """A picture as the model takes it, and its own height and width."""
+
+    pixels: Mapping[str, Tensor]
+    size: tuple[int, int]
+
+
+class Sees(Protocol):
+    """What a head over pictures asks of the model below it. ``device``, ``dtype``: to be told."""
+
+    device: torch.device
+    dtype: torch.dtype
+    shares: bool
+    """Whether a batch is one run; else each core runs pictures of its own."""
+
+    def __call__(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Any:
+        """What the model gives for (pictures, channels, height, width)."""
+
+    def beat_with(self, beat: Callable[[], None]) -> None:
+        """Call ``beat`` while it runs from now on."""
+
+
+class Pictures:
+    """Sees over a model of transformers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        parameter = next(model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.shares = self.device.type != "cpu"  # cores.py says why
+        # The layout that convolutions of a CPU are fastest with; the numbers stay.
+        self._model = model if self.shares else model.to(memory_format=torch.channels_last)
+
+    def __call__(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Any:
+        """What the model gives for (pictures, channels, height, width)."""
+        given = {"pixel_mask": pixel_mask.to(self.device)} if pixel_mask is not None else {}
+        return self._model(pixel_values=pixel_values.to(self.device, self.dtype), **given)
+
+    def beat_with(self, beat: Callable[[], None]) -> None:
+        """Call ``beat`` at each layer from now on."""
+        for layers in self._model.modules():
+            if isinstance(layers, nn.ModuleList):
+                for layer in layers:
+                    layer.register_forward_pre_hook(lambda *_: beat())
 
 
 class ImageHead:
     """A Head over pictures. ``detects``: objects and their boxes, else labels of the whole."""
 
-    def __init__(self, model: nn.Module, processor: Any, *, detects: bool) -> None:
-        config: Any = model.config
+    def __init__(self, model: Sees, config: Any, processor: Any, *, detects: bool) -> None:
         self.model, self.processor, self.detects = model, processor, detects
-        self.device = next(model.parameters()).device
-        self.cores = Cores(self.device)
-        on_cpu = self.device.type == "cpu"
+        self.pixels = pixels_of(processor)
+        self.cores = Cores(torch.device("cpu"))  # pictures are unpacked there for a GPU too
+        on_cpu = model.device.type == "cpu"
         self.budget = STEP_IMAGES * self.cores.count if on_cpu else STEP_IMAGES_CUDA
         self.labels = [str(config.id2label[place]) for place in range(int(config.num_labels))]
         several = getattr(config, "problem_type", None) == "multi_label_classification"
@@ -53,9 +105,9 @@ class ImageHead:
 
     def ready(self) -> Ready:
         """What was loaded."""
-        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        dtype = str(self.model.dtype).removeprefix("torch.")
         about = {"labels": self.labels, "modality": "image"}
-        return Ready(0, 0, [], str(self.device), dtype, 0, about=about)
+        return Ready(0, 0, [], str(self.model.device), dtype, 0, about=about)
 
     def rows(self, message: Message) -> Sequence[bytes] | Fault:
         """The request's pictures, still packed, or why they can't be run."""
@@ -73,29 +125,35 @@ class ImageHead:
 
     def run(self, rows: Sequence[bytes]) -> Sequence[Any]:
         """Unpack, bring to the model's size, one pass: outputs, or a Fault, for each."""
-        return self.cores.run(rows, [len(row) for row in rows], self._run)
+        sizes = [len(row) for row in rows]
+        if self.model.shares:
+            return self._forward(self.cores.run(rows, sizes, self._unpacked))
+        return self.cores.run(rows, sizes, lambda part: self._forward(self._unpacked(part)))
 
-    def _run(self, rows: Sequence[bytes]) -> list[Any]:
-        found: list[Any] = [None] * len(rows)
-        alike: dict[tuple[int, ...], list[tuple[int, Any, tuple[int, int]]]] = {}
-        for place, row in enumerate(rows):
+    def _unpacked(self, rows: Sequence[bytes]) -> list[Unpacked | Fault]:
+        found: list[Unpacked | Fault] = []
+        for row in rows:
             try:
                 with opened(row) as packed:
                     picture = packed.convert("RGB")
             except (BadImage, OSError, ValueError, SyntaxError):
-                found[place] = SPOILT
+                found.append(SPOILT)
                 continue
-            given = self.processor(images=[picture], return_tensors="pt")
-            shape = tuple(given["pixel_values"].shape)
-            alike.setdefault(shape, []).append((place, given, (picture.height, picture.width)))
-        for batch in alike.values():
-            given = {
-                name: torch.cat([one[name] for _, one, _ in batch]).to(self.device)
-                for name in ("pixel_values", "pixel_mask")
-                if name in batch[0][1]
-            }
-            outputs = self._outputs(self.model(**given), [size for _, _, size in batch])
-            for (place, _, _), output in zip(batch, outputs, strict=True):
+            found.append(Unpacked(self.pixels(picture), (picture.height, picture.width)))
+        return found
+
+    def _forward(self, given: Sequence[Unpacked | Fault]) -> list[Any]:
+        """One pass for all that the model takes side by side: those that became of one size."""
+        found: list[Any] = list(given)
+        alike: dict[torch.Size, list[int]] = {}
+        for place, one in enumerate(given):
+            if isinstance(one, Unpacked):
+                alike.setdefault(one.pixels["pixel_values"].shape, []).append(place)
+        for places in alike.values():
+            batch: list[Unpacked] = [found[place] for place in places]
+            pixels = {n: torch.cat([one.pixels[n] for one in batch]) for n in batch[0].pixels}
+            outputs = self._outputs(self.model(**pixels), [one.size for one in batch])
+            for place, output in zip(places, outputs, strict=True):
                 finite = all(bool(torch.isfinite(one).all()) for one in output)
                 found[place] = output if finite else NOT_FINITE
         return found
@@ -137,10 +195,7 @@ class ImageHead:
 
     def beat_with(self, beat: Callable[[], None]) -> None:
         """Call ``beat`` at each layer from now on."""
-        for layers in self.model.modules():
-            if isinstance(layers, nn.ModuleList):
-                for layer in layers:
-                    layer.register_forward_pre_hook(lambda *_: beat())
+        self.model.beat_with(beat)
 
 
 def load_images(
@@ -154,7 +209,7 @@ def load_images(
     options: dict[str, Any],
 ) -> OnePassLoop:
     """The loop over the model of pictures in ``folder``. Raises ModelRefused."""
-    if not (folder / "preprocessor_config.json").is_file():
+    if config.model_type != TIMM and not (folder / "preprocessor_config.json").is_file():
         raise ModelRefused(
             "its preprocessor_config.json is missing, which says how pictures are brought to its "
             "size: save its image processor with transformers (processor.save_pretrained)"
@@ -163,10 +218,21 @@ def load_images(
     processor = AutoImageProcessor.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False, backend="pil"
     )
-    auto = AutoModelForObjectDetection if task == "detect" else AutoModelForImageClassification
-    model = load_weights(auto, folder, config, dtype=getattr(torch, dtype or "float32"))
-    model.to(device).eval().requires_grad_(requires_grad=False)
-    check_numbers(model)
+    onnx = onnx_file(folder)
+    model: Sees
+    if onnx is not None:
+        from llmtaskpool_worker.engines.one_pass.onnx_heads import load_pictures
+
+        model = load_pictures(onnx, config, task)
+    else:
+        auto = AutoModelForObjectDetection if task == "detect" else AutoModelForImageClassification
+        plain = load_weights(auto, folder, config, dtype=dtype_of(dtype))
+        plain.to(device).eval().requires_grad_(requires_grad=False)
+        check_numbers(plain)
+        model = Pictures(plain)
+        if model.dtype is torch.float32:
+            given = pixels_of(processor)(Image.effect_noise(SAMPLE, 60).convert("RGB"))
+            fold_norms(plain, lambda: model(**given).logits)
     give_back()
-    head = ImageHead(model, processor, detects=task == "detect")
+    head = ImageHead(model, config, processor, detects=task == "detect")
     return OnePassLoop(head, threads=threads, max_threads=int(options.get("max_threads", 256)))

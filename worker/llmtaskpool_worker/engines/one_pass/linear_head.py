@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from llmtaskpool_worker.engines.one_pass.encoder import Encoder
+from llmtaskpool_worker.engines.one_pass.encoder import Reads
 from llmtaskpool_worker.engines.one_pass.text_heads import ClassifyHead, Ran, pooled
 from llmtaskpool_worker.engines.weights import ModelRefused
 
@@ -33,7 +33,7 @@ class LinearHead(ClassifyHead):
     """ClassifyHead whose numbers come of a text's vector."""
 
     def __init__(
-        self, encoder: Encoder, names: _Names, *, pooling: str, weight: Tensor, bias: Tensor
+        self, encoder: Reads, names: _Names, *, pooling: str, weight: Tensor, bias: Tensor
     ) -> None:
         super().__init__(encoder, labels=names.labels, several=names.several)
         self.pooling, self.normalize = pooling, names.normalize
@@ -52,9 +52,7 @@ def has_head(folder: Path, task: str) -> bool:
     return task == "classify" and (folder / WEIGHTS).is_file()
 
 
-def load_linear_head(
-    folder: Path, encoder: Encoder, *, pooling: str, dimensions: int
-) -> LinearHead:
+def load_linear_head(folder: Path, encoder: Reads, *, pooling: str, dimensions: int) -> LinearHead:
     """The head in ``folder`` over ``encoder``. Raises ModelRefused with the remedy."""
     try:
         names = msgspec.json.decode((folder / NAMES).read_bytes(), type=_Names)

@@ -17,7 +17,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from llmtaskpool_worker.engines.one_pass.encoder import Bounds, Encoder
+from llmtaskpool_worker.engines.one_pass.encoder import Bounds, Encoder, Reads
 from llmtaskpool_worker.engines.one_pass.images import load_images
 from llmtaskpool_worker.engines.one_pass.linear_head import has_head, load_linear_head
 from llmtaskpool_worker.engines.one_pass.loop import OnePassLoop
@@ -30,13 +30,16 @@ from llmtaskpool_worker.engines.one_pass.text_heads import (
     TagHead,
     TextHead,
 )
+from llmtaskpool_worker.engines.onnx_files import onnx_file
 from llmtaskpool_worker.engines.resident import give_back
 from llmtaskpool_worker.engines.weights import (
     ModelRefused,
     check_numbers,
     check_task,
+    dtype_of,
     load_weights,
     of_images,
+    on_cpu,
 )
 
 _AUTO = {
@@ -73,7 +76,17 @@ def load_one_pass(
     """
     options = options or {}
     if task == "tensor":
-        return load_table(folder, threads=threads, options=options)
+        return load_table(folder, device=device, dtype=dtype, threads=threads, options=options)
+    onnx = onnx_file(folder)
+    if onnx is not None:
+        on_cpu(device, dtype)
+        device = "cpu"
+        if not (folder / "config.json").is_file():
+            raise ModelRefused(
+                f"config.json is missing beside {onnx.name}, which task={task} needs, with a "
+                "tokenizer.json or preprocessor_config.json: copy them there, or add task=tensor "
+                "and send tensors"
+            )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     linear = has_head(folder, task)
@@ -88,16 +101,25 @@ def load_one_pass(
             f"it tells {config.num_labels} labels apart, and task=rerank needs one number: "
             "add task=classify, or name a cross-encoder"
         )
-    model = load_weights(
-        _AUTO[of],
-        folder,
-        config,
-        unused=("pooler.",) if of == "embed" else (),  # of the first token, for other tasks
-        dtype=getattr(torch, dtype or "float32"),
-    )
-    model.to(device).eval().requires_grad_(requires_grad=False)
-    check_numbers(model)
-    encoder = Encoder(model, _bounds(folder, config, model, options), first=_COMPARED[of])
+    encoder: Reads
+    if onnx is not None:
+        from llmtaskpool_worker.engines.one_pass.onnx_heads import load_texts
+
+        with torch.device("meta"):  # without weights: only where its positions begin is asked
+            bounds = _bounds(folder, config, _AUTO[of].from_config(config), options)
+        encoder = load_texts(onnx, config, of, bounds)
+    else:
+        model = load_weights(
+            _AUTO[of],
+            folder,
+            config,
+            unused=("pooler.",) if of == "embed" else (),  # of the first token, for other tasks
+            dtype=dtype_of(dtype),
+        )
+        model.to(device).eval().requires_grad_(requires_grad=False)
+        check_numbers(model)
+        bounds = _bounds(folder, config, model, options)
+        encoder = Encoder(model, bounds, first=_COMPARED[of])
     head: TextHead
     if linear:
         size = int(config.hidden_size)
@@ -108,7 +130,7 @@ def load_one_pass(
     return OnePassLoop(head, threads=threads, max_threads=int(options.get("max_threads", 256)))
 
 
-def _head(task: str, encoder: Encoder, config: Any, folder: Path) -> TextHead:
+def _head(task: str, encoder: Reads, config: Any, folder: Path) -> TextHead:
     labels = [str(config.id2label[place]) for place in range(int(config.num_labels))]
     match task:
         case "embed":

@@ -16,8 +16,9 @@ from torch import Tensor
 from llmtaskpool_worker.engines.one_pass import modules
 from llmtaskpool_worker.engines.one_pass.head import Fault, Message
 from llmtaskpool_worker.engines.one_pass.loop import OnePassLoop
+from llmtaskpool_worker.engines.onnx_files import onnx_file
 from llmtaskpool_worker.engines.protocol import AdmitInputs, FromEngine, Ready, Values
-from llmtaskpool_worker.engines.weights import ModelRefused, check_numbers
+from llmtaskpool_worker.engines.weights import ModelRefused, check_numbers, on_cpu
 
 STEP_ROWS = 4096
 _NUMPY = {"FP32": "<f4", "FP64": "<f8", "INT32": "<i4", "INT64": "<i8"}
@@ -110,8 +111,28 @@ class TableHead:
         self._beat = beat
 
 
-def load_table(folder: Path, *, threads: int, options: dict[str, Any]) -> OnePassLoop:
-    """The loop over the module that ``model.json`` names. Raises ModelRefused."""
+def load_table(
+    folder: Path,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    threads: int,
+    options: dict[str, Any],
+) -> OnePassLoop:
+    """The loop over an ONNX model, or over the module that ``model.json`` names, on the CPU.
+
+    Raises ModelRefused.
+    """
+    if (onnx := onnx_file(folder)) is not None:
+        from llmtaskpool_worker.engines.one_pass.onnx_tensors import load_onnx_tensors
+
+        on_cpu(device, dtype)
+        return load_onnx_tensors(onnx, threads=threads, options=options)
+    if not (folder / "model.json").is_file():
+        raise ModelRefused(
+            "it has neither model.json nor model.onnx, which say what it takes and gives: add "
+            "one, or name another task"
+        )
     try:
         spec = modules.read_spec((folder / "model.json").read_bytes())
         table = modules.build(spec)

@@ -15,7 +15,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from llmtaskpool_worker.engines.one_pass.encoder import Encoder, Row
+from llmtaskpool_worker.engines.one_pass.encoder import Reads, Row
 from llmtaskpool_worker.engines.one_pass.head import Fault, Message
 from llmtaskpool_worker.engines.protocol import (
     AdmitEmbedding,
@@ -44,7 +44,7 @@ class Ran:
 class TextHead(ABC):
     """A Head over texts. What is left to each task: ``outputs`` and ``conclude``."""
 
-    def __init__(self, encoder: Encoder, about: dict[str, Any] | None = None) -> None:
+    def __init__(self, encoder: Reads, about: dict[str, Any] | None = None) -> None:
         self.encoder = encoder
         self.budget = encoder.budget
         self.about = about or {}
@@ -113,7 +113,7 @@ class EmbedHead(TextHead):
     With the option ``pairs`` ([[0, 1], [0, 2]]) it gives cosines of pairs of rows instead.
     """
 
-    def __init__(self, encoder: Encoder, *, pooling: str, dimensions: int) -> None:
+    def __init__(self, encoder: Reads, *, pooling: str, dimensions: int) -> None:
         super().__init__(encoder)
         self.pooling = pooling
         self.dimensions = dimensions
@@ -150,7 +150,7 @@ class ScoreHead(TextHead):
     ``activation`` is what it was trained with: "sigmoid" or "identity".
     """
 
-    def __init__(self, encoder: Encoder, *, activation: str) -> None:
+    def __init__(self, encoder: Reads, *, activation: str) -> None:
         super().__init__(encoder)
         self.activation = activation
 
@@ -169,7 +169,7 @@ class ScoreHead(TextHead):
 class ClassifyHead(TextHead):
     """A number for each label: of one that is true (softmax), or of each by itself (sigmoid)."""
 
-    def __init__(self, encoder: Encoder, *, labels: Sequence[str], several: bool) -> None:
+    def __init__(self, encoder: Reads, *, labels: Sequence[str], several: bool) -> None:
         super().__init__(encoder, {"labels": list(labels)})
         self.several = several
 
@@ -185,7 +185,7 @@ class ClassifyHead(TextHead):
 class TagHead(TextHead):
     """The label of each token, by its place in the list of labels, and how sure it is."""
 
-    def __init__(self, encoder: Encoder, *, labels: Sequence[str]) -> None:
+    def __init__(self, encoder: Reads, *, labels: Sequence[str]) -> None:
         super().__init__(encoder, {"labels": list(labels)})
 
     def outputs(self, ran: Ran) -> Sequence[Tensor]:

@@ -29,6 +29,7 @@ from llmtaskpool_worker.engines.weights import (
     ModelRefused,
     check_numbers,
     check_task,
+    dtype_of,
     load_weights,
 )
 
@@ -76,7 +77,7 @@ def load_sequences(
         AutoModelForSpeechSeq2Seq if speech else AutoModelForSeq2SeqLM,
         folder,
         config,
-        dtype=getattr(torch, dtype or ("bfloat16" if on_gpu else "float32")),
+        dtype=dtype_of(dtype, "bfloat16" if on_gpu else "float32"),
     )
     model.to(device).eval().requires_grad_(requires_grad=False)
     check_numbers(model)
