@@ -55,8 +55,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from fakes.llama_server import llama_serving
 
 BULK = {"weight": 0.1, "ignore_eos": True}
-URGENT = {"weight": 100.0}
-BULK_TOKENS, URGENT_TOKENS, LOAD_TOKENS = 48, 2, 24
+URGENT = {"weight": 100.0, "temperature": 0, "ignore_eos": True}
+"""So that each has a token: an end at once, or half an emoji, would have none."""
+BULK_TOKENS, URGENT_TOKENS, LOAD_TOKENS = 48, 3, 24
 ORDER_SLOTS, SLOTS = 4, 16
 """Of the servers for the order, and for N and throughput."""
 SWEEP = (1, 2, 4, 6, 8, 12, 16)
