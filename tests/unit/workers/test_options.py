@@ -38,3 +38,27 @@ def test_the_share_of_the_aged_and_the_patience_of_tasks_reach_the_worker(monkey
         monkeypatch.setenv(name, value)
     limits = settings.load().pool_limits()
     assert (limits.aged_share, limits.task_queue_timeout_seconds) == (0.25, 7200)
+
+
+@pytest.mark.parametrize(
+    ("tenants", "said"),
+    [
+        ({}, None),
+        ({"each": {}}, "*"),
+        ({"each": {"waiting": 5, "seesAll": True}}, "*,waiting=5,sees=all"),
+        (
+            {
+                "named": [
+                    {"name": "team", "apiKeySecretRef": {"name": "team"}},
+                    {"name": "ops", "apiKeySecretRef": {"name": "ops"}, "seesAll": True},
+                ]
+            },
+            "team;ops,sees=all",
+        ),
+    ],
+)
+def test_who_sees_what_reaches_the_worker(tenants, said):
+    pool = LLMTaskPoolSpec.model_validate(
+        {"auth": {"apiKeySecretRef": {"name": "keys"}}, "tenants": tenants}
+    )
+    assert environment_of(pool).get("LLMTASKPOOL_TENANTS") == said

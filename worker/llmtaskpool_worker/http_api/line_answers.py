@@ -30,6 +30,7 @@ from llmtaskpool_worker.http_api.errors import ANSWERED, ApiError, answer_error,
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.http_api.openai_api import OpenAIRoutes
 from llmtaskpool_worker.scheduling.task import TaskRequest, TaskState, TaskView
+from llmtaskpool_worker.scheduling.tenants import Tenants
 
 log = logging.getLogger("llmtaskpool.worker")
 
@@ -69,7 +70,7 @@ class _Lowest:
         """See TaskPool."""
         patience = _patience.get()
         view = await self._pool.submit(
-            replace(request, weight=WEIGHT, queue_timeout_seconds=patience)
+            replace(request, weight=WEIGHT, queue_timeout_seconds=patience, of_a_batch=True)
         )
         self._held.add(view.id)
         return view
@@ -91,7 +92,7 @@ class _Lowest:
 
 
 class LineAnswers:
-    """Asks lines of ``pool`` and its models. See Asks."""
+    """Asks lines of ``pool`` and its models, within what ``tenants`` may have. See Asks."""
 
     def __init__(
         self,
@@ -99,7 +100,9 @@ class LineAnswers:
         catalog: Catalog,
         limits: HttpLimits,
         wall_clock: Callable[[], float],
+        tenants: Tenants,
     ) -> None:
+        self._tenants = tenants
         self._lowest = _Lowest(pool)
         openai = OpenAIRoutes(
             cast("TaskPool", self._lowest),
@@ -116,6 +119,10 @@ class LineAnswers:
     async def give_up_waiting(self) -> None:
         """The worker ends: lines that have not begun are somebody else's."""
         await self._lowest.give_up_waiting()
+
+    def may_wait(self, tenant: str) -> int | None:
+        """See Asks."""
+        return self._tenants.may_wait(tenant, of_a_batch=True)
 
     async def ask(
         self, endpoint: str, body: bytes, patience_seconds: float, tenant: str

@@ -14,6 +14,7 @@ from typing import Any
 from llguidance import LLMatcher
 
 _LAYOUT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_OUTSIDE = re.compile(r"Resource ('[^']{1,200}') is not present in a registry")
 WORDS_MAX = 300
 """Letters of what is said of a bad grammar."""
 
@@ -43,4 +44,7 @@ def check(grammar: str) -> None:
     if said and not said.startswith("WARNING"):
         lines = [line.strip() for line in said.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("error:")]
-        raise BadGrammar((errors or lines)[0].removeprefix("error: ")[:WORDS_MAX])
+        first = (errors or lines)[0].removeprefix("error: ")
+        if outside := _OUTSIDE.match(first):
+            first = f"a $ref leads out of the schema, to {outside[1]}: put that under $defs"
+        raise BadGrammar(first[:WORDS_MAX])

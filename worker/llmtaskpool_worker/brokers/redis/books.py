@@ -228,6 +228,7 @@ class Run:
             result_expires_at=None if request.attended else ended_at + ttl_seconds,
             depends_on=claim.parents,
             labels=request.labels,
+            tenant=claim.line.tenant,
         )
 
 
@@ -298,7 +299,7 @@ def view_of(
     ttl_seconds: float,
 ) -> TaskView:
     """What view.lua gave for one task. ``ttl_seconds``: how long a result is kept from its end."""
-    (s, group, _, weight, accepted, attempts, more, began, end, why, shown, labels, soon, deps) = (
+    (s, group, k, weight, accepted, attempts, more, began, end, why, shown, labels, soon, deps) = (
         None if value is None else value.decode() for value in values[:14]
     )
     result = values[14]
@@ -332,6 +333,7 @@ def view_of(
         result_expires_at=None if soon else kept,
         depends_on=tuple(deps.split(" ")) if deps else (),
         labels=msgspec.json.decode(labels, type=dict[str, str]) if labels else {},
+        tenant=line_of(k or "").tenant,
     )
 
 
