@@ -25,7 +25,7 @@ from aiohttp import web
 from kubernetes.aio.client import ApiClient, CustomObjectsApi
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "operator"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT / place) for place in ("tests", "hack/cluster", "operator", "benchmarks")]
 
 from fakes.operator_process import OperatorProcess  # noqa: E402  found through the line above
 from llmtaskpool_operator.api.manifest_file import parse_pool  # noqa: E402

@@ -83,7 +83,7 @@ class Stub:
 def pods_answer_here() -> Iterator[None]:
     """All of kwok's addresses are this machine's."""
     route = ["local", "10.128.0.0/16", "dev", "lo"]
-    subprocess.run(["ip", "route", "add", *route], check=True)  # noqa: S607
+    subprocess.run(["ip", "route", "replace", *route], check=True)  # noqa: S607
     try:
         yield
     finally:

@@ -275,6 +275,10 @@ REFUSED: dict[str, tuple[Spec, str]] = {
         {"tenants": {"each": {"waiting": 10}}},
         "set auth.apiKeySecretRef",
     ),
+    "keys of who runs the pool where no key is asked for": (
+        {"tenants": {"each": {"seesAll": True}}},
+        "set auth.apiKeySecretRef",
+    ),
     "a tenant without keys": (
         {"tenants": {"named": [{"name": "team"}]}},
         "spec.tenants.named[0].apiKeySecretRef",
@@ -463,7 +467,7 @@ ACCEPTED: dict[str, Spec] = {
     "tenants": {
         "auth": {"apiKeySecretRef": {"name": "keys"}},
         "tenants": {
-            "each": {"waiting": 20, "weight": 1},
+            "each": {"waiting": 20, "weight": 1, "seesAll": True},
             "named": [
                 {"name": "team-a", "apiKeySecretRef": {"name": "team-a"}, "share": 2.5},
                 {"name": "team-b", "apiKeySecretRef": {"name": "team-b"}, "running": 4},

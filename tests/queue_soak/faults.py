@@ -20,8 +20,8 @@ class Fault:
 
 
 COMMIT = "if b.s == 'r' and b.f == fence and not here[id] then"
-LEASE = "call('ZADD', p .. ':l', t + lease, id)"
-BEST = "if r > highest or (r == highest and best and hid[i] < hid[best]) then"
+LEASE = "leased[#leased + 1], leased[#leased + 2] = t + lease, id"
+BEST = "if r > highest then best, highest = i, r"
 _STILL_RUNS = """  elseif b.s == 'r' then
     out[#out + 1] = '+' .. s
   else
@@ -64,7 +64,8 @@ FAULTS: dict[str, Fault] = {
         ("key",), (("accept", "call('SET', p .. ':i:' .. key, id .. ' ' .. print)", ""),)
     ),
     "the weakest goes first": Fault(
-        ("order",), (("claim", BEST, "if r > 0 and (not best or r < highest) then"),)
+        ("order",),
+        (("claim", BEST, "if r > 0 and (not best or r < highest) then best, highest = i, r"),),
     ),
     "one fence for all": Fault(("old claim",), (("claim", "fence .. '.' .. taken", "'7'"),)),
     "the fence is a counter": Fault(

@@ -134,7 +134,8 @@ def test_the_example_of_queue_depth_asks_for_what_workers_and_gates_export_and_r
         for family in text_string_to_metric_families(Metrics(lambda s=state: s).text().decode())
         for sample in family.samples
     }
-    assert len(asked) == 3
+    assert len(asked) == 4
+    assert "llmtaskpool_batches_open" in asked, "a batch that nobody feeds has nothing in line"
     assert asked <= exported
 
 

@@ -144,6 +144,8 @@ class QueueState(_Message):
     """Dead letters."""
     quarantined: Count = 0
     """Entries that nobody here can read."""
+    batches: Count = 0
+    """Batches that have not ended and that nobody has cancelled: a worker feeds their lines."""
 
 
 class TenantState(_Message):

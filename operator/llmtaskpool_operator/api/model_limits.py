@@ -94,9 +94,7 @@ def _twice(name: str) -> Rule:
     option = OPTIONS[name]
     limit, text = f"self.limits.{name}", f"self.options['{option}']"
     if name in AMOUNTS:
-        equal = (
-            f"(isQuantity({text}) && quantity({text}).compareTo(quantity({limit})) == 0)"
-        )
+        equal = f"(isQuantity({text}) && quantity({text}).compareTo(quantity({limit})) == 0)"
     else:
         equal = f"{text} == string({limit})"
     return Rule(
@@ -113,8 +111,7 @@ def _enough(name: str) -> Rule:
     """An amount is none that was meant in other units."""
     limit = f"self.limits.{name}"
     return Rule(
-        f"!has(self.limits) || !has({limit}) || "
-        f"quantity({limit}).compareTo(quantity('1Mi')) >= 0",
+        f"!has(self.limits) || !has({limit}) || quantity({limit}).compareTo(quantity('1Mi')) >= 0",
         "limits",
         f"limits.{name} is less than 1Mi: write an amount with its unit, such as 2Gi",
         lambda m: (

@@ -178,6 +178,7 @@ class LLMTaskPoolSpec(Wire):
         Rule(
             "!has(self.tenants) || !has(self.tenants.each) || (!has(self.tenants.each.waiting) && "
             "!has(self.tenants.each.running) && !has(self.tenants.each.weight) && "
+            "(!has(self.tenants.each.seesAll) || !self.tenants.each.seesAll) && "
             "(!has(self.tenants.each.share) || self.tenants.each.share == 1.0)) || "
             "(has(self.auth) && has(self.auth.apiKeySecretRef)) || "
             "(has(self.tenants.named) && self.tenants.named.size() > 0)",

@@ -28,6 +28,9 @@ class TenantLimits(Wire):
     share: Annotated[float, Field(ge=0.001, le=1000)] = 1
     """Its share of the threads, in proportion to the shares of the others that have work. Priority
     goes first: a share is a factor from 1/16 to 16 of weight / load."""
+    sees_all: bool = False
+    """Whether its keys see, cancel and read also the tasks, files, batches and dead letters of
+    others: for who runs the pool. Each sees only its own otherwise."""
 
 
 class Tenant(TenantLimits):

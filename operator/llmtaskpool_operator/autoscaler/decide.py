@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from statistics import median_low
 
 from llmtaskpool_worker.contract import LaneName
@@ -113,12 +114,18 @@ def replica_policy(spec: LLMTaskPoolSpec, now: float) -> law.Policy:
 
 def thread_policy(lane: LaneThreads) -> law.Policy:
     """The law's settings for the threads of one lane."""
-    return replace(
-        law.THREAD_POLICY,
-        minimum=lane.min,
-        maximum=lane.max,
-        target=lane.target_utilization,
+    fixed = lane.initial if lane.mode == "Fixed" else None
+    return _thread_policy(
+        lane.min if fixed is None else fixed,
+        lane.max if fixed is None else fixed,
+        lane.target_utilization,
     )
+
+
+@lru_cache(maxsize=256)
+def _thread_policy(least: int, most: int, target: float) -> law.Policy:
+    """Pools are asked each second, and most of them for the same."""
+    return replace(law.THREAD_POLICY, minimum=least, maximum=most, target=target)
 
 
 def _direction(rules: ScalingRules, default_window: float) -> law.Direction:
@@ -148,8 +155,6 @@ def _lane(
     if state is None:
         return None, carried
     policy = thread_policy(wanted)
-    if wanted.mode == "Fixed":
-        policy = replace(policy, minimum=wanted.initial, maximum=wanted.initial)
     seen = observed_threads(state, sharers)
     if lane is LaneName.COMPUTE:
         assert pod.state is not None  # noqa: S101  for mypy: it has this lane

@@ -129,6 +129,9 @@ class PoolObservation:
         states = [pod.state for pod in self.staying if pod.fresh and pod.state is not None]
         if any(lane.active or lane.queued for state in states for lane in state.lanes.values()):
             return True
+        # Between two lines, or while it waits before it asks again, a batch has nothing in line.
+        if any(state.queue is not None and state.queue.batches for state in states):
+            return True
         return self.gate is not None and (self.gate.asks or self.gate.silent)
 
     @property
@@ -299,11 +302,12 @@ def shares_queue(state: WorkerState) -> bool:
 
 
 def _shared_work(pod: PodObservation) -> bool:
-    """Whether tasks wait or run in the queue that a gate shares with workers."""
+    """Whether tasks wait or run, or a batch is to go on, in the queue that a gate shares."""
     state = pod.state
     if not pod.fresh or state is None or state.queue is None or not shares_queue(state):
         return False
-    return state.queue.running > 0 or any(lane.queued for lane in state.lanes.values())
+    queue = state.queue
+    return bool(queue.running or queue.batches) or any(lane.queued for lane in state.lanes.values())
 
 
 def _sum(values: list[float]) -> float | None:

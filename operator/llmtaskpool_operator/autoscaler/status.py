@@ -6,13 +6,14 @@ or can't become, what its spec asks for. A transition time changes only with the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from llmtaskpool_worker.contract import LaneName
 
 from llmtaskpool_operator.api.pool import LLMTaskPool
+from llmtaskpool_operator.api.rules import Wire
 from llmtaskpool_operator.api.scaling import ScalingMode
 from llmtaskpool_operator.api.status import (
     Condition,
@@ -32,6 +33,7 @@ from llmtaskpool_operator.autoscaler.reasons import reason_of
 DEAD_BAND = 0.05
 """Utilization is written anew only when it moved by more: a status write per tick is noise."""
 KEPT_DECISIONS = 10
+Known = TypeVar("Known", bound=Wire)
 _BOUNDS = (Bound.MINIMUM, Bound.MAXIMUM, Bound.STEP, Bound.STABILIZED, Bound.DISABLED)
 
 
@@ -51,22 +53,32 @@ def status_of(
     if utilization is not None and before.utilization is not None:
         moved = abs(utilization - before.utilization) > DEAD_BAND
         utilization = utilization if moved else before.utilization
-    lanes = [_lane(lane, seen, plan) for lane in LaneName]
-    status = LLMTaskPoolStatus(
-        observed_generation=pool.metadata.generation,
-        replicas=len(seen.staying),
-        desired_replicas=wanted,
-        ready_replicas=ready,
-        draining_replicas=sum(pod.draining and not pod.lost for pod in seen.pods),
-        selector=before.selector,
-        utilization=None if utilization is None else round(utilization, 4),
-        queued=sum(lane.queued for lane in lanes),
-        threads=lanes,
-        gpu=gpu_status(seen, before.gpu),
-        last_decisions=_recorded(seen, plan, before, at),
-    )
-    conditions = _conditions(pool, seen, decided, status, before, at)
-    return status.model_copy(update={"conditions": conditions})
+    known = {one.lane: one for one in before.threads}
+    lanes = [_lane(lane, seen, plan, known.get(lane)) for lane in LaneName]
+    draining = sum(pod.draining and not pod.lost for pod in seen.pods)
+    conditions = _conditions(pool, seen, decided, _Count(wanted, ready, draining), before, at)
+    said: dict[str, Any] = {
+        "observed_generation": pool.metadata.generation,
+        "replicas": len(seen.staying),
+        "desired_replicas": wanted,
+        "ready_replicas": ready,
+        "draining_replicas": draining,
+        "selector": before.selector,
+        "utilization": None if utilization is None else round(utilization, 4),
+        "queued": sum(lane.queued for lane in lanes),
+        "threads": lanes,
+        "gpu": gpu_status(seen, before.gpu),
+        "last_decisions": _recorded(seen, plan, lanes, before, at),
+        "conditions": conditions,
+    }
+    return _same_or(before, said) or LLMTaskPoolStatus(**said)
+
+
+def _same_or(known: Known | None, said: Mapping[str, Any]) -> Known | None:
+    """What is known, where that says the same: to make and check it anew is dear at rest."""
+    if known is None or any(getattr(known, name) != value for name, value in said.items()):
+        return None
+    return known
 
 
 def invalid_status(
@@ -86,7 +98,18 @@ def _wanted(seen: PoolObservation, plan: Sequence[Action]) -> int:
     return next((a.replicas for a in plan if isinstance(a, SetReplicas)), seen.replicas)
 
 
-def _lane(lane: LaneName, seen: PoolObservation, plan: Sequence[Action]) -> LaneStatus:
+@dataclass(frozen=True, slots=True)
+class _Count:
+    """Pods: those that are wanted, that are ready, and that end."""
+
+    wanted: int
+    ready: int
+    draining: int
+
+
+def _lane(
+    lane: LaneName, seen: PoolObservation, plan: Sequence[Action], before: LaneStatus | None
+) -> LaneStatus:
     wanted = {
         a.pod: a.threads[lane] for a in plan if isinstance(a, SetThreads) and lane in a.threads
     }
@@ -96,17 +119,22 @@ def _lane(lane: LaneName, seen: PoolObservation, plan: Sequence[Action]) -> Lane
         if pod.state is not None and lane in pod.state.lanes
     }
     states = {name: state.lanes[lane] for name, state in whole.items()}
-    return LaneStatus(
-        lane=lane,
-        desired=sum(wanted.get(name, state.threads) for name, state in states.items()),
-        observed=sum(state.threads for state in states.values()),
-        active=sum(state.active for state in states.values()),
-        queued=round(of_pool([(whole[name], lane.queued) for name, lane in states.items()])),
-    )
+    said: dict[str, Any] = {
+        "lane": lane,
+        "desired": sum(wanted.get(name, state.threads) for name, state in states.items()),
+        "observed": sum(state.threads for state in states.values()),
+        "active": sum(state.active for state in states.values()),
+        "queued": round(of_pool([(whole[name], lane.queued) for name, lane in states.items()])),
+    }
+    return _same_or(before, said) or LaneStatus(**said)
 
 
 def _recorded(
-    seen: PoolObservation, plan: Sequence[Action], before: LLMTaskPoolStatus, at: str
+    seen: PoolObservation,
+    plan: Sequence[Action],
+    lanes: Sequence[LaneStatus],
+    before: LLMTaskPoolStatus,
+    at: str,
 ) -> list[RecordedDecision]:
     new = [
         RecordedDecision(
@@ -119,8 +147,8 @@ def _recorded(
         for action in plan
         if isinstance(action, SetReplicas)
     ]
-    for lane in LaneName:
-        moved = _lane(lane, seen, plan)
+    for moved in lanes:
+        lane = moved.lane
         if moved.desired != moved.observed:
             reasons = [a.reason for a in plan if isinstance(a, SetThreads) and lane in a.threads]
             new.append(
@@ -164,29 +192,29 @@ class _Maker:
         text: Literal["True", "False", "Unknown"]
         text = "Unknown" if holds is None else "True" if holds else "False"
         known = self.old.get(kind.value)
-        return Condition(
-            type=kind.value,
-            status=text,
-            reason=reason,
-            message=message[:1024],
-            last_transition_time=(
-                known.last_transition_time if known and known.status == text else self.at
-            ),
-            observed_generation=self.generation,
-        )
+        said: dict[str, Any] = {
+            "type": kind.value,
+            "status": text,
+            "reason": reason,
+            "message": message[:1024],
+            "observed_generation": self.generation,
+        }
+        stays = known is not None and known.status == text
+        at = known.last_transition_time if known is not None and stays else self.at
+        return _same_or(known, said) or Condition(**said, last_transition_time=at)
 
 
 def _conditions(
     pool: LLMTaskPool,
     seen: PoolObservation,
     decided: PoolDecision,
-    status: LLMTaskPoolStatus,
+    pods: _Count,
     before: LLMTaskPoolStatus,
     at: str,
 ) -> list[Condition]:
     old = {condition.type: condition for condition in before.conditions}
     condition = _Maker(old, pool.metadata.generation, at)
-    wanted, ready = status.desired_replicas, status.ready_replicas
+    wanted, ready = pods.wanted, pods.ready
     count = f"{ready} of {wanted} replicas are ready"
     problems = [
         *model_trouble(seen.staying),
@@ -243,7 +271,7 @@ def _conditions(
                 ConditionType.RECONCILING, holds=True, reason="RollingOut", message=seen.rollout
             )
         )
-    elif ready != wanted or status.draining_replicas or nobody:
+    elif ready != wanted or pods.draining or nobody:
         made.append(
             condition(ConditionType.RECONCILING, holds=True, reason="Scaling", message=count)
         )

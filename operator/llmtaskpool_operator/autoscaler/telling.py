@@ -59,6 +59,8 @@ def notes(
         for action in plan
         if isinstance(action, SetReplicas)
     ]
+    if status is before:
+        return tuple(made)
     old = _by_type(before)
     for kind, condition in _by_type(status).items():
         if kind in _TOLD and condition[0] not in ("Unknown", _known_as(old, kind)):

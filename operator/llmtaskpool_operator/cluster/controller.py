@@ -92,6 +92,8 @@ class _Remembered:
     """The Deployment as it was when it was as it should be: to compare is dear."""
     written: str | None = None
     """The status as it was written, in JSON: as objects it is four times as large."""
+    told: LLMTaskPoolStatus | None = None
+    """The same as an object: at rest the next turn's is this one."""
     told_at: float = float("-inf")
     """When the status was written, or of a new pool, when it could first have been."""
 
@@ -277,9 +279,12 @@ class Controller:
     async def _write_status(
         self, body: Manifest, ours: _Remembered, status: LLMTaskPoolStatus
     ) -> None:
+        if status is ours.told:
+            return
         wanted, now = status.wire(), self._clock()
         text = json.dumps(wanted)
         if text == ours.written:
+            ours.told = status
             return
         known = status_in(body) if ours.written is None else json.loads(ours.written)
         if ours.told_at == float("-inf") and _never_seen(body):
@@ -294,7 +299,7 @@ class Controller:
             "status": wanted,
         }
         await self._access.api.apply(manifest, subresource="status", whole=False)
-        ours.written, ours.told_at = text, now
+        ours.written, ours.told, ours.told_at = text, status, now
 
     async def _write_event(self, body: Manifest, note: Note) -> None:
         """Events are for people: one that can't be written stops nothing."""
@@ -359,7 +364,10 @@ def _parsed(ours: _Remembered, body: Manifest) -> LLMTaskPool:
     if ours.parsed is None or ours.parsed[0] != revision:
         ours.parsed = (revision, parse_pool({k: v for k, v in body.items() if k != "status"}))
     pool = ours.parsed[1]
-    return pool.model_copy(update={"status": ours.memory.status})
+    if pool.status is not ours.memory.status:
+        pool = pool.model_copy(update={"status": ours.memory.status})
+        ours.parsed = (revision, pool)
+    return pool
 
 
 def _revision(generation: int, labels: Mapping[str, str]) -> _Revision:

@@ -131,6 +131,14 @@ def _pod(pool: LLMTaskPool, spec: LLMTaskPoolSpec, image: str) -> Manifest:
     return made
 
 
+_KEPT = (
+    "LLMTASKPOOL_CORS_ORIGINS",
+    "LLMTASKPOOL_TASK_QUEUE_TIMEOUT_SECONDS",
+    "LLMTASKPOOL_TENANTS",
+)
+"""Of the workers' settings those that are about who asks, and what is accepted."""
+
+
 def _options(spec: LLMTaskPoolSpec) -> list[str]:
     """The bound of the queue, and the models' names, which it tells to who asks: it loads none."""
     options = options_of(spec)
@@ -139,8 +147,7 @@ def _options(spec: LLMTaskPoolSpec) -> list[str]:
 
 def _environment(spec: LLMTaskPoolSpec, held: dict[str, str]) -> list[Manifest]:
     """Settings and files. A pool's own variables are for models and kinds, which it has none of."""
-    kept = ("LLMTASKPOOL_CORS_ORIGINS", "LLMTASKPOOL_TASK_QUEUE_TIMEOUT_SECONDS")
-    values = {name: value for name, value in environment_of(spec).items() if name in kept}
+    values = {name: value for name, value in environment_of(spec).items() if name in _KEPT}
     values |= {
         "LLMTASKPOOL_QUEUE_TIMEOUT_SECONDS": f"{hold_seconds(spec):g}",
         "LLMTASKPOOL_UNROUTE_SECONDS": str(UNROUTE_SECONDS),

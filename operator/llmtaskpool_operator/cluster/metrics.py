@@ -65,6 +65,8 @@ class OperatorMetrics:
             ("verb", "code"),
             registry=self.registry,
         )
+        self._last: dict[tuple[str, str], tuple[int, int, float | None, int]] = {}
+        """Of each pool what was told last: its series are found anew only when that moves."""
         self._depth = Gauge(f"{prefix}_queue_depth", "Pools due.", registry=self.registry)
         self._oldest = Gauge(
             f"{prefix}_queue_oldest_seconds",
@@ -88,27 +90,38 @@ class OperatorMetrics:
 
     def decided(self, namespace: str, name: str, result: ReconcileResult) -> None:
         """What a turn saw and decided."""
-        labels = (namespace, name)
+        labels, decision = (namespace, name), result.decisions.replicas
+        utilization = None if decision is None else decision.utilization
+        current = 0 if decision is None else decision.current
+        status = result.status
+        now = (status.desired_replicas, status.ready_replicas, utilization, current)
+        moved = [
+            made
+            for made in result.decisions.threads
+            if made.decision.desired != made.decision.current
+        ]
+        if self._last.get(labels) == now and not result.plan and not moved:
+            return
+        self._last[labels] = now
         for what, way in _DECIDED:
             # There at 0 before the first: Prometheus sees no increase in a series that is new.
             self._decisions.labels(*labels, what, way)
-        self._desired.labels(*labels).set(result.status.desired_replicas)
-        self._ready.labels(*labels).set(result.status.ready_replicas)
-        decision = result.decisions.replicas
-        if decision is not None and decision.utilization is not None:
-            self._utilization.labels(*labels).set(decision.utilization)
-            self._offered.labels(*labels).set(decision.utilization * max(1, decision.current))
+        self._desired.labels(*labels).set(status.desired_replicas)
+        self._ready.labels(*labels).set(status.ready_replicas)
+        if utilization is not None:
+            self._utilization.labels(*labels).set(utilization)
+            self._offered.labels(*labels).set(utilization * max(1, current))
         for action in result.plan:
             if isinstance(action, SetReplicas):
                 way = "up" if action.replicas > result.observed.replicas else "down"
                 self._decisions.labels(*labels, "replicas", way).inc()
-        for made in result.decisions.threads:
-            if made.decision.desired != made.decision.current:
-                way = "up" if made.decision.desired > made.decision.current else "down"
-                self._decisions.labels(*labels, f"threads/{made.lane}", way).inc()
+        for made in moved:
+            way = "up" if made.decision.desired > made.decision.current else "down"
+            self._decisions.labels(*labels, f"threads/{made.lane}", way).inc()
 
     def forget(self, namespace: str, name: str) -> None:
         """The pool is gone, and its series with it."""
+        self._last.pop((namespace, name), None)
         labels = {"namespace": namespace, "pool": name}
         for gauge in (self._desired, self._ready, self._utilization, self._offered):
             gauge.remove_by_labels(labels)

@@ -66,11 +66,12 @@ def mounted(pool: LLMTaskPool) -> Mounted:
     return held
 
 
-_GATES = ("tmp", "token", "keys", "queue", "trusted-ca")
+_GATES = ("tmp", "token", "keys", "tenants", "queue", "trusted-ca")
 """What a gate has of them: no caches, no models, no tokens of a hub."""
 _GATES_FILES = (
     "LLMTASKPOOL_CONTROL_TOKENS_FILE",
     "LLMTASKPOOL_API_KEYS_FILE",
+    "LLMTASKPOOL_TENANT_KEYS_DIR",
     "LLMTASKPOOL_QUEUE_FILE",
     "LLMTASKPOOL_QUEUE_POOL",
     "LLMTASKPOOL_QUEUE_ALLOW_VOLATILE",

@@ -47,7 +47,8 @@ def environment_of(spec: LLMTaskPoolSpec) -> dict[str, str]:
 
 def _tenants(tenants: Tenants) -> str:
     entries = [_entry(one.name, one) for one in tenants.named]
-    if tenants.each != TenantLimits():
+    # Who writes it down wants them told apart, also where it says nothing else.
+    if "each" in tenants.model_fields_set:
         entries.append(_entry("*", tenants.each))
     return ";".join(entries)
 
@@ -59,4 +60,5 @@ def _entry(name: str, limits: TenantLimits) -> str:
         "running": limits.running,
         "weight": None if limits.weight is None else f"{limits.weight:g}",
     }
-    return name + "".join(f",{key}={value}" for key, value in given.items() if value is not None)
+    parts = [f",{key}={value}" for key, value in given.items() if value is not None]
+    return "".join([name, *parts, ",sees=all" if limits.sees_all else ""])

@@ -36,7 +36,8 @@ def pool(**scaling: Any) -> LLMTaskPool:
 
 
 def worker(*, ready: bool = True, draining: bool = False, **state: Any) -> PodObservation:
-    told = worker_state("w", **state) if ready else None
+    more = {"queue": state.pop("queue", None)}
+    told = worker_state("w", **state).model_copy(update=more) if ready else None
     return PodObservation("w", ready=ready, draining=draining, state=told, address=WORKER)
 
 
@@ -47,9 +48,14 @@ def gate(
     return GateObservation((pod,), routed=routed, stands=stands)
 
 
-def queue(running: int) -> QueueState:
+def queue(running: int, *, shared: bool = True, batches: int = 0) -> QueueState:
     return QueueState(
-        durability="always", durable=True, shared=True, observed_at=0.0, running=running
+        durability="always",
+        durable=True,
+        shared=shared,
+        observed_at=0.0,
+        running=running,
+        batches=batches,
     )
 
 
@@ -78,6 +84,8 @@ def route(actions: list[Any]) -> bool | None:
         (gate(recent=1), True),  # it left before anybody looked
         (gate(queue=queue(running=1)), True),  # its worker is gone: its lease ends, it runs again
         (gate(queue=queue(running=0)), False),
+        (gate(queue=queue(running=0, batches=1)), True),  # nobody feeds it: it has nothing in line
+        (gate(age=60.0, queue=queue(running=0, batches=1)), False),
         (gate(), False),
         (gate(ready=False), False),
         (gate(age=60.0, held=1), False),  # that was then
@@ -110,6 +118,9 @@ def test_every_metric_wakes(metric: str) -> None:
         (worker(), gate(), False),
         (worker(active=1), gate(), True),  # a long answer is under way, and nothing arrives
         (worker(queued=1), gate(), True),
+        (worker(queue=queue(running=0, shared=False, batches=1)), gate(), True),
+        (worker(), gate(queue=queue(running=0, batches=1)), True),
+        (worker(queue=queue(running=0)), gate(queue=queue(running=0)), False),
         (worker(), gate(held=1), True),
         (worker(), gate(recent=1), True),
         (worker(), gate(age=60.0), True),  # nobody knows what it holds

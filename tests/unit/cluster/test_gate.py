@@ -219,3 +219,34 @@ def test_a_gate_passes_pod_security_restricted_and_has_nothing_of_a_workers() ->
     assert "OTHERS_SECRET" not in environment
     assert "--gate" in container["args"]
     assert pod["terminationGracePeriodSeconds"] > 90, "what it holds may take as long"
+
+
+def test_a_gate_asks_for_the_keys_of_tenants_and_tells_them_apart_as_workers_do() -> None:
+    """Where tenants have all the keys that there are it would ask nobody for one."""
+    of = pool(
+        scaling={"minReplicas": 0},
+        tenants={
+            "named": [
+                {"name": "team", "apiKeySecretRef": {"name": "team", "key": "keys"}, "waiting": 9},
+                {"name": "ops", "apiKeySecretRef": {"name": "ops"}, "seesAll": True},
+            ]
+        },
+    )
+    gate, worker = (
+        made["spec"]["template"]["spec"]
+        for made in (manifests.gate(of, AROUND, 1), manifests.deployment(of, AROUND, 1))
+    )
+    for name in ("LLMTASKPOOL_TENANTS", "LLMTASKPOOL_TENANT_KEYS_DIR"):
+        values = [
+            {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}[name]
+            for pod in (gate, worker)
+        ]
+        assert values[0] == values[1]
+    assert {"name": "LLMTASKPOOL_TENANTS", "value": "team,waiting=9;ops,sees=all"} in gate[
+        "containers"
+    ][0]["env"]
+    keys = [
+        next(one for one in pod["volumes"] if one["name"] == "tenants") for pod in (gate, worker)
+    ]
+    assert keys[0] == keys[1]
+    assert "tenants" in {one["name"] for one in gate["containers"][0]["volumeMounts"]}

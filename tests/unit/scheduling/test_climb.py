@@ -176,13 +176,34 @@ def test_all_that_is_asked_becoming_slower_is_no_reason_to_send_less():
     assert slower.rate(ran.climb.home, load) >= 0.85 * slower.best(load)
 
 
+BUMPY = {1: 28.3, 2: 35.4, 4: 45.0, 6: 46.8, 8: 46.5, 12: 50.2, 16: 60.0}
+"""As found of the same server on two cores."""
+
+
+@pytest.mark.parametrize("rates", [RESTS, BUMPY])
+def test_a_level_that_drifts_is_not_taken_for_a_knee(rates):
+    """Each number is measured for some seconds, and between two of them all can become slower."""
+    server, load = Server(16, partial(swept, rates=rates)), Load(prompt=30, drift=0.2)
+    learned = [run(server, load, seed=seed, seconds=150.0).climb.home for seed in range(12)]
+    good = [n for n in learned if server.rate(n, load) >= 0.85 * server.best(load)]
+    assert len(good) >= 10, f"of {learned}"
+
+
+def test_fewer_are_not_tried_while_it_is_known_that_they_bring_less():
+    server = Server(16, partial(swept, rates=BUMPY))
+    ran = run(server, Load(prompt=30), seconds=150.0)
+    settled = ran.in_flight.index(16)
+    late = [n for n in ran.in_flight[settled + 100 :] if n < 14]
+    assert len(late) < 0.02 * len(ran.in_flight)
+
+
 def test_a_lane_that_grows_is_followed_and_one_that_does_not_leaves_it_open():
     server, load = SERVERS["a GPU, 256 places"], LOADS["alike"]
     grown = run(server, load, threads=lambda now: 4 + int(4 * now), seconds=90.0)
     assert grown.climb.home == server.most
     small = run(server, load, threads=lambda _: 10)
     assert small.climb.doubling, "what more would bring is not known"
-    bent = run(SERVERS["best with six"], load, threads=lambda _: 14)
+    bent = run(SERVERS["best with six"], load, threads=lambda _: 14, seconds=90.0)
     assert bent.climb.home <= 9, "that fewer are better is known with some threads too"
 
 

@@ -29,12 +29,41 @@ def test_limits_are_read_by_name_and_for_each_without_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "who", "sight"),
+    [
+        ("", "key-12345678", None),  # nobody wrote any down
+        ("team", "team", "team"),
+        ("team", "key-12345678", "key-12345678"),
+        ("team", "", None),  # no key is asked for
+        ("team;ops,sees=all", "ops", None),
+        ("team;ops,sees=all", "team", "team"),
+        ("team;*,sees=all", "key-12345678", None),
+        ("team;*,sees=all", "team", "team"),
+        ("*", "key-12345678", "key-12345678"),
+        ("*,waiting=20", "key-12345678", "key-12345678"),
+    ],
+)
+def test_each_tenant_sees_its_own_and_who_runs_the_pool_sees_all(
+    text: str, who: str, sight: str | None
+) -> None:
+    assert parse_tenants(text).sight(who) == sight
+
+
+def test_the_lines_of_batches_leave_half_of_what_may_wait_to_others() -> None:
+    read = parse_tenants("team,waiting=9;one,waiting=1")
+    assert [read.may_wait(name) for name in ("team", "one", "other")] == [9, 1, None]
+    of_a_batch = [read.may_wait(name, of_a_batch=True) for name in ("team", "one", "other")]
+    assert of_a_batch == [4, 1, None]
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("Team", "'Team' is no name of a tenant"),
         ("key-1", "not key- at the beginning"),
         ("a;a", "a is there twice"),
         ("a,many=1", "'many' is none of waiting, running, weight, share"),
+        ("a,sees=some", "sees is 'some': write sees=all, or leave it out"),
         ("a,waiting=some", "waiting is 'some': give a whole number of at least 1"),
         ("a,running=0", "running is '0'"),
         ("a,share=inf", "share is 'inf': give a number above 0"),

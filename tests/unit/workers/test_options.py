@@ -97,3 +97,27 @@ def test_the_memory_of_the_models_together_is_within_the_pods():
     models(*two)
     with pytest.raises(ValidationError, match=r"together over resources\.limits\.memory: lower"):
         models(*two, resources={"limits": {"memory": "2Gi"}})
+
+
+@pytest.mark.parametrize(
+    ("tenants", "said"),
+    [
+        ({}, None),
+        ({"each": {}}, "*"),
+        ({"each": {"waiting": 5, "seesAll": True}}, "*,waiting=5,sees=all"),
+        (
+            {
+                "named": [
+                    {"name": "team", "apiKeySecretRef": {"name": "team"}},
+                    {"name": "ops", "apiKeySecretRef": {"name": "ops"}, "seesAll": True},
+                ]
+            },
+            "team;ops,sees=all",
+        ),
+    ],
+)
+def test_who_sees_what_reaches_the_worker(tenants, said):
+    pool = LLMTaskPoolSpec.model_validate(
+        {"auth": {"apiKeySecretRef": {"name": "keys"}}, "tenants": tenants}
+    )
+    assert environment_of(pool).get("LLMTASKPOOL_TENANTS") == said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,9 +16,11 @@ import httpx
 import pytest
 from fakes.http_rig import serving_engines, wait_until
 from fakes.letters_engine import LettersEngine
-from fakes.queue_servers import QueueServer
+from fakes.queue_servers import KINDS, QueueServer
 from fakes.raw_server import END, GOOD, HEAD, plain, raw_serving, says
 from fakes.worker_process import WorkerProcess, worker_process
+from llmtaskpool_operator.autoscaler.observation import GateObservation, PodObservation
+from llmtaskpool_worker.contract import WorkerState
 
 KEY = {"authorization": "Bearer data-key"}
 TOKEN = {"authorization": "Bearer control-token"}
@@ -40,6 +43,12 @@ class Gate:
     def state(self) -> dict[str, Any]:
         found = httpx.get(f"{self.process.control_url}/control/v1/state", headers=TOKEN).json()
         return found["gate"] | {"queue": found["queue"], "lanes": found["lanes"]}
+
+    def asks(self) -> bool:
+        """Whether the operator, which reads this, wants a worker."""
+        found = httpx.get(f"{self.process.control_url}/control/v1/state", headers=TOKEN).json()
+        pod = PodObservation("g", ready=True, state=WorkerState.model_validate(found))
+        return GateObservation((pod,)).asks
 
     def later(self, path: str, body: Any, **options: Any) -> Future[httpx.Response]:
         """A client that waits for its answer."""
@@ -279,3 +288,70 @@ def test_a_task_of_the_shared_queue_is_accepted_at_once_and_a_sleeping_pool_answ
         again = gate.http.get(f"/v1/tasks/{views[0]['id']}").json()
         assert again["state"] == "succeeded", "and no worker is there"
         wait_until(lambda: gate.state()["queue"]["running"] == 0, "nothing is left to wake for")
+
+
+def batch_over(http: httpx.Client, lines: int) -> dict[str, Any]:
+    """A batch of so many lines: its file, and itself, as it was answered at once."""
+    body = {"model": "letters", "prompt": "abc"}
+    line = {"method": "POST", "url": "/v1/completions", "body": body}
+    text = "\n".join(json.dumps(line | {"custom_id": f"r{n}"}) for n in range(lines))
+    stored = http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("f", text)})
+    assert stored.status_code == 200, stored.text
+    asked = {"input_file_id": stored.json()["id"], "endpoint": "/v1/completions"}
+    made = http.post("/v1/batches", json=asked)
+    assert made.status_code == 200, made.text
+    found: dict[str, Any] = made.json()
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_open_batch_of_a_sleeping_pool_is_work_until_it_has_ended(
+    tmp_path: Path, kind: str
+) -> None:
+    """It has nothing in line, as nobody feeds it: without a worker it would never go on."""
+    (tmp_path / "team").write_text("team-key\n")
+    with (
+        QueueServer(tmp_path / "server", kind) as server,
+        gate_process(
+            queue=server.url,
+            queue_pool="team/chat",
+            models="letters=/nowhere",
+            tenants="team",
+            tenant_keys_dir=str(tmp_path),
+        ) as gate,
+    ):
+
+        def status(batch: dict[str, Any]) -> dict[str, Any]:
+            found: dict[str, Any] = gate.http.get(f"/v1/batches/{batch['id']}").json()
+            return found
+
+        assert not gate.asks()
+        batch = batch_over(gate.http, 5)
+        wait_until(gate.asks, "the operator is to wake a worker")
+        told = gate.state()
+        assert told["queue"]["batches"] == 1
+        assert (told["held"], told["recent"]) == (0, 0), "no client has to wait for that"
+        assert {lane["queued"] for lane in told["lanes"].values()} == {0}
+        assert "llmtaskpool_batches_open 1.0" in gate.http.get("/metrics").text
+        engine = LettersEngine()
+        engine.hangs = True
+        worker = {"api_keys": "data-key", "queue": server.url, "queue_pool": "team/chat"}
+        with serving_engines(engine, **worker) as awake:
+            wait_until(lambda: awake.held() == 5, "a worker feeds it")
+        # That one went. What it left is in no line again.
+        wait_until(lambda: gate.state()["lanes"]["compute"]["queued"] == 0, "its lines went along")
+        assert status(batch)["status"] == "in_progress"
+        assert gate.state()["queue"]["batches"] == 1, "and wakes the pool once more"
+        with serving_engines(LettersEngine(), **worker):
+            wait_until(lambda: status(batch)["status"] == "completed", "another one ends it")
+        assert status(batch)["request_counts"] == {"total": 5, "completed": 5, "failed": 0}
+        wait_until(lambda: not gate.asks(), "and the pool may sleep")
+        unwanted = batch_over(gate.http, 3)
+        cancelled = gate.http.post(f"/v1/batches/{unwanted['id']}/cancel")
+        assert cancelled.status_code == 200, cancelled.text
+        wait_until(lambda: status(unwanted)["status"] == "cancelled", "no worker is woken for that")
+        wait_until(lambda: not gate.asks(), "nothing is left to wake for")
+        with gate.process.client(headers={"authorization": "Bearer team-key"}) as another:
+            assert another.get(f"/v1/batches/{batch['id']}").status_code == 404
+            assert another.get("/v1/batches").json()["data"] == []
+        assert gate.http.delete(f"/v1/files/{unwanted['input_file_id']}").status_code == 200

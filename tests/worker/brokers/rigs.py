@@ -84,8 +84,9 @@ class Rig:
 
     async def run(self, name: str, **given) -> None:
         """Accept a task and end it well."""
+        free = {given.get("kind", "k"): 64}
         await self.broker.accept(task(name, **given))
-        await self.end(await self.take())
+        await self.end(await self.take(free=free))
 
 
 def held(claim: Claim) -> Held:
@@ -101,6 +102,7 @@ def task(name: str, **given) -> Submission:
         idempotency_key=given.pop("key", None),
         labels=given.pop("labels", {}),
         attended=given.pop("attended", False),
+        of_a_batch=given.pop("of_a_batch", False),
     )
     after = given.pop("after", None)
     return Submission(

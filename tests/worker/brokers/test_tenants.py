@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from llmtaskpool_worker.brokers.protocol import Full, Release
+from llmtaskpool_worker.brokers.redis import views
 from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits
-from llmtaskpool_worker.scheduling.task import TaskState
+from llmtaskpool_worker.scheduling.task import Asked, TaskState
 from llmtaskpool_worker.scheduling.tenants import parse_tenants
 
 from .rigs import RIGS, Rig, task
@@ -53,6 +54,64 @@ def test_a_tenant_may_have_so_many_tasks_waiting_and_others_are_not_held_up(play
         await rig.broker.accept(task("a3", tenant="a"))
 
     play(story, "a,waiting=2;*,waiting=3")
+
+
+def test_the_lines_of_a_tenants_batch_leave_half_of_its_places_to_its_other_tasks(play) -> None:
+    async def story(rig: Rig) -> None:
+        for name in ("line1", "line2"):
+            await rig.broker.accept(task(name, tenant="a", of_a_batch=True))
+        with pytest.raises(Full) as refused:
+            await rig.broker.accept(task("line3", tenant="a", of_a_batch=True))
+        assert (refused.value.bound, refused.value.limit) == ("tenant", 2)
+        for name in ("a1", "a2"):
+            await rig.broker.accept(task(name, tenant="a"))
+        with pytest.raises(Full):
+            await rig.broker.accept(task("a3", tenant="a"))
+        await rig.take()
+        await rig.take()
+        with pytest.raises(Full):
+            await rig.broker.accept(task("line3", tenant="a", of_a_batch=True))
+        await rig.take()
+        await rig.broker.accept(task("line3", tenant="a", of_a_batch=True))
+
+    play(story, "a,waiting=4")
+
+
+def test_a_tenants_list_has_its_own_tasks_however_many_of_others_are_newer(
+    play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "LOOKED_AT", 4)
+
+    async def story(rig: Rig) -> None:
+        async def seen(tenant: str | None, **more: Any) -> list[str]:
+            asked = Asked(tenant=tenant, limit=50, **more)
+            return [view.id for view in await rig.broker.list(asked)]
+
+        await rig.run("00ended", tenant="a")
+        await rig.broker.accept(task("01runs", tenant="a", kind="r"))
+        await rig.take(free={"r": 9})
+        await rig.broker.accept(task("02waits", tenant="a"))
+        await rig.broker.accept(task("03later", tenant="a", delay_seconds=500.0))
+        await rig.broker.accept(task("04blocked", tenant="a", after=["02waits"]))
+        for number in range(10, 22):
+            await rig.run(f"{number}ended", tenant="b", kind="e")
+            await rig.broker.accept(task(f"{number}runs", tenant="b", kind="r"))
+            await rig.take(free={"r": 9})
+            parent = f"{number}waits"
+            await rig.broker.accept(task(parent, tenant="b"))
+            await rig.broker.accept(task(f"{number}later", tenant="b", delay_seconds=900.0))
+            await rig.broker.accept(task(f"{number}blocked", tenant="b", after=[parent]))
+        own = ["04blocked", "03later", "02waits", "01runs", "00ended"]
+        assert await seen("a") == own
+        assert await seen("a", after="03later") == own[2:]
+        assert await seen("nobody") == []
+        if rig.broker.immediate:  # else the ids alone tell where a list goes on
+            assert await seen("a", after="21waits") == [], "as if there were no such task"
+        assert len(await seen("b")) == 50
+        views_of_all = await rig.broker.list(Asked(limit=100))
+        assert {view.tenant for view in views_of_all} >= {"b"}
+
+    play(story)
 
 
 def test_a_tenants_tasks_at_work_are_bounded_and_each_end_makes_room_for_one(play) -> None:

@@ -36,11 +36,15 @@ class Asked:
         self.times: Counter[str] = Counter()
         self.now: set[str] = set()
         self.most = 0
+        self.room: int | None = None
         self.gate = asyncio.Event()
         self.answer: Callable[[str], Awaitable[LineAnswer]] = self.good
 
     async def good(self, _: str) -> LineAnswer:
         return GOOD
+
+    def may_wait(self, _: str) -> int | None:
+        return self.room
 
     async def held(self, _: str) -> LineAnswer:
         await self.gate.wait()
@@ -324,5 +328,30 @@ def test_an_input_file_that_is_gone_fails_the_batch_with_the_remedy(answered: bo
         ended = await stand.now(batch)
         assert ended.status == "failed"
         assert "upload it again" in ended.errors[0].message
+
+    play(story)
+
+
+def test_a_batch_asks_no_more_lines_at_a_time_than_its_tenant_has_places_for() -> None:
+    """Else all of a window is refused again and again, each line after a longer pause."""
+    places, taken = 4, 0
+
+    async def story(stand: Stand) -> None:
+        async def answer(_: str) -> LineAnswer:
+            nonlocal taken
+            if taken >= places:
+                return bad("tenant_full", 429)
+            taken += 1
+            await asyncio.sleep(0.002)
+            taken -= 1
+            return GOOD
+
+        stand.asked.room, stand.asked.answer = 2, answer
+        batch = await stand.batch(*(f"p{number}" for number in range(60)))
+        await stand.fed(batch)
+        await until(lambda: stand.is_so(batch, lambda one: one.status == "completed"))
+        assert (await stand.now(batch)).completed == 60
+        assert stand.asked.most <= places + 2
+        assert stand.asked.times.total() <= 90, "few are asked twice"
 
     play(story)

@@ -112,6 +112,12 @@ class Story:
         for _ in range(20):
             await asyncio.sleep(0)
 
+    async def draw(self) -> None:
+        """Each request that the server has gets a token."""
+        for request_id in self.server.has:
+            self.server.tell(Piece(request_id, {"delta": {"content": "a"}}, 1))
+        await self.settled()
+
     def play(self, story) -> None:
         async def whole() -> None:
             await self.pool.start()
@@ -135,9 +141,7 @@ async def fill(story: Story, count: int, weight: float, *, read: bool = True) ->
         if read:
             story.readers.append(asyncio.create_task(story.follow(task)))
         await story.settled()
-    for request_id in story.server.has:
-        story.server.tell(Piece(request_id, {"delta": {"content": "a"}}, 1))
-    await story.settled()
+        await story.draw()
 
 
 @pytest.mark.parametrize(
@@ -167,6 +171,41 @@ def test_the_first_urgent_one_goes_at_once_beside_bulk_that_says_that_it_is_bulk
         assert story.server.left == []
 
     Story(4).play(play)
+
+
+def test_bulk_is_sent_one_prompt_after_the_other_and_an_urgent_one_waits_for_one_at_most():
+    async def play(story: Story) -> None:
+        for number in range(6):
+            await story.submit(f"bulk {number}", weight=0.1)
+        await story.settled()
+        for sent in (1, 2, 3, 3):
+            assert len(story.server.has) == sent
+            await story.draw()
+        for request_id in [*story.server.has]:  # all three end at once
+            story.server.ends(request_id)
+        await story.settled()
+        assert len(story.server.has) == 1
+        await story.submit("urgent", SHORT, 100.0)
+        await story.settled()
+        assert story.server.runs(said("urgent")), "it goes at once, behind one prompt"
+        story.server.ends(min(story.server.has))
+        await story.settled()
+        assert len(story.server.has) == 2, "one that ends without a token is read, too"
+
+    Story(4).play(play)
+
+
+@pytest.mark.parametrize(("places", "weight", "sent"), [(4, 1.0, 4), (3, 0.1, 3), (64, 0.1, 4)])
+def test_ordinary_requests_and_few_or_many_places_are_not_held_back(places, weight, sent):
+    """A fresh server gets four; of 64 places four may have unread prompts of bulk."""
+
+    async def play(story: Story) -> None:
+        for number in range(6):
+            await story.submit(f"one {number}", weight=weight)
+        await story.settled()
+        assert len(story.server.has) == sent
+
+    Story(places).play(play)
 
 
 def test_requests_that_are_all_alike_have_all_places():

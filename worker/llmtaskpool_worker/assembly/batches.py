@@ -9,10 +9,10 @@ from llmtaskpool_worker.assembly.settings import Settings
 from llmtaskpool_worker.brokers.protocol import Broker
 from llmtaskpool_worker.execution.batch_books import BatchBooks
 from llmtaskpool_worker.execution.batch_work import BatchWork
+from llmtaskpool_worker.execution.dispatcher import Dispatcher
 from llmtaskpool_worker.execution.files import Files
 from llmtaskpool_worker.execution.graphs import GraphBooks
 from llmtaskpool_worker.execution.ids import ids
-from llmtaskpool_worker.execution.pool import TaskPool
 from llmtaskpool_worker.http_api.batches_api import Batches
 from llmtaskpool_worker.http_api.catalog import Catalog
 from llmtaskpool_worker.http_api.line_answers import LineAnswers
@@ -45,12 +45,17 @@ class BatchService:
 def batches_of(
     settings: Settings,
     broker: Broker,
-    pool: TaskPool,
+    pool: Dispatcher,
     catalog: Catalog,
     metrics: Metrics,
     clocks: Clocks,
+    *,
+    feeds: bool = True,
 ) -> BatchService:
-    """Batches that lie beside the tasks of ``broker``, and are asked of ``pool``."""
+    """Batches that lie beside the tasks of ``broker``, and are asked of ``pool``.
+
+    ``feeds``: here; else by the workers of the queue.
+    """
     limits = settings.http_limits()
     rising = ids()
     # Of a queue that is not shared they tell who has it, in the end: they sort by time.
@@ -66,8 +71,11 @@ def batches_of(
         new_id,
     )
     books = BatchBooks(files, clocks.wall, new_id)
-    lines = LineAnswers(pool, catalog, limits, clocks.wall)
-    work = BatchWork(books, lines, settings.worker_id, clocks.monotonic, metrics.lines_ended)
+    lines = LineAnswers(pool, catalog, limits, clocks.wall, settings.tenants)
+    work = BatchWork(
+        books, lines, settings.worker_id, clocks.monotonic, metrics.lines_ended, feeds=feeds
+    )
+    pool.batches = lambda: work.wanted
     metrics.follow_batches(lambda: work.open, lambda: work.held_bytes)
     graphs = GraphBooks(files.shelf, ids_of(broker, settings.worker_id))
     return BatchService(Batches(books, work), lines, graphs)

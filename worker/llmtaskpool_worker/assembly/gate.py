@@ -7,7 +7,7 @@ import contextlib
 import time
 from dataclasses import dataclass, replace
 
-from llmtaskpool_worker.assembly.batches import batches_of
+from llmtaskpool_worker.assembly.batches import BatchService, batches_of
 from llmtaskpool_worker.assembly.catalogued_engine import Announce
 from llmtaskpool_worker.assembly.descriptors import CONTROL_CONNECTIONS
 from llmtaskpool_worker.assembly.keys import keys_of
@@ -47,6 +47,7 @@ class GateProcess:
     pool: Dispatcher
     holding: Holding
     passing: Passing
+    batches: BatchService
     data: HttpServer
     control: HttpServer
     leaving: asyncio.Event
@@ -85,8 +86,9 @@ def build(settings: Settings, kinds: Kinds, clocks: Clocks) -> GateProcess:
     http = settings.http_limits()
     bodies = Bodies(http)
     catalog = _catalog(settings, int(clocks.wall()))
-    # Their lines are fed by workers: here are the files, where the queue is shared.
-    batches = batches_of(settings, broker, pool, catalog, metrics, clocks)
+    # Their lines are fed by workers: here are the files, where the queue is shared, and the batches
+    # are counted, as one that nobody feeds puts nothing in line.
+    batches = batches_of(settings, broker, pool, catalog, metrics, clocks, feeds=False)
     own = data_routes(
         pool, catalog, metrics, bodies, http, clocks,
         heartbeat_seconds=settings.heartbeat_seconds, batches=batches.routes,
@@ -115,6 +117,7 @@ def build(settings: Settings, kinds: Kinds, clocks: Clocks) -> GateProcess:
         pool,
         holding,
         passing,
+        batches,
         HttpServer(
             Cors(app, origins) if origins else app, settings.host, settings.port, http, alive
         ),
@@ -153,6 +156,7 @@ async def run(settings: Settings, announce: Announce = announce_on_stdout) -> in
     ports = await made.data.start(), await made.control.start()
     announce({"event": "listening", "data_port": ports[0], "control_port": ports[1]})
     await made.pool.start()
+    made.batches.start()
     announce({"event": "ready"})
     try:
         await stopping.wait()
@@ -162,6 +166,7 @@ async def run(settings: Settings, announce: Announce = announce_on_stdout) -> in
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(made.holding.rest(), settings.grace_seconds)
         made.holding.close()
+        await made.batches.stop(0.0)
         await made.pool.stop(0.0)
     finally:
         await asyncio.gather(made.data.stop(), made.control.stop())

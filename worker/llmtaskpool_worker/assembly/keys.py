@@ -28,4 +28,4 @@ def keys_of(settings: Settings, clock: Callable[[], float]) -> tuple[KeysOfTenan
         setting="LLMTASKPOOL_CONTROL_TOKENS_FILE",
         clock=clock,
     )
-    return KeysOfTenants(named, others), tokens
+    return KeysOfTenants(named, others, settings.tenants), tokens

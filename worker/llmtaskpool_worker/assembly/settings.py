@@ -76,7 +76,7 @@ class Settings(BatchSettings):
     tenants: Annotated[Tenants, NoDecode, BeforeValidator(tenants_of)] = Field(
         Tenants(),
         description="What owners of keys may have, as name[,share=2][,waiting=9][,running=8]"
-        "[,weight=10], separated by semicolons; * is each without a name.",
+        "[,weight=10][,sees=all], separated by semicolons; * is each without a name.",
     )
     tenant_keys_dir: Path | None = Field(
         None, description="Folder with a file of keys, one a line, for each owner that is named."

@@ -76,7 +76,7 @@ class Lines:
     def check_tenant(self, task: Submission) -> None:
         """Raises Full when as many of its tenant wait as may."""
         tenant = task.line.tenant
-        most = self._tenants.of(tenant).waiting
+        most = self._tenants.may_wait(tenant, of_a_batch=task.request.of_a_batch)
         if most is not None and self._counts.get(tenant, (0, 0))[0] >= most:
             raise Full("tenant", most)
 

@@ -116,6 +116,7 @@ class Record:
             result_expires_at=self.expires_at,
             depends_on=() if task.dependencies is None else task.dependencies.parents,
             labels=request.labels,
+            tenant=task.line.tenant,
         )
 
     def claim(self) -> Claim:
@@ -145,10 +146,14 @@ class Record:
         """Add an event, and wake who waits for one."""
         self.events.append(event)
         if self.waiters:
-            waiters, self.waiters = self.waiters, None
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+            self.wake()
+
+    def wake(self) -> None:
+        """Those who wait for an event."""
+        waiters, self.waiters = self.waiters, None
+        for waiter in waiters or ():
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def changed(self) -> None:
         """Once it has said something more."""
@@ -223,14 +228,14 @@ def listed(records: Iterable[Record], asked: Asked) -> list[TaskView]:
     found: list[TaskView] = []
     passed = asked.after is None
     for record in reversed([*records]):
+        if asked.tenant not in (None, record.task.line.tenant):
+            continue  # nor is one of others a place to go on from
         if not passed:
             passed = record.task.id == asked.after
             continue
         labels = record.task.request.labels
-        if (
-            record.state in asked.states
-            and asked.tenant in (None, record.task.line.tenant)
-            and all(labels.get(name) == value for name, value in asked.labels.items())
+        if record.state in asked.states and all(
+            labels.get(name) == value for name, value in asked.labels.items()
         ):
             found.append(replace(record.view(), result=None))
             if len(found) == asked.limit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -75,6 +76,7 @@ class Acceptance:
         Rejected work is offered work all the same.
         """
         request, lane = self._placement.place(self._weighed(request))
+        await self._check_parents(request)
         cost_class = self._cost.classify(request)
         load = self._cost.load(cost_class)
         work = self._cost.work(request, cost_class, lane.threads)
@@ -112,6 +114,18 @@ class Acceptance:
             )
         return replace(request, weight=most)
 
+    async def _check_parents(self, request: TaskRequest) -> None:
+        """They are there for its tenant: else it would get their results. Raises Rejected."""
+        sight = self._limits.tenants.sight(request.tenant)
+        if sight is None or request.dependencies is None:
+            return
+        get = self._ledger.broker.get
+        with rejecting():
+            views = await asyncio.gather(*(get(one) for one in request.dependencies.parents))
+        for parent, view in zip(request.dependencies.parents, views, strict=True):
+            if view is None or view.tenant != sight:
+                raise _unknown(parent)
+
     async def _enter(
         self, request: TaskRequest, lane: Lane, cost_class: CostClass, load: float, work: float
     ) -> Receipt:
@@ -148,12 +162,7 @@ class Acceptance:
                 field="idempotency_key",
             ) from None
         except UnknownParent as unknown:
-            raise Rejected(
-                "unknown_task",
-                f"depends_on: there is no task {unknown.parent[:80]!r}: it never was, or its "
-                "result was kept as long as results are kept",
-                field="depends_on",
-            ) from None
+            raise _unknown(unknown.parent) from None
         except Full as full:
             if full.bound == "tenant":
                 raise Rejected(
@@ -182,3 +191,12 @@ class Acceptance:
                 "raise LLMTASKPOOL_RESULT_BYTES",
                 retry_after_seconds=full.retry_after_seconds,
             ) from None
+
+
+def _unknown(parent: str) -> Rejected:
+    return Rejected(
+        "unknown_task",
+        f"depends_on: there is no task {parent[:80]!r}: it never was, or its result was kept as "
+        "long as results are kept",
+        field="depends_on",
+    )

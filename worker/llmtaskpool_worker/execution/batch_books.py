@@ -93,13 +93,21 @@ class BatchBooks:
             seen = await self.look(batch_id)
         return None if seen is None else seen.batch
 
-    async def listed(self, *, after: str | None, most: int) -> list[BatchRecord]:
-        """The newest first. Raises Rejected."""
+    async def listed(
+        self, *, after: str | None, most: int, tenant: str | None = None
+    ) -> list[BatchRecord]:
+        """The newest first; ``tenant``: None: of any. Raises Rejected."""
+        found: list[BatchRecord] = []
         beyond = None if after is None else _name(after)
-        with reached():
-            names = await self._shelf.names("batch/", most=most, beyond=beyond, newest=True)
-            seen = [await self.look(name.removeprefix("batch/")) for name in names]
-        return [one.batch for one in seen if one is not None]
+        while len(found) < most:
+            with reached():
+                names = await self._shelf.names("batch/", most=most, beyond=beyond, newest=True)
+                seen = [await self.look(name.removeprefix("batch/")) for name in names]
+            found += [one.batch for one in seen if one and tenant in (None, one.batch.tenant)]
+            if len(names) < most:
+                break
+            beyond = names[-1]
+        return found[:most]
 
     async def cancel(self, batch_id: str) -> BatchRecord | None:
         """Want no more of it; None: there is none. Raises Rejected."""

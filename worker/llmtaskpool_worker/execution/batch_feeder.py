@@ -34,6 +34,7 @@ from llmtaskpool_worker.execution.batch_lines import (
     not_answered,
     parse_line,
 )
+from llmtaskpool_worker.execution.batch_under_way import UnderWay
 from llmtaskpool_worker.execution.batch_window import Window
 from llmtaskpool_worker.execution.batch_writer import BatchWriter, Ended, Lost, NoSpace
 from llmtaskpool_worker.execution.pool import Rejected
@@ -54,9 +55,10 @@ LONGEST_PAUSE_SECONDS = 30.0
 TRIES = 4
 """Of a line that fails for what may be the worker's doing and not its own."""
 
+_TENANT_FULL = "tenant_full"
 _PASSES = frozenset(
     {"queue_full", "results_full", "queue_unavailable", "draining", "starting", "bodies_full"}
-    | {"tenant_full", SHED.code}
+    | {_TENANT_FULL, SHED.code}
 )
 """Answers that say nothing about the line."""
 _MAY_PASS = frozenset(
@@ -76,6 +78,9 @@ class Asks(Protocol):
         self, endpoint: str, body: bytes, patience_seconds: float, tenant: str
     ) -> LineAnswer:
         """What the route says to this tenant. Ends the line's tasks when it is cancelled."""
+
+    def may_wait(self, tenant: str) -> int | None:
+        """So many lines of a tenant may wait for a thread at one time; None: no bound."""
 
 
 class Feeder:
@@ -98,7 +103,7 @@ class Feeder:
         self._writer = BatchWriter(books, seen, clock)
         self._name = seen.batch.id
         self._ended: list[Ended] = []
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way = UnderWay(window.lines, asks.may_wait(seen.batch.tenant))
         self._wake = asyncio.Event()
         self._writing = asyncio.Lock()
         self._look = False
@@ -129,8 +134,7 @@ class Feeder:
 
     def drop(self) -> None:
         """Give up what is under way."""
-        for line in self._under_way:
-            line.cancel()
+        self._under_way.drop()
 
     async def run(self) -> None:
         """Until it has ended, or is somebody else's, or this worker leaves."""
@@ -144,7 +148,7 @@ class Feeder:
             )
         finally:
             self.drop()
-            await asyncio.gather(*self._under_way, return_exceptions=True)
+            await self._under_way.end()
             await self._left(self._ended)
 
     # --- its way ----------------------------------------------------------------------------
@@ -169,7 +173,7 @@ class Feeder:
         leaves = self._leaving and self._stop is None
         if not leaves:
             self.drop()
-        await asyncio.gather(*self._under_way, return_exceptions=True)
+        await self._under_way.end()
         if leaves:
             await self._write()
             await self._writer.save(lambda batch: replace(batch, owner=""))
@@ -224,17 +228,16 @@ class Feeder:
                 if isinstance(line, BadLine):  # to a worker of another version it was good
                     self._note(not_answered(self._name, line.custom_id, line.error))
                 elif await self._may_begin(line):
+                    await self._under_way.have_room()
                     await self._window.enter(len(text))
-                    task = asyncio.create_task(self._answer(line, len(text)))
-                    self._under_way.add(task)
-                    task.add_done_callback(self._under_way.discard)
-        await self._others_end(0)
+                    self._under_way.begin(self._answer(line, len(text)))
+        await self._under_way.others_end(0)
 
     async def _may_begin(self, line: Line) -> bool:
         """What is to be written before it begins is; False: it is not to be."""
         batch, number = self._batch, line.number
         if batch.care and number > batch.care_until:
-            await self._others_end(0)
+            await self._under_way.others_end(0)
             await self._writer.save(lambda batch: replace(batch, care=0, care_until=0, alone=0))
         elif batch.care:
             if batch.alone == number:
@@ -247,7 +250,7 @@ class Feeder:
                 await self._write_all()
                 await self._writer.save(lambda batch: replace(batch, care=1, alone=0))
                 return False
-            await self._others_end(CAREFUL_LINES[batch.care] - 1)
+            await self._under_way.others_end(CAREFUL_LINES[batch.care] - 1)
             if CAREFUL_LINES[batch.care] == 1:
                 await self._write_all()  # or who goes on asks those first, and forgets which it was
                 await self._writer.save(lambda batch: replace(batch, alone=number))
@@ -255,11 +258,6 @@ class Feeder:
             reached = number + RESERVED_LINES
             await self._writer.save(lambda batch: replace(batch, reached=reached))
         return True
-
-    async def _others_end(self, most: int) -> None:
-        while len(self._under_way) > most:
-            await asyncio.wait([*self._under_way], return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.sleep(0)  # for their callbacks
 
     async def _answer(self, line: Line, size: int) -> None:
         """Ask until there is an answer about the line itself."""
@@ -277,9 +275,11 @@ class Feeder:
                     self.leave()
                 if self._leaving:
                     return
-                wait = max(pause, answer.wait_seconds or 0.0)
-                await asyncio.sleep(min(LONGEST_PAUSE_SECONDS, wait))
+                wait = min(LONGEST_PAUSE_SECONDS, max(pause, answer.wait_seconds or 0.0))
+                with self._under_way.no_room(only_if=answer.code == _TENANT_FULL):
+                    await asyncio.sleep(wait)
                 pause *= 2
+            self._under_way.answered()
             self._note(answered(self._name, line, answer), size, in_window=True)
             noted = True
         finally:

@@ -46,7 +46,9 @@ async def grow(written: Written, open_end: bytes, lines: Sequence[bytes]) -> Gro
     return Growth(grown, puts, open_end)
 
 
-def file_of(written: Written, name: str, now: int, keep_seconds: int) -> FileRecord:
+def file_of(
+    written: Written, name: str, now: int, keep_seconds: int, tenant: str = ""
+) -> FileRecord:
     """The file that clients read."""
     return FileRecord(
         written.id,
@@ -57,4 +59,5 @@ def file_of(written: Written, name: str, now: int, keep_seconds: int) -> FileRec
         now,
         now + keep_seconds,
         written.pieces,
+        tenant,
     )

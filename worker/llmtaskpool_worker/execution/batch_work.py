@@ -36,7 +36,9 @@ MOST = 8
 class BatchWork:
     """Feeds batches of ``books``. ``worker`` is its name, ``clock`` monotonic seconds.
 
-    ``on_lines("completed" or "failed", n)`` is told of lines that have ended.
+    ``on_lines("completed" or "failed", n)`` is told of lines that have ended. A gate doesn't
+    ``feed``: it tells how many batches want a worker, and ends those that are cancelled, for
+    which none has to be woken.
     """
 
     def __init__(
@@ -46,8 +48,11 @@ class BatchWork:
         worker: str,
         clock: Callable[[], float],
         on_lines: Callable[[str, int], None] = lambda _, __: None,
+        *,
+        feeds: bool = True,
     ) -> None:
         self._books, self._asks, self._clock, self._on_lines = books, asks, clock, on_lines
+        self._feeds = feeds
         self._worker = f"{worker}.{secrets.token_hex(4)}"
         limits = books.files.limits
         self.window = Window(limits.window_lines, limits.window_bytes)
@@ -59,6 +64,8 @@ class BatchWork:
         self._leaving = False
         self.open = 0
         """Batches that have not ended, whoever feeds them, as last seen."""
+        self.wanted = 0
+        """Of these, those that a worker is to feed: nobody has cancelled them."""
         self.held_bytes = 0
         """What files and batches hold, as last seen."""
 
@@ -122,22 +129,26 @@ class BatchWork:
 
     async def _look(self) -> None:
         found = await self._books.open()
-        self.open = len(found)
         self._beats = {name: beat for name, beat in self._beats.items() if name in found}
+        wanted = 0
         for name in found:
             if name in self._feeding or self._leaving:
+                wanted += self._feeds
                 continue
             seen = await self._books.look(name)
-            if seen is not None and self._is_free(seen):
+            if seen is None or seen.batch.ended:
+                continue
+            wanted += seen.batch.status is not Status.CANCELLING
+            if self._is_free(seen):
                 with suppress(Stale):  # another worker was faster
                     self._feed(await self._books.take(seen, self._worker))
+        self.open, self.wanted = len(found), wanted
 
     def _is_free(self, seen: Seen) -> bool:
         """Nobody feeds it, or who did was lost; and there is room for it here."""
         batch = seen.batch
-        if batch.ended:
-            return False
-        if len(self._feeding) >= MOST and batch.status is not Status.CANCELLING:
+        most = MOST if self._feeds else 0
+        if len(self._feeding) >= most and batch.status is not Status.CANCELLING:
             return False
         if not batch.owner or not self._books.shared or batch.owner == self._worker:
             return True

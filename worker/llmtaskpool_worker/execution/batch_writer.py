@@ -156,7 +156,8 @@ class BatchWriter:
         puts = {}
         for written, what in ((batch.output, "output"), (batch.error, "error")):
             if written.lines:
-                file = file_of(written, f"{batch.id}_{what}.jsonl", now, batch.keep_seconds)
+                name = f"{batch.id}_{what}.jsonl"
+                file = file_of(written, name, now, batch.keep_seconds, batch.tenant)
                 puts[f"file/{file.id}"] = msgspec.json.encode(file)
         await self.save(lambda batch: replace(moved(batch, last, now), owner=""), puts)
 

@@ -153,6 +153,8 @@ class Dispatcher:
         )
         self._asking = Asking(self._running, self._making_way, self._ledger, self._lanes)
         self._generation, self._opened = 0, False
+        self.batches: Callable[[], int] = lambda: 0
+        """How many batches want to be fed, here or where the queue is."""
         self._started_at = wall_clock()
         self._loops: list[asyncio.Task[None]] = []
         for kind in kinds.by_name.values():
@@ -304,7 +306,9 @@ class Dispatcher:
             model_memory=told(self._slots, lambda slots: slots.memory.state()),
             model_problems=self.problems(),
             upstreams=told(self._slots, EngineSlots.upstream),
-            queue=queue_state(self._ledger.broker, self._clock(), self._wall_clock()),
+            queue=queue_state(
+                self._ledger.broker, self._clock(), self._wall_clock(), self.batches()
+            ),
             tenants=self._ledger.tenants.states(self._ledger.broker.depth()),
         )
 
@@ -329,6 +333,7 @@ class Dispatcher:
 
     async def _follow(self, slots: EngineSlots) -> None:
         async for happened in slots.engine.events():
+            unread = len(slots.unread)
             try:
                 self._events.take_in(slots, happened)
             except Exception as error:  # one event that can't be taken in must not stop the others
@@ -336,7 +341,7 @@ class Dispatcher:
                     "engine event not taken in",
                     extra={"model": slots.name, "error": where_raised(error)},
                 )
-            if not isinstance(happened, Piece):  # which frees no place
+            if not isinstance(happened, Piece) or len(slots.unread) < unread:
                 self._asking.schedule(self._lanes[LaneName.COMPUTE])
                 if slots.seats is not None:
                     self._asking.look()

@@ -15,6 +15,7 @@ from llmtaskpool_worker.engines.protocol import Engine, Gauges, Ready
 from llmtaskpool_worker.execution.engine_memory import EngineMemory
 from llmtaskpool_worker.scheduling.hindrance import Unhindered
 from llmtaskpool_worker.scheduling.latency_guard import LatencyGuard
+from llmtaskpool_worker.scheduling.reserve import unread
 from llmtaskpool_worker.scheduling.seats import Seats
 from llmtaskpool_worker.scheduling.suspicion import Suspicion
 
@@ -67,6 +68,8 @@ class EngineSlots:
     """The bound of a server behind the model; None where the engine is our own."""
     gauges: Gauges | None = None
     """What that server said last of itself."""
+    unread: set[int] = field(default_factory=set)
+    """Requests that yield and have no token yet: a server may have few of those at once."""
     _bound: int | None = None
     _open: int = 0
     _with_urgent: int = 0
@@ -98,8 +101,11 @@ class EngineSlots:
         _, _, number = (group or "").partition(_SUSPECTS)
         if not self.suspicion.allows(int(number) if number else None, len(self.in_flight)):
             return 0
-        places = self.holds if self.seats is None else min(self._open, self.ready.max_threads)
-        return max(0, places - len(self.in_flight))
+        if self.seats is None:
+            return max(0, self.holds - len(self.in_flight))
+        if self.unread and len(self.unread) >= unread(self.ready.max_threads):
+            return 0
+        return max(0, min(self._open, self.ready.max_threads) - len(self.in_flight))
 
     def free_for_urgent(self, leaving: int = 0) -> bool:
         """Whether a server has a place beyond its N, once so many of its requests have left."""
@@ -177,6 +183,7 @@ class EngineSlots:
         """A request left the engine; its task's id."""
         self.shared_until(now)
         task_id = self.in_flight.pop(request_id, None)
+        self.unread.discard(request_id)
         self._count(now)
         if not self.in_flight:
             self.idle_since = now
@@ -185,6 +192,7 @@ class EngineSlots:
     def lost_all(self, now: float) -> None:
         """The engine died, and has none of its requests any more."""
         self.in_flight.clear()
+        self.unread.clear()
         self._count(now)
 
     def _count(self, now: float) -> None:

@@ -51,6 +51,8 @@ class FileRecord:
     created_at: int
     expires_at: int
     pieces: int
+    tenant: str = ""
+    """Whose it is."""
 
 
 class FileTooLarge(Exception):
@@ -70,9 +72,9 @@ class Files:
         self.shelf, self.limits = shelf, limits
         self._wall_clock, self._new_id = wall_clock, new_id
 
-    def begin(self) -> Upload:
-        """A file that comes in."""
-        return Upload(self, f"file-{self._new_id()}")
+    def begin(self, tenant: str = "") -> Upload:
+        """A file of ``tenant`` that comes in."""
+        return Upload(self, f"file-{self._new_id()}", tenant)
 
     async def get(self, file_id: str) -> FileRecord | None:
         """None: there is none, or its time is over."""
@@ -80,16 +82,29 @@ class Files:
             return record_of(await self.shelf.get(f"file/{file_id}"))
 
     async def listed(
-        self, purpose: str | None, *, after: str | None, most: int, newest: bool
+        self,
+        purpose: str | None,
+        *,
+        after: str | None,
+        most: int,
+        newest: bool,
+        tenant: str | None = None,
     ) -> list[FileRecord]:
-        """At most so many after that one, in the order of their making."""
+        """At most so many after that one, in the order of their making.
+
+        ``purpose`` and ``tenant``: None: of any.
+        """
         found: list[FileRecord] = []
         beyond = None if after is None else f"file/{after}"
         while len(found) < most:
             with reached():
                 names = await self.shelf.names("file/", most=most, beyond=beyond, newest=newest)
                 records = [record_of(await self.shelf.get(name)) for name in names]
-            found += [one for one in records if one and purpose in (None, one.purpose)]
+            found += [
+                one
+                for one in records
+                if one and purpose in (None, one.purpose) and tenant in (None, one.tenant)
+            ]
             if len(names) < most:
                 break
             beyond = names[-1]
@@ -148,8 +163,8 @@ class Files:
 class Upload:
     """A file while it comes in: write its bytes, then ``finish`` it or ``abandon`` it."""
 
-    def __init__(self, files: Files, file_id: str) -> None:
-        self._files, self._id = files, file_id
+    def __init__(self, files: Files, file_id: str, tenant: str) -> None:
+        self._files, self._id, self._tenant = files, file_id, tenant
         self._buffer = bytearray()
         self._pieces = self._lines = self.size = 0
 
@@ -194,6 +209,7 @@ class Upload:
             now,
             now + int(keep_seconds),
             self._pieces,
+            self._tenant,
         )
         with reached():
             await self._files.shelf.change(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 
@@ -14,7 +15,14 @@ KEPT_SECONDS = 7 * 86_400.0
 """A graph is known for so long after it was accepted."""
 MEMORY_BYTES = 16 * 1024 * 1024
 _OF = "graph-"
-_Ids = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """The ids of its tasks by their names, and whose it is."""
+
+    tasks: dict[str, str]
+    tenant: str = ""
 
 
 class GraphBooks:
@@ -32,10 +40,10 @@ class GraphBooks:
         """Of a graph."""
         return _OF + self._new_id()
 
-    async def keep(self, graph_id: str, tasks: Mapping[str, str]) -> None:
-        """The ids of its tasks by their names. Raises Rejected."""
+    async def keep(self, graph_id: str, graph: Graph) -> None:
+        """It is known from now on. Raises Rejected."""
         change = Change(
-            {f"graph/{graph_id}": msgspec.json.encode(dict(tasks))}, keep_seconds=KEPT_SECONDS
+            {f"graph/{graph_id}": msgspec.json.encode(graph)}, keep_seconds=KEPT_SECONDS
         )
         try:
             with rejecting():
@@ -49,8 +57,11 @@ class GraphBooks:
                 retry_after_seconds=60.0,
             ) from None
 
-    async def tasks(self, graph_id: str) -> _Ids | None:
-        """As they were kept; None: there is no such graph. Raises Rejected."""
+    async def get(self, graph_id: str) -> Graph | None:
+        """As it was kept; None: there is none, or it can't be read. Raises Rejected."""
         with rejecting():
             kept = await self._shelf.get(f"graph/{graph_id}")
-        return None if kept is None else msgspec.json.decode(kept, type=_Ids)
+        try:
+            return None if kept is None else msgspec.json.decode(kept, type=Graph)
+        except msgspec.DecodeError:
+            return None

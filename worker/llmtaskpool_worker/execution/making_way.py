@@ -116,6 +116,9 @@ class MakingWay:
         if slots.seats is not None and yields(task.request.weight, self._rule.factor):
             now = self._clock()
             slots.seats.yielding_came(now)
+            payload = task.request.payload
+            if isinstance(payload, Forward) and payload.route not in WHOLE_ROUTES:
+                slots.unread.add(task.request_id)
             slots.bound(now)
 
     def parked(self, task: ActiveTask) -> None:

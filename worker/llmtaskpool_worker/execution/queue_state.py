@@ -6,8 +6,11 @@ from llmtaskpool_worker.brokers.protocol import Broker
 from llmtaskpool_worker.contract import QueueState
 
 
-def queue_state(broker: Broker, now: float, wall: float) -> QueueState:
-    """What lies in it; ``now`` is of the broker's clock, ``wall`` since the epoch."""
+def queue_state(broker: Broker, now: float, wall: float, batches: int) -> QueueState:
+    """What lies in it; ``now`` is of the broker's clock, ``wall`` since the epoch.
+
+    ``batches``: how many want to be fed.
+    """
     depth = broker.depth()
     return QueueState(
         durability=broker.durability.name,
@@ -20,4 +23,5 @@ def queue_state(broker: Broker, now: float, wall: float) -> QueueState:
         delayed=depth.delayed,
         dead=depth.dead,
         quarantined=depth.quarantined,
+        batches=batches,
     )

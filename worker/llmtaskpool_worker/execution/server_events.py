@@ -79,6 +79,7 @@ class ServerEvents:
         now, threads = self._clock(), self._lane.threads
         delivery = slots.seats.delivery
         if not task.told_tokens:
+            slots.unread.discard(task.request_id)
             slots.seats.take_in(delivery.read(self._prompt(task), now), threads, now)
         task.told_tokens += tokens
         slots.seats.take_in(delivery.drew(tokens, now), threads, now)

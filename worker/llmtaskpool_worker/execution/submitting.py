@@ -22,6 +22,9 @@ WINDOW = 64
 """At most so many tasks of one embeddings request wait or run at once: others get their turn."""
 
 
+_FULL = frozenset({"queue_full", "tenant_full"})
+
+
 class Batch:
     """The tasks of one request. ``cancel`` in a ``finally`` gives back what is still held.
 
@@ -69,7 +72,7 @@ class Batch:
                     await self._submit(waiting[-1])
                     waiting.pop()
             except Rejected as rejected:
-                if rejected.code != "queue_full" or len(self._ids) == len(views):
+                if rejected.code not in _FULL or len(self._ids) == len(views):
                     raise
             views.append(await self._succeeded(self._ids[len(views)]))
         return views

@@ -16,10 +16,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from llmtaskpool_worker.contract import keys_in
 from llmtaskpool_worker.http_api.crowd import KNOWN
 from llmtaskpool_worker.http_api.errors import ApiError
-from llmtaskpool_worker.scheduling.tenants import OF_KEY
+from llmtaskpool_worker.scheduling.tenants import OF_KEY, Tenants
 
 TENANT = "llmtaskpool.tenant"
 """Where a request's scope has the name of the tenant whose key it shows."""
+SIGHT = "llmtaskpool.sight"
+"""And whose tasks, files and batches it may see: one tenant's; None: everybody's."""
 DIGITS = 8
 """So many of a key's digest are in the name of a tenant that has none: enough to tell keys apart,
 and too few to find one by."""
@@ -120,10 +122,13 @@ def _digest(key: str) -> bytes:
 
 
 class KeysOfTenants:
-    """The keys of tenants that have names, and those of all others."""
+    """The keys of tenants that have names, and those of all others. ``tenants``: what holds."""
 
-    def __init__(self, named: Mapping[str, Keys], others: Keys) -> None:
+    def __init__(
+        self, named: Mapping[str, Keys], others: Keys, tenants: Tenants | None = None
+    ) -> None:
         self._named, self._others = named, others
+        self.tenants = tenants or Tenants()
 
     def whose(self, key: str | None) -> str | None:
         """As of Keys; a key that is here and there is the named tenant's."""
@@ -153,6 +158,8 @@ class RequireKey:
         whose = "" if is_open else self._keys.whose(_bearer(Headers(scope=scope)))
         if whose is not None:
             scope[TENANT] = whose
+            if isinstance(self._keys, KeysOfTenants):
+                scope[SIGHT] = self._keys.tenants.sight(whose)
             if not is_open:
                 is_known = scope.get("extensions", {}).get(KNOWN)
                 if is_known is not None:
@@ -166,6 +173,17 @@ def tenant_of(request: Request) -> str:
     """Who asks; '' where no key is needed."""
     tenant: str = request.scope.get(TENANT, "")
     return tenant
+
+
+def sight_of(request: Request) -> str | None:
+    """The tenant whose tasks, files and batches alone are there for who asks; None: all are."""
+    sight: str | None = request.scope.get(SIGHT)
+    return sight
+
+
+def sees(request: Request, tenant: str) -> bool:
+    """Whether what is this tenant's is there for who asks."""
+    return sight_of(request) in (None, tenant)
 
 
 _REFUSED = ApiError(

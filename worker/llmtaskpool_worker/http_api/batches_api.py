@@ -18,7 +18,7 @@ from llmtaskpool_worker.execution.batch_books import BatchBooks
 from llmtaskpool_worker.execution.batch_work import BatchWork
 from llmtaskpool_worker.execution.files import NoSpace
 from llmtaskpool_worker.execution.pool import TaskPool
-from llmtaskpool_worker.http_api.auth import tenant_of
+from llmtaskpool_worker.http_api.auth import sees, sight_of, tenant_of
 from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.counting import count_keys
 from llmtaskpool_worker.http_api.errors import ApiError, from_validation, invalid
@@ -101,7 +101,7 @@ class BatchRoutes:
         body = await self._bodies.read(request, _batch_of)
         seconds = _window_of(body.completion_window)
         source = await self._books.files.get(body.input_file_id)
-        if source is None:
+        if source is None or not sees(request, source.tenant):
             raise unknown_file(body.input_file_id, "input_file_id", shared=self._books.shared)
         if source.purpose != "batch":
             told = (
@@ -128,19 +128,16 @@ class BatchRoutes:
         """GET /v1/batches: the newest first; limit, after."""
         limit = limit_of(request, LIMIT, LIMIT_MAX)
         after = request.query_params.get("after")
-        found = await self._books.listed(after=after, most=limit + 1)
+        found = await self._books.listed(after=after, most=limit + 1, tenant=sight_of(request))
         return answer(page([self._json(one) for one in found[:limit]], len(found) > limit))
 
     async def look(self, request: Request) -> Response:
         """GET /v1/batches/{id}: as it is now."""
-        batch = await self._books.get(request.path_params["id"])
-        if batch is None:
-            raise self._unknown(request)
-        return answer(self._json(batch))
+        return answer(self._json(await self._there(request)))
 
     async def cancel(self, request: Request) -> Response:
         """POST /v1/batches/{id}/cancel: nothing more of it is asked; what is answered stays."""
-        batch = await self._books.cancel(request.path_params["id"])
+        batch = await self._books.cancel((await self._there(request)).id)
         if batch is None:
             raise self._unknown(request)
         if batch.ended and batch.status is not Status.CANCELLED:
@@ -152,6 +149,12 @@ class BatchRoutes:
             )
         self._work.changed(batch)
         return answer(self._json(batch))
+
+    async def _there(self, request: Request) -> BatchRecord:
+        batch = await self._books.get(request.path_params["id"])
+        if batch is None or not sees(request, batch.tenant):
+            raise self._unknown(request)
+        return batch
 
     def _unknown(self, request: Request) -> ApiError:
         where = "" if self._books.shared else " Without a shared queue each worker has its own."

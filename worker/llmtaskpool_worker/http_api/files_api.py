@@ -12,6 +12,7 @@ from starlette.routing import Route
 from llmtaskpool_worker.disclosure import shown
 from llmtaskpool_worker.execution.batch_books import BatchBooks
 from llmtaskpool_worker.execution.files import FileRecord, FileTooLarge, NoSpace
+from llmtaskpool_worker.http_api.auth import sees, sight_of, tenant_of
 from llmtaskpool_worker.http_api.errors import ApiError, invalid
 from llmtaskpool_worker.http_api.sse import answer
 from llmtaskpool_worker.http_api.uploads import Begin, Data, Field, parts_of
@@ -46,7 +47,7 @@ class FileRoutes:
     async def upload(self, request: Request) -> Response:
         """POST /v1/files: a form with purpose and file."""
         limits = self._files.limits
-        upload = self._files.begin()
+        upload = self._files.begin(tenant_of(request))
         fields: dict[str, str] = {}
         filename = None
         done = False
@@ -112,7 +113,11 @@ class FileRoutes:
             raise invalid("order", f"order is {shown(order)}: use asc or desc.")
         limit = limit_of(request, LIMIT_MAX, LIMIT_MAX)
         found = await self._files.listed(
-            purpose, after=asked.get("after"), most=limit + 1, newest=order == "desc"
+            purpose,
+            after=asked.get("after"),
+            most=limit + 1,
+            newest=order == "desc",
+            tenant=sight_of(request),
         )
         return answer(page([file_json(one) for one in found[:limit]], len(found) > limit))
 
@@ -151,7 +156,7 @@ class FileRoutes:
     async def _record(self, request: Request) -> FileRecord:
         name = request.path_params["id"]
         record = await self._files.get(name)
-        if record is None:
+        if record is None or not sees(request, record.tenant):
             raise unknown_file(name, "id", shared=self._books.shared)
         return record
 

@@ -2,7 +2,8 @@
 
 The routes are a worker's. What asks for work waits; what only asks (which models, how a task
 does) is answered here while no worker is there, so that a page that is polled wakes no pool. Of a
-queue that workers share, a task that needs no model's tokenizer is accepted here, at once.
+queue that workers share, a file, a batch and a task that needs no model's tokenizer are accepted
+here, at once.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ from llmtaskpool_worker.http_api.sse import while_connected
 from llmtaskpool_worker.http_api.tasks_api import IDEMPOTENCY_HEADER
 from llmtaskpool_worker.kinds.registry import ENGINE_KINDS
 
-TASKS, FILES = "/v1/tasks", "/v1/files"
-_ABOUT_ONE = (f"{TASKS}/", "/v1/batches/", f"{FILES}/")
+TASKS, FILES, BATCHES = "/v1/tasks", "/v1/files", "/v1/batches"
+_ABOUT_ONE = (f"{TASKS}/", f"{BATCHES}/", f"{FILES}/")
 """Below these is what somebody asks of a thing that is there, whatever the method."""
 _ONCE = frozenset({"/v1/graphs"})
 """Not sent a second time once it may have been taken."""
@@ -87,7 +88,7 @@ class Gate:
             return here
         if "POST" not in (route.methods or ()) or route.path.startswith(_ABOUT_ONE):
             return self._told(here)
-        if route.path == FILES and self._shared:
+        if route.path in (FILES, BATCHES) and self._shared:
             return here
         return self._submitted(here) if route.path == TASKS else self._worked
 

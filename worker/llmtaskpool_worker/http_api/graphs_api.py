@@ -14,9 +14,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llmtaskpool_worker.disclosure import shown
-from llmtaskpool_worker.execution.graphs import GraphBooks
+from llmtaskpool_worker.execution.graphs import Graph, GraphBooks
 from llmtaskpool_worker.execution.pool import Rejected, TaskPool
 from llmtaskpool_worker.execution.references import RESULT, filled
+from llmtaskpool_worker.http_api.auth import sees, tenant_of
 from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.errors import ApiError, blaming, from_validation, invalid
 from llmtaskpool_worker.http_api.graph_progress import frames, progress_of
@@ -87,8 +88,8 @@ class GraphRoutes:
         return EventStream(stream, heartbeat_seconds=self._heartbeat_seconds)
 
     async def _tasks_of(self, request: Request) -> dict[str, str]:
-        ids = await self._books.tasks(request.path_params["id"])
-        if ids is None:
+        graph = await self._books.get(request.path_params["id"])
+        if graph is None or not sees(request, graph.tenant):
             raise ApiError(
                 404,
                 f"There is no graph {shown(request.path_params['id'])} here: it never was, or is "
@@ -96,7 +97,7 @@ class GraphRoutes:
                 param="id",
                 code="graph_not_found",
             )
-        return ids
+        return graph.tasks
 
     async def submit(self, request: Request) -> Response:
         """POST /v1/graphs: all of its tasks or none; 202 and their ids by name."""
@@ -107,14 +108,14 @@ class GraphRoutes:
             with blaming(f"tasks.{name}.", {}):
                 asked = await self._tasks.request_of(bodies[name], request)
             wanted[name] = replace(asked, labels=asked.labels | {LABEL: graph_id})
-        told = await self._submit(graph_id, wanted)
+        told = await self._submit(graph_id, wanted, tenant_of(request))
         self._bodies.give_back(request)
         by_name = {name: told[name] for name in bodies}
         head = {"location": f"/v1/graphs/{graph_id}"}
         return answer({"id": graph_id, "object": "graph", "tasks": by_name}, 202, head)
 
     async def _submit(
-        self, graph_id: str, wanted: Mapping[str, TaskRequest]
+        self, graph_id: str, wanted: Mapping[str, TaskRequest], tenant: str
     ) -> dict[str, dict[str, Any]]:
         """In their order; when one is refused the others are taken back."""
         ids: dict[str, str] = {}
@@ -124,7 +125,7 @@ class GraphRoutes:
                 view = await self._pool.submit(_with_ids(request, ids))
                 ids[name] = view.id
                 told[name] = self._tasks.accepted_json(view)
-            await self._books.keep(graph_id, ids)
+            await self._books.keep(graph_id, Graph(ids, tenant))
         except Rejected:
             for task_id in ids.values():
                 with suppress(Rejected):

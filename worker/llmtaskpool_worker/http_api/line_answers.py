@@ -30,6 +30,7 @@ from llmtaskpool_worker.http_api.errors import ANSWERED, ApiError, answer_error,
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.http_api.openai_api import OpenAIRoutes
 from llmtaskpool_worker.scheduling.task import TaskRequest, TaskState, TaskView
+from llmtaskpool_worker.scheduling.tenants import Tenants
 
 log = logging.getLogger("llmtaskpool.worker")
 
@@ -48,6 +49,9 @@ ENDPOINTS = (
 
 _patience: ContextVar[float] = ContextVar("_patience")
 """How long the tasks of the line that is being asked may wait, in seconds."""
+_begun: ContextVar[bool] = ContextVar("_begun")
+"""Whether one of its tasks, of which a line with several choices has several, was taken in."""
+AGAIN_SECONDS = 0.25
 
 _UNFORESEEN = ApiError(
     500, "The server could not do this; it is not the line's fault.", code="internal_error"
@@ -66,13 +70,23 @@ class _Lowest:
         return getattr(self._pool, name)
 
     async def submit(self, request: TaskRequest) -> TaskView:
-        """See TaskPool."""
+        """See TaskPool. Where its tenant has no place left one waits for the line's others.
+
+        They leave theirs as they start, and the line may have more tasks than there are places.
+        """
         patience = _patience.get()
-        view = await self._pool.submit(
-            replace(request, weight=WEIGHT, queue_timeout_seconds=patience)
-        )
-        self._held.add(view.id)
-        return view
+        lowest = replace(request, weight=WEIGHT, queue_timeout_seconds=patience, of_a_batch=True)
+        while True:
+            try:
+                view = await self._pool.submit(lowest)
+            except Rejected as full:
+                if full.code != "tenant_full" or not _begun.get():
+                    raise
+                await asyncio.sleep(AGAIN_SECONDS)
+                continue
+            _begun.set(True)
+            self._held.add(view.id)
+            return view
 
     def let_go(self, task_id: str) -> None:
         """See TaskPool."""
@@ -91,7 +105,7 @@ class _Lowest:
 
 
 class LineAnswers:
-    """Asks lines of ``pool`` and its models. See Asks."""
+    """Asks lines of ``pool`` and its models, within what ``tenants`` may have. See Asks."""
 
     def __init__(
         self,
@@ -99,7 +113,9 @@ class LineAnswers:
         catalog: Catalog,
         limits: HttpLimits,
         wall_clock: Callable[[], float],
+        tenants: Tenants,
     ) -> None:
+        self._tenants = tenants
         self._lowest = _Lowest(pool)
         openai = OpenAIRoutes(
             cast("TaskPool", self._lowest),
@@ -117,11 +133,16 @@ class LineAnswers:
         """The worker ends: lines that have not begun are somebody else's."""
         await self._lowest.give_up_waiting()
 
+    def may_wait(self, tenant: str) -> int | None:
+        """See Asks."""
+        return self._tenants.may_wait(tenant, of_a_batch=True)
+
     async def ask(
         self, endpoint: str, body: bytes, patience_seconds: float, tenant: str
     ) -> LineAnswer:
         """See Asks."""
         _patience.set(patience_seconds)
+        _begun.set(False)
         sent: list[Message] = []
         given = False
 

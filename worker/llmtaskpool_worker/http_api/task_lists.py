@@ -11,9 +11,10 @@ from starlette.routing import Route
 
 from llmtaskpool_worker.disclosure import shown
 from llmtaskpool_worker.execution.pool import TaskPool
+from llmtaskpool_worker.http_api.auth import sight_of
 from llmtaskpool_worker.http_api.errors import ApiError, invalid
 from llmtaskpool_worker.http_api.sse import answer
-from llmtaskpool_worker.http_api.tasks_api import TaskRoutes, unknown_task
+from llmtaskpool_worker.http_api.tasks_api import TaskRoutes
 from llmtaskpool_worker.scheduling.task import Asked, TaskState
 
 LIMIT = 20
@@ -45,22 +46,25 @@ class TaskListRoutes:
     async def _list(self, request: Request, states: Collection[TaskState]) -> Response:
         limit = _limit(request)
         after = request.query_params.get("after")
-        asked = Asked(states=states, labels=_labels(request), after=after, limit=limit + 1)
+        asked = Asked(
+            states=states,
+            labels=_labels(request),
+            tenant=sight_of(request),
+            after=after,
+            limit=limit + 1,
+        )
         found = await self._pool.list(asked)
         data: list[dict[str, Any]] = [self._tasks.task_json(view) for view in found[:limit]]
         return answer({"object": "list", "data": data, "has_more": len(found) > limit})
 
     async def replay(self, request: Request) -> Response:
         """POST /v1/tasks/{id}/replay: a dead letter waits again, with no attempts."""
-        task_id = request.path_params["id"]
-        view = await self._pool.replay(task_id)
+        there = await self._tasks.view_of(request)
+        view = await self._pool.replay(there.id)
         if view is not None:
             return answer(
                 self._tasks.accepted_json(view), 202, {"location": f"/v1/tasks/{view.id}"}
             )
-        there = await self._pool.get(task_id)
-        if there is None:
-            raise unknown_task(request)
         raise ApiError(
             409,
             f"The task is {there.state.value} and no dead letter: submit it anew to run it again.",

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from llmtaskpool_worker.disclosure import shown
 from llmtaskpool_worker.execution.pool import TaskPool
-from llmtaskpool_worker.http_api.auth import tenant_of
+from llmtaskpool_worker.http_api.auth import sees, sight_of, tenant_of
 from llmtaskpool_worker.http_api.bodies import Bodies
 from llmtaskpool_worker.http_api.catalog import Catalog
 from llmtaskpool_worker.http_api.errors import ApiError, blaming, invalid
@@ -249,7 +249,7 @@ class TaskRoutes:
 
     async def look(self, request: Request) -> Response:
         """GET /v1/tasks/{id}: as it is now, or once it has ended with ``?wait=seconds``."""
-        view = await self._view(request)
+        view = await self.view_of(request)
         seconds = _wait_seconds(request)
         if seconds > 0 and view.state not in TERMINAL:
             try:
@@ -261,6 +261,8 @@ class TaskRoutes:
 
     async def cancel(self, request: Request) -> Response:
         """DELETE /v1/tasks/{id}: cancels what has not ended."""
+        if sight_of(request) is not None:
+            await self.view_of(request)
         view = await self._pool.cancel(request.path_params["id"])
         if view is None:
             raise unknown_task(request)
@@ -268,7 +270,7 @@ class TaskRoutes:
 
     async def events(self, request: Request) -> Response:
         """GET /v1/tasks/{id}/events: from the beginning, or after the header Last-Event-ID."""
-        view = await self._view(request)
+        view = await self.view_of(request)
         last = request.headers.get("last-event-id", "")
         after = int(last) if last.isdecimal() and len(last) < 12 else -1
         return EventStream(self._frames(view.id, after), heartbeat_seconds=self._heartbeat_seconds)
@@ -285,9 +287,10 @@ class TaskRoutes:
             pieces = await in_pieces(self.task_json(view))
             yield long_event(pieces, name="end", number=number)
 
-    async def _view(self, request: Request) -> TaskView:
+    async def view_of(self, request: Request) -> TaskView:
+        """The task of the path, where it is there for who asks. Raises ApiError."""
         view = await self._pool.get(request.path_params["id"])
-        if view is None:
+        if view is None or not sees(request, view.tenant):
             raise unknown_task(request)
         return view
 

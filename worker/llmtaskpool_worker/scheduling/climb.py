@@ -24,11 +24,13 @@ FALLS = -0.25
 """Twice as many that bring so much less are the last. Those that bring no more are not: a server
 can rest and go on (llama.cpp's has 45 tokens a second with 4, 51 with 8, 53 with 11, 67 with 16).
 """
+TRIED_ANYWAY = 16
+"""Up to so many are tried whatever fewer brought: it costs seconds, and a server can rest there."""
 SURE = 2
 """Stretches that say so."""
 REACHED = 0.8
 """With this share of what was tried in flight it is tried."""
-APART = 0.7
+APART = 0.75
 """Numbers are compared that differ by this factor at least."""
 STEP = 1.4
 """N goes, and tries, so far at once."""
@@ -45,6 +47,14 @@ to be decided before it has settled."""
 HALF_LIFE_SECONDS = 180.0
 MOST_COUNTED = 6
 """So many stretches count in a mean."""
+CLEAR_GAIN = 0.15
+"""More that bring so much (a power of N) are worth it whatever the law says, which is smooth where
+a server is not; and fewer are not tried as long as that is fresh: each try costs what they lack.
+"""
+CLEAR_FALL = -0.15
+"""And more that bring so much less are left at once."""
+FRESH = 0.25
+"""Half-lives are two."""
 REST, LONGEST_REST = 1, 64
 """Stretches between tries."""
 TRIED = 2
@@ -94,7 +104,7 @@ class Climb:
             self._rest, self._stayed = REST, 0  # something has changed: what was known may be old
         elif self.doubling:
             if size >= REACHED * min(self.wanted, most, threads):
-                self._double(size, most, now)
+                self._double(size, most, threads, now)
         else:
             self._look(size, most, now)
 
@@ -119,12 +129,14 @@ class Climb:
         known.rate += (1 - of_level) * moved / known.count
         return moved
 
-    def _double(self, size: int, most: int, now: float) -> None:
+    def _double(self, size: int, most: int, threads: int, now: float) -> None:
         less = max((one for one in self._known if one <= APART * size), default=None)
         gain = inf
         if less is not None:
             gain = (self._known[size].rate - self._known[less].rate) / log(size / less)
-        if gain < LEAST_MARGIN and (self._rested or gain < FALLS or size >= most):
+        if size < min(most, threads, TRIED_ANYWAY):
+            self.wanted = self.home = 2 * size
+        elif gain < LEAST_MARGIN and (self._rested or gain < FALLS or size >= most):
             if self._known[size].count > SURE - 0.5:
                 self._come_home(size, most, now)
         elif size >= most:
@@ -134,11 +146,9 @@ class Climb:
             self.wanted = self.home = 2 * size
 
     def _come_home(self, size: int, most: int, now: float) -> None:
-        knee = self._knee(now)
-        self.doubling, self.home = (
-            False,
-            max(1, min(size, most, round(max(START, min(knee, size))))),
-        )
+        """Try no more, and go from there a step at a time: each was measured once or twice."""
+        self.doubling, self.home = False, max(1, min(size, most))
+        self._go(most, now)
         self.wanted = self.home
 
     def _look(self, size: int, most: int, now: float) -> None:
@@ -153,13 +163,16 @@ class Climb:
             if self._stayed >= TRIED or abs(size - self.wanted) < abs(size - self.home):
                 self.wanted, self._stayed = self.home, 0
         elif self._stayed >= self._rest:
-            self._try(most)
+            self._try(most, now)
 
-    def _try(self, most: int) -> None:
+    def _try(self, most: int, now: float) -> None:
         """A neighbour, for one stretch; up and down in turn."""
         self._stayed, self._rest = 0, min(2 * self._rest, LONGEST_REST)
         up = min(most, self.home + most_tried(self.home))
         down = min(self.home, max(START, min(self.home - 1, round(self.home / STEP))))
+        gain = self._gain(now)
+        if gain is not None and gain >= CLEAR_GAIN:
+            down = self.home
         ways = [up, down] if self._up_next else [down, up]
         self._up_next = not self._up_next
         self.wanted = next((one for one in ways if one != self.home), self.home)
@@ -169,9 +182,30 @@ class Climb:
         bound = max(START, min(self._knee(now), most))
         if bound > NEAR * self.home or bound >= most:
             self.home = round(min(bound, max(self.home + 1, self.home * STEP)))
-        elif bound < self.home / NEAR:
+        elif bound < self.home / NEAR and self._fewer_do(now):
             self.home = round(max(bound, self.home / STEP))
         self.home = max(1, min(self.home, most))
+
+    def _fewer_do(self, now: float) -> bool:
+        """Whether it is sure enough that fewer bring not clearly less: a level that drifts while
+        each number is measured once looks like a knee, and too few cost more than too many."""
+        once, twice = self._gain(now), self._gain(now, SURE - 0.5)
+        return (once is not None and once < CLEAR_FALL) or (
+            twice is not None and twice < CLEAR_GAIN
+        )
+
+    def _gain(self, now: float, sure: float = 0.0) -> float | None:
+        """The power of N by which home brings more than the most that are clearly fewer.
+
+        None: that was not measured lately, or not by stretches that count for ``sure``.
+        """
+        counts = {size: one.count * self._fresh(one, now) for size, one in self._known.items()}
+        sizes = [size for size, count in counts.items() if count >= max(sure, FRESH)]
+        here = min(sizes, key=lambda size: abs(log(size / self.home)), default=None)
+        fewer = max((size for size in sizes if size <= APART * self.home), default=None)
+        if here is None or fewer is None or max(here, self.home) > NEAR * min(here, self.home):
+            return None
+        return (self._known[here].rate - self._known[fewer].rate) / log(here / fewer)
 
     def _knee(self, now: float) -> float:
         law = fitted([self._point(size, known, now) for size, known in self._known.items()])

@@ -8,6 +8,11 @@ from the start of requests that yield, whose weight says that an ordinary one is
 else the first urgent one would wait. A pool whose requests are all alike, and none of low weight,
 loses nothing, and one with both loses a place of four, or a sixteenth of many.
 
+A server reads what it was sent before it goes on: behind the prompts of four bulk requests that
+came at once, as they do when four of equal length end at once, an urgent one waits for all four in
+the place that was kept for it. So those that yield are sent one (of many places, a sixteenth) at a
+time, the next when the one before has its first token.
+
 Urgent is who could have the place of a running one, too (preemption.py): its P = W / T is
 ``factor`` times as high. Pure; seconds are of the caller's clock.
 """
@@ -30,6 +35,11 @@ def beyond(threads: int) -> int:
 def kept(places: int) -> int:
     """So many of a server's places are kept while urgent ones come."""
     return 0 if places < LEAST_PLACES else max(1, places // ONE_IN)
+
+
+def unread(places: int) -> int:
+    """So many requests that yield may be at a server at once whose prompts it has not read yet."""
+    return places if places < LEAST_PLACES else max(1, places // ONE_IN)
 
 
 def is_urgent(waiting: float, running: Iterable[float], factor: float) -> bool:

@@ -168,6 +168,8 @@ class TaskRequest:
     dependencies: Dependencies | None = None
     tenant: str = ""
     """Whose it is, by the API key; its Line has it too, and a claim's request only there."""
+    of_a_batch: bool = False
+    """Whether it is the line of a batch, which leaves room to its tenant's other tasks."""
 
 
 FinishReason = Literal["stop", "length"]
@@ -327,3 +329,5 @@ class TaskView:
     has ended. None: nothing is promised, as its submitter reads it at once."""
     depends_on: tuple[str, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
+    tenant: str = ""
+    """Whose it is."""

@@ -1,7 +1,8 @@
 """Whose tasks they are: what each tenant may have at once, and a fair share of the threads.
 
-A tenant is who shows an API key. Priority goes first and fairness is among equals: in the ordinary
-turn a task is ranked by P x F = W x F / T, where
+A tenant is who shows an API key. Where there are tenants each sees its own tasks, files and
+batches alone; without any setting of them everybody sees everything. Priority goes first and
+fairness is among equals: in the ordinary turn a task is ranked by P x F = W x F / T, where
 
     F = clamp((share / all shares) / (use / all use), 1/16, 16)
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
@@ -32,12 +33,14 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 @dataclass(frozen=True, slots=True)
 class TenantLimits:
     """None: no bound. ``waiting`` tasks may wait and ``running`` be at work, of the whole queue;
-    ``weight`` is the largest W. ``share`` is in proportion to the others'."""
+    ``weight`` is the largest W. ``share`` is in proportion to the others'. ``sees_all``: also what
+    is of others, as who runs the pool does."""
 
     waiting: int | None = None
     running: int | None = None
     weight: float | None = None
     share: float = 1.0
+    sees_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,22 @@ class Tenants:
 
     named: Mapping[str, TenantLimits] = field(default_factory=dict)
     each: TenantLimits = TenantLimits()
+    apart: bool = False
+    """Whether there are any: else nobody is told apart from others in what he may see."""
+
+    def sight(self, tenant: str) -> str | None:
+        """Whose tasks, files and batches a tenant sees: its own name; None: everybody's."""
+        everything = not self.apart or not tenant or self.of(tenant).sees_all
+        return None if everything else tenant
+
+    def may_wait(self, tenant: str, *, of_a_batch: bool = False) -> int | None:
+        """As many of a tenant's tasks wait at most; None: no bound.
+
+        The line of a batch comes in only where at most half of that waits: its own batches leave
+        room for what the tenant's people wait for.
+        """
+        most = self.of(tenant).waiting
+        return most if most is None or not of_a_batch else max(1, most // 2)
 
     def of(self, tenant: str) -> TenantLimits:
         """What holds for a tenant; '' is who showed no key, as none is asked for."""
@@ -60,10 +79,12 @@ class Tenants:
 
 _NOBODY = TenantLimits()
 _WHOLE = ("waiting", "running")
+_SEES, _ALL = "sees", "all"
+_NUMBERS = (*_WHOLE, "weight", "share")
 
 
 def parse_tenants(text: str) -> Tenants:
-    """``name[,share=2][,waiting=100][,running=8][,weight=10]``, separated by semicolons.
+    """``name[,share=2][,waiting=100][,running=8][,weight=10][,sees=all]``, with semicolons between.
 
     The name ``*`` is each tenant that has none. Raises ValueError with the remedy.
     """
@@ -78,15 +99,19 @@ def parse_tenants(text: str) -> Tenants:
         if name in found:
             raise ValueError(f"{name} is there twice: give each tenant one entry")
         found[name] = TenantLimits(**dict(_limit(name, part) for part in parts))
-    each = found.pop(EACH, TenantLimits())
-    return Tenants(found, each)
+    apart, each = bool(found), found.pop(EACH, TenantLimits())
+    return Tenants(found, each, apart)
 
 
 def _limit(name: str, part: str) -> tuple[str, Any]:
     key, _, value = part.partition("=")
-    known = [one.name for one in fields(TenantLimits)]
-    if key not in known:
-        raise ValueError(f"{name}: {key[:40]!r} is none of {', '.join(known)}: write one=number")
+    if key == _SEES:
+        if value != _ALL:
+            raise ValueError(f"{name}: sees is {value[:40]!r}: write sees=all, or leave it out")
+        return "sees_all", True
+    if key not in _NUMBERS:
+        known = f"{', '.join(_NUMBERS)}: write one=number, or sees=all"
+        raise ValueError(f"{name}: {key[:40]!r} is none of {known}")
     try:
         number: float = int(value) if key in _WHOLE else float(value)
     except ValueError:

@@ -171,7 +171,9 @@ class RedisBroker:
             (lane.queue_tasks, lane.queue_bytes),
             self._ttl_ms,
             self._soon_ms,
-            tenants_most := self._limits.tenants.of(submission.line.tenant).waiting,
+            tenants_most := self._limits.tenants.may_wait(
+                submission.line.tenant, of_a_batch=submission.request.of_a_batch
+            ),
         )
         if len(body) > LARGEST_BYTES:
             raise Full("bytes", LARGEST_BYTES)
@@ -217,6 +219,7 @@ class RedisBroker:
             result_expires_at=None if request.attended else at + self._ttl_ms / 1000,
             depends_on=task.dependencies.parents if task.dependencies is not None else (),
             labels=request.labels,
+            tenant=task.line.tenant,
         )
 
     # --- out --------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ if a[20] == 1 then
   with('t', '1')
   b.soon = '1'
 end
+if a[20] == 1 or key ~= '' or pod ~= '' then with('R', '1') end
 if a[21] ~= '' then with('L', a[21]) end
 if #deps > 0 then with('D', table.concat(deps, ' ')) end
 if key ~= '' then
@@ -84,7 +85,7 @@ else
       call('PEXPIRE', p .. ':r:' .. dep, KEPT_FOR_CHILDREN, 'GT')
     else
       call('SADD', p .. ':k:' .. dep, id)
-      call('HSET', p .. ':t:' .. dep, 'N', '1')
+      call('HSET', p .. ':t:' .. dep, 'N', '1', 'R', '1')
     end
   end
   while above[i] do -- what somebody waits for has the strongest weight of those who do
@@ -93,7 +94,10 @@ else
     i = i + 1
     if m.s and not ENDED[m.s] and tonumber(m.w) < b.w then
       call('HSET', p .. ':t:' .. dep, 'w', b.w)
-      if m.s == 'q' then call('ZADD', p .. ':q:' .. m.g .. ':' .. m.k, 'XX', -b.w, dep) end
+      if m.s == 'q' then
+        call('ZADD', p .. ':q:' .. m.g .. ':' .. m.k, 'XX', -b.w, dep)
+        call('ZADD', p .. ':c:' .. m.g, 'GT', b.w, m.k)
+      end
       for _, one in ipairs(call('SMEMBERS', p .. ':u:' .. dep)) do above[#above + 1] = one end
     end
   end
