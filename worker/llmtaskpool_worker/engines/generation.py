@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from llmtaskpool_worker.engines.admission import AUTO
 from llmtaskpool_worker.engines.attention import SlotAttention
 from llmtaskpool_worker.engines.batching import Batch, Batching, Sequence
-from llmtaskpool_worker.engines.decoder import AUTO, load_decoder
+from llmtaskpool_worker.engines.decoder import load_decoder
 from llmtaskpool_worker.engines.grammars import Grammars
 from llmtaskpool_worker.engines.loop import LoopMessage
 from llmtaskpool_worker.engines.memory import own_bytes

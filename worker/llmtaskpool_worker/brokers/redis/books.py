@@ -167,6 +167,7 @@ def acceptance(
         ttl_ms,
         soon_ms,
         -1 if tenants_most is None else tenants_most,
+        -1 if task.group_most is None else task.group_most,
     )
     ids = _pack(parents) if parents else b""
     return _pack(head), _HEAD.pack(task.run_seconds, len(ids)) + ids + encode_request(

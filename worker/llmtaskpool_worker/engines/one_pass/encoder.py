@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmtaskpool_worker.engines.linear import pack_linears
+from llmtaskpool_worker.engines.memory_plan import RowBytes, no_step, row_bytes
 from llmtaskpool_worker.engines.one_pass.cores import Cores
 from llmtaskpool_worker.engines.one_pass.head import Fault, Message
 from llmtaskpool_worker.engines.one_pass.packing import pack
 from llmtaskpool_worker.engines.protocol import AdmitEmbedding
+from llmtaskpool_worker.engines.weights import ModelRefused
+
+log = logging.getLogger("llmtaskpool.engine")
 
 STEP_TOKENS = 1024
 """Tokens of a step for each core: what they bring about stays in its caches, and others get a
 turn soon."""
 STEP_TOKENS_CUDA = 16_384
+PROBES = (256, 64)
+"""Tokens of the rows over which is measured what a step holds. What grows with the square of a row
+shows in the first; a model of 300 M numbers takes a second or two for it."""
+LEAST_TOKENS = 16
+"""Of a text that must fit: a model that can't read so much is of no use to anybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +79,10 @@ class Bounds:
         return None
 
 
+def _probe(size: int) -> Row:
+    return Row(5 + 7 * np.arange(size, dtype=np.int64) % 11)
+
+
 class Encoder:
     """A model of transformers that takes token ids, and the bounds of what it takes.
 
@@ -89,6 +103,31 @@ class Encoder:
         self.cores = Cores(self.device)
         on_cpu = self.device.type == "cpu"
         self.budget = STEP_TOKENS * self.cores.count if on_cpu else STEP_TOKENS_CUDA
+        self.room: int | None = None
+        self.row_bytes = RowBytes(1.0)
+
+    def fit_into(self, room: int, peak_of: Callable[[Row], int]) -> int:
+        """See Head. ``peak_of``: what a step over one row was measured to hold."""
+        most = self.bounds.context_length
+        sizes = {min(size, most) for size in PROBES}
+        self.row_bytes = row_bytes({size: peak_of(_probe(size)) for size in sizes})
+        longest = self.row_bytes.longest(room, most)
+        if longest < min(LEAST_TOKENS, most):
+            raise ModelRefused(no_step(self.row_bytes.of(min(LEAST_TOKENS, most)), room))
+        if longest < most:
+            log.warning("memory holds %d of %d tokens of a text", longest, most)
+            self.bounds = replace(self.bounds, context_length=longest)
+        whole, left = divmod(max(self.budget, longest), longest)
+        fullest = whole * self.row_bytes.of(longest) + self.row_bytes.of(left)
+        self.room = None if fullest <= room else room
+        return min(fullest, room)
+
+    def needs(self, rows: Sequence[Row]) -> int:
+        """See Head."""
+        sizes = [len(row.tokens) for row in rows]
+        if self.packed:
+            return sum(map(self.row_bytes.of, sizes))
+        return self.row_bytes.of(max(sizes)) * len(sizes)
 
     def side_by_side(
         self, rows: Sequence[Row], run: Callable[[Sequence[Row]], Sequence[Any]]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     AutoImageProcessor,
@@ -14,10 +18,13 @@ from transformers import (
     AutoModelForObjectDetection,
 )
 
-from llmtaskpool_worker.engines.image_files import BadImage, opened
+from llmtaskpool_worker.engines.admission import dtype_of, refuse_what_never_fits, step_peak
+from llmtaskpool_worker.engines.image_files import PIXELS_MAX, BadImage, opened
+from llmtaskpool_worker.engines.memory_plan import no_step
 from llmtaskpool_worker.engines.one_pass.cores import Cores
 from llmtaskpool_worker.engines.one_pass.head import Fault, Message
 from llmtaskpool_worker.engines.one_pass.loop import OnePassLoop
+from llmtaskpool_worker.engines.one_pass.planning import planned
 from llmtaskpool_worker.engines.one_pass.text_heads import NOT_FINITE, activated
 from llmtaskpool_worker.engines.protocol import (
     AdmitInputs,
@@ -26,15 +33,31 @@ from llmtaskpool_worker.engines.protocol import (
     RequestFailed,
     Values,
 )
-from llmtaskpool_worker.engines.resident import give_back
 from llmtaskpool_worker.engines.weights import ModelRefused, check_numbers, load_weights
 
 SPOILT = Fault("invalid", "a picture can't be unpacked: it is cut off or spoilt")
 STEP_IMAGES = 4
 """Pictures of a step for each core of a CPU."""
 STEP_IMAGES_CUDA = 64
+PROBE = (1280, 720)
+"""Pixels of the picture over which is measured what a step holds."""
+LEAST_PIXELS = 64 * 64
+"""Of a picture that must fit."""
 THRESHOLD = 0.5
 """How sure a model must be of an object by default, as in transformers' pipeline."""
+
+
+log = logging.getLogger("llmtaskpool.engine")
+_Prepared = tuple[Any, tuple[int, int]]
+"""What the processor gave of one picture, and the picture's height and width."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture as it came, and how many pixels its header says it has."""
+
+    packed: bytes
+    pixels: int
 
 
 class ImageHead:
@@ -50,20 +73,65 @@ class ImageHead:
         self.labels = [str(config.id2label[place]) for place in range(int(config.num_labels))]
         several = getattr(config, "problem_type", None) == "multi_label_classification"
         self.several = several or len(self.labels) == 1
+        self.room: int | None = None
+        self.picture_bytes, self.pixel_bytes, self.most_pixels = 0, 0, PIXELS_MAX
+
+    def fit_into(self, room: int) -> int:
+        """See Head. A picture is unpacked at its own size, then brought to the model's."""
+        packed = io.BytesIO()
+        Image.new("RGB", PROBE).save(packed, "BMP")
+        pixels = PROBE[0] * PROBE[1]
+        with step_peak(self.device) as peak, torch.inference_mode():
+            one = self._prepared(packed.getvalue())
+        self.pixel_bytes = max(3, -(-peak() // pixels))
+        assert one is not None  # noqa: S101 - it was made above
+        with step_peak(self.device) as peak, torch.inference_mode():
+            self._forward([one])
+        given: Any = one[0]
+        kept = sum(tensor.nbytes for tensor in given.values() if isinstance(tensor, Tensor))
+        self.picture_bytes = kept + peak()
+        most = (room - self.picture_bytes) // self.pixel_bytes
+        if most < LEAST_PIXELS:
+            raise ModelRefused(no_step(self.picture_bytes + LEAST_PIXELS * self.pixel_bytes, room))
+        if most < PIXELS_MAX:
+            log.warning("memory holds pictures of %d pixels, and not of %d", most, PIXELS_MAX)
+        self.most_pixels = min(PIXELS_MAX, most)
+        fullest = self.budget * (self.picture_bytes + self.most_pixels * self.pixel_bytes)
+        self.room = None if fullest <= room else room
+        return min(fullest, room)
+
+    def needs(self, rows: Sequence[Picture]) -> int:
+        """See Head."""
+        return sum(self.picture_bytes + row.pixels * self.pixel_bytes for row in rows)
 
     def ready(self) -> Ready:
         """What was loaded."""
         dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
-        about = {"labels": self.labels, "modality": "image"}
+        about: dict[str, Any] = {"labels": self.labels, "modality": "image"}
+        if self.most_pixels < PIXELS_MAX:
+            about["most_pixels"] = self.most_pixels
         return Ready(0, 0, [], str(self.device), dtype, 0, about=about)
 
-    def rows(self, message: Message) -> Sequence[bytes] | Fault:
+    def rows(self, message: Message) -> Sequence[Picture] | Fault:
         """The request's pictures, still packed, or why they can't be run."""
         if not isinstance(message, AdmitInputs) or not message.images:
             return Fault("wrong_model", "this model takes pictures")
-        return message.images
+        found = []
+        for packed in message.images:
+            try:
+                with opened(packed) as picture:
+                    found.append(Picture(packed, picture.width * picture.height))
+            except BadImage:
+                return SPOILT
+            if found[-1].pixels > self.most_pixels:
+                return Fault(
+                    "too_large",
+                    f"image: a picture has {found[-1].pixels} pixels, and memory holds "
+                    f"{self.most_pixels} here: send it smaller",
+                )
+        return found
 
-    def size(self, _row: bytes) -> int:
+    def size(self, _row: Picture) -> int:
         """Of one picture: the model brings all to one size."""
         return 1
 
@@ -71,34 +139,41 @@ class ImageHead:
         """Pictures."""
         return sum(sizes)
 
-    def run(self, rows: Sequence[bytes]) -> Sequence[Any]:
+    def run(self, rows: Sequence[Picture]) -> Sequence[Any]:
         """Unpack, bring to the model's size, one pass: outputs, or a Fault, for each."""
-        return self.cores.run(rows, [len(row) for row in rows], self._run)
+        return self.cores.run(rows, [len(row.packed) for row in rows], self._run)
 
-    def _run(self, rows: Sequence[bytes]) -> list[Any]:
-        found: list[Any] = [None] * len(rows)
-        alike: dict[tuple[int, ...], list[tuple[int, Any, tuple[int, int]]]] = {}
+    def _run(self, rows: Sequence[Picture]) -> list[Any]:
+        found: list[Any] = [SPOILT] * len(rows)
+        alike: dict[tuple[int, ...], list[tuple[int, _Prepared]]] = {}
         for place, row in enumerate(rows):
-            try:
-                with opened(row) as packed:
-                    picture = packed.convert("RGB")
-            except (BadImage, OSError, ValueError, SyntaxError):
-                found[place] = SPOILT
-                continue
-            given = self.processor(images=[picture], return_tensors="pt")
-            shape = tuple(given["pixel_values"].shape)
-            alike.setdefault(shape, []).append((place, given, (picture.height, picture.width)))
+            if (one := self._prepared(row.packed)) is not None:
+                alike.setdefault(tuple(one[0]["pixel_values"].shape), []).append((place, one))
         for batch in alike.values():
-            given = {
-                name: torch.cat([one[name] for _, one, _ in batch]).to(self.device)
-                for name in ("pixel_values", "pixel_mask")
-                if name in batch[0][1]
-            }
-            outputs = self._outputs(self.model(**given), [size for _, _, size in batch])
-            for (place, _, _), output in zip(batch, outputs, strict=True):
+            outputs = self._forward([one for _, one in batch])
+            for (place, _), output in zip(batch, outputs, strict=True):
                 finite = all(bool(torch.isfinite(one).all()) for one in output)
                 found[place] = output if finite else NOT_FINITE
         return found
+
+    def _prepared(self, packed: bytes) -> _Prepared | None:
+        """A picture at the model's size, and its own height and width; None: it is spoilt."""
+        try:
+            with opened(packed) as picture:
+                unpacked = picture.convert("RGB")
+        except (BadImage, OSError, ValueError, SyntaxError):
+            return None
+        given = self.processor(images=[unpacked], return_tensors="pt")
+        return given, (unpacked.height, unpacked.width)
+
+    def _forward(self, batch: Sequence[_Prepared]) -> list[tuple[Tensor, ...]]:
+        """One pass over pictures that are of one size now."""
+        given = {
+            name: torch.cat([one[name] for one, _ in batch]).to(self.device)
+            for name in ("pixel_values", "pixel_mask")
+            if name in batch[0][0]
+        }
+        return self._outputs(self.model(**given), [size for _, size in batch])
 
     def _outputs(self, out: Any, sizes: list[tuple[int, int]]) -> list[tuple[Tensor, ...]]:
         """Of each picture its logits; or scores, labels and boxes of all that may be objects."""
@@ -164,9 +239,10 @@ def load_images(
         folder, local_files_only=True, trust_remote_code=False, backend="pil"
     )
     auto = AutoModelForObjectDetection if task == "detect" else AutoModelForImageClassification
-    model = load_weights(auto, folder, config, dtype=getattr(torch, dtype or "float32"))
+    used = dtype_of(dtype, "float32")
+    refuse_what_never_fits(folder, device, used, options)
+    model = load_weights(auto, folder, config, dtype=getattr(torch, used))
     model.to(device).eval().requires_grad_(requires_grad=False)
     check_numbers(model)
-    give_back()
     head = ImageHead(model, processor, detects=task == "detect")
-    return OnePassLoop(head, threads=threads, max_threads=int(options.get("max_threads", 256)))
+    return planned(head, head.device, threads=threads, options=options)

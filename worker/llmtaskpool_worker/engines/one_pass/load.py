@@ -17,10 +17,12 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from llmtaskpool_worker.engines.admission import dtype_of, refuse_what_never_fits
 from llmtaskpool_worker.engines.one_pass.encoder import Bounds, Encoder
 from llmtaskpool_worker.engines.one_pass.images import load_images
 from llmtaskpool_worker.engines.one_pass.linear_head import has_head, load_linear_head
 from llmtaskpool_worker.engines.one_pass.loop import OnePassLoop
+from llmtaskpool_worker.engines.one_pass.planning import planned
 from llmtaskpool_worker.engines.one_pass.tables import load_table
 from llmtaskpool_worker.engines.one_pass.text_heads import (
     AnswerHead,
@@ -30,7 +32,6 @@ from llmtaskpool_worker.engines.one_pass.text_heads import (
     TagHead,
     TextHead,
 )
-from llmtaskpool_worker.engines.resident import give_back
 from llmtaskpool_worker.engines.weights import (
     ModelRefused,
     check_numbers,
@@ -88,12 +89,14 @@ def load_one_pass(
             f"it tells {config.num_labels} labels apart, and task=rerank needs one number: "
             "add task=classify, or name a cross-encoder"
         )
+    used = dtype_of(dtype, "float32")
+    refuse_what_never_fits(folder, device, used, options)
     model = load_weights(
         _AUTO[of],
         folder,
         config,
         unused=("pooler.",) if of == "embed" else (),  # of the first token, for other tasks
-        dtype=getattr(torch, dtype or "float32"),
+        dtype=getattr(torch, used),
     )
     model.to(device).eval().requires_grad_(requires_grad=False)
     check_numbers(model)
@@ -104,8 +107,7 @@ def load_one_pass(
         head = load_linear_head(folder, encoder, pooling=_pooling(folder), dimensions=size)
     else:
         head = _head(task, encoder, config, folder)
-    give_back()
-    return OnePassLoop(head, threads=threads, max_threads=int(options.get("max_threads", 256)))
+    return planned(head, encoder.device, threads=threads, options=options)
 
 
 def _head(task: str, encoder: Encoder, config: Any, folder: Path) -> TextHead:
