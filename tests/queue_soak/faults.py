@@ -19,7 +19,7 @@ class Fault:
     needs: frozenset[str] = field(default_factory=frozenset)
 
 
-COMMIT = "if b.s == 'r' and b.f == fence and not here[id] then"
+COMMIT = "if m[1] == 'r' and m[2] == fence and not here[id] then"
 LEASE = "leased[#leased + 1], leased[#leased + 2] = t + lease, id"
 BEST = "if r > highest then best, highest = i, r"
 _STILL_RUNS = """  elseif b.s == 'r' then
@@ -27,7 +27,7 @@ _STILL_RUNS = """  elseif b.s == 'r' then
   else
     if b.s == 'q' then"""
 FAULTS: dict[str, Fault] = {
-    "no fence": Fault(("committed",), (("commit", COMMIT, "if b.s then"),)),
+    "no fence": Fault(("committed",), (("commit", COMMIT, "if m[1] then"),)),
     "no lease for a quarter": Fault(
         ("never ended",),
         (("claim", LEASE, f"if tonumber(string.sub(id, -1), 16) > 3 then {LEASE} end"),),

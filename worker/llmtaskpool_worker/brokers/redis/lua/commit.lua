@@ -3,28 +3,41 @@
 -- was this that ended it) or 0 (lost: the fence is not the one in force).
 local t, ttl, soon = now(), ARGV[1], ARGV[2]
 local out, done, here, leases = { t }, {}, {}, {}
+local plain, inputs = {}, {} -- those of whose end nobody else is to be told
 for i = 3, #ARGV, 5 do
   local id, fence, s = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  local m = try('HMGET', p .. ':t:' .. id, 's', 'f', 'k', 'R')
-  local b = { s = m[1], f = m[2], k = m[3] or '' }
-  if m[4] then
-    m = call('HMGET', p .. ':t:' .. id, 't', 'i', 'p', 'W', 'N')
-    b.soon, b.i, b.p, b.watched, b.needed = m[1], m[2], m[3], m[4], m[5]
-  end
-  if b.s == 'r' and b.f == fence and not here[id] then
+  local tk, why, keep = p .. ':t:' .. id, ARGV[i + 3], ttl
+  local m = try('HMGET', tk, 's', 'f', 'k', 'R')
+  if m[1] == 'r' and m[2] == fence and not here[id] then
+    local k = m[3] or ''
     leases[#leases + 1] = id
+    if m[4] then
+      local more = call('HMGET', tk, 't', 'i', 'p', 'W', 'N')
+      if more[1] then keep = soon end
+      done[#done + 1] = { id, { s = 'r', k = k, soon = more[1], i = more[2], p = more[3],
+        watched = more[4], needed = more[5] }, s, why }
+    else
+      if why == '' then call('HSET', tk, 's', s, 'e', t)
+      else call('HSET', tk, 's', s, 'e', t, 'l', why) end
+      call('PEXPIREAT', tk, t + ttl)
+      billed(k, 0, -1)
+      plain[#plain + 1], inputs[#inputs + 1] = id, p .. ':b:' .. id
+    end
     -- The server would make this of PX, which takes longer.
-    call('SET', p .. ':r:' .. id, ARGV[i + 4], 'PXAT', t + (b.soon and soon or ttl))
-    done[#done + 1] = { id, b, s, ARGV[i + 3] }
+    call('SET', p .. ':r:' .. id, ARGV[i + 4], 'PXAT', t + keep)
     here[id] = s
     out[#out + 1] = 1
-  elseif b.f == fence and (here[id] or b.s) == s then
+  elseif m[2] == fence and (here[id] or m[1]) == s then
     out[#out + 1] = 2
   else
     out[#out + 1] = 0
   end
 end
 if leases[1] then call('ZREM', p .. ':l', unpack(leases)) end
-ended(done, t, ttl, soon, ttl)
+if plain[1] then
+  call('DEL', unpack(inputs))
+  call('LPUSH', p .. ':e', unpack(plain))
+end
+if done[1] then ended(done, t, ttl, soon, ttl) end
 settle()
 return out
