@@ -68,7 +68,7 @@ def _checked(name: str, option: str, text: str) -> str | int | float | bool | No
         value = int(value)
     if type(value) is not int or value < 1:
         raise ValueError(
-            f"model {name}: option {option} is {shown(text)}: use a whole number from 1"
+            f"model {name}: option {option} is {shown(value)}: use a whole number from 1"
         )
     return value
 
