@@ -13,11 +13,13 @@ from fakes.fake_pool import FakePool, answer_prompt
 from fakes.http_rig import serving
 from llmtaskpool_operator.local.demo import Demo, Size
 from llmtaskpool_operator.local.demo_report import quantile, report, summary
-from llmtaskpool_worker.scheduling.task import Embed, Embedded, Returned
+from llmtaskpool_operator.local.digits import picture
+from llmtaskpool_worker.scheduling.task import Embed, Embedded, Evaluated, Returned
 from rich.console import Console
 
 SIZE = Size(
-    batch=4, batch_tokens=8, keep=1, chats=2, chat_tokens=4, chat_seconds=0.05, embeddings=2
+    batch=4, batch_tokens=8, keep=1, chats=2, chat_tokens=4, chat_seconds=0.05, embeddings=2,
+    reranks=3, images=2,
 )  # fmt: skip
 
 
@@ -29,12 +31,16 @@ def vector_of(tokens: tuple[int, ...]) -> bytes:
 
 
 class DemoPool(FakePool):
-    """Files in memory; ``break_kind`` fails the tasks of one kind, ``slow_chats`` delays chats."""
+    """Files in memory; ``break_kind`` fails the tasks of one kind, ``slow_chats`` delays chats.
 
-    def __init__(self, clock, break_kind="", slow_chats=0.0):
+    ``blind``: each picture is read as a 0.
+    """
+
+    def __init__(self, clock, break_kind="", slow_chats=0.0, blind=False):
         super().__init__(clock, script=self.answer)
         self.break_kind = break_kind
         self.slow_chats = slow_chats
+        self.blind = blind
         self.files = {}
 
     def submit(self, request):
@@ -57,6 +63,14 @@ class DemoPool(FakePool):
             run.succeed(Returned({"bytes": len(arguments["content"])}))
         elif kind == "io.read":
             run.succeed(Returned({"content": self.files[arguments["name"]]}))
+        elif kind == "classify":
+            shown = [PICTURES.index(one) for one in run.request.payload.images]
+            labels = ["0" if self.blind else str(digit) for digit in shown]
+            run.succeed(Evaluated({"data": [{"label": label} for label in labels]}, len(shown)))
+        elif kind == "rerank":
+            question = bytes(run.request.payload.rows[0].tokens[::4]).decode()
+            best = 0 if "young cat" in question else 1
+            run.succeed(Evaluated({"results": [{"index": best, "relevance_score": 0.9}]}, 9))
         elif isinstance(run.request.payload, Embed):
             tokens = run.request.payload.tokens
             run.succeed(Embedded(vector_of(tokens), len(tokens)))
@@ -64,7 +78,10 @@ class DemoPool(FakePool):
             await answer_prompt(run)
 
 
-def run_demo(**pool):
+PICTURES = [picture(digit) for digit in range(10)]
+
+
+def run_demo(*, image_model="photos", **pool):
     with serving(lambda clock: DemoPool(clock, **pool)) as rig:
 
         async def go():
@@ -72,6 +89,7 @@ def run_demo(**pool):
                 rig.url,
                 chat_model="echo",
                 embed_model="vectors",
+                image_model=image_model,
                 clock=time.monotonic,
                 size=SIZE,
             )
@@ -89,14 +107,32 @@ def test_every_task_is_done_and_every_answer_looked_at():
     found, weights = run_demo()
     assert {one.name: one.done for one in found.classes} == {
         "chat": 2,
+        "rerank": 3,
         "embed": 2,
+        "image": 2,
         "io": 8,
         "batch": 4,
     }
     assert found.errors == ()
     assert found.answer is not None
     assert found.similarities is not None
+    assert found.found is not None
+    assert found.seen == "1 2 3 4"
     assert weights["embed"] == 5.0
+    assert weights["rerank"] == 10.0
+    assert weights["classify"] == 2.0
+
+
+def test_pictures_that_are_read_wrongly_are_faults():
+    found, _ = run_demo(blind=True)
+    assert [one.failed for one in found.classes if one.name == "image"] == [2]
+    assert any("were read as 0 0 0 0" in fault for fault in found.faults)
+
+
+def test_a_pool_without_the_demo_s_pictures_has_no_such_class():
+    found, _ = run_demo(image_model=None)
+    assert "image" not in [one.name for one in found.classes]
+    assert found.errors == ()
 
 
 def test_one_task_that_fails_is_a_fault_and_the_others_are_done():
@@ -104,7 +140,7 @@ def test_one_task_that_fails_is_a_fault_and_the_others_are_done():
     assert [one.failed for one in found.classes if one.name == "io"] == [4]
     assert len(found.errors) == 4
     assert "broken" in found.faults[0]
-    assert sum(one.done for one in found.classes) == 12
+    assert sum(one.done for one in found.classes) == 17
 
 
 def test_chats_that_wait_as_long_as_batch_work_are_a_fault():
@@ -117,7 +153,16 @@ def test_the_summary_reads_well_and_its_json_has_the_same_numbers():
     text = io.StringIO()
     Console(file=text, width=200).print(summary(found))
     shown = text.getvalue()
-    for part in ("wait p95", "batch", "similarity", "1 -> 2", "4 failures", "FAULT: io: "):
+    for part in (
+        "wait p95",
+        "batch",
+        "similarity",
+        "rerank",
+        "digits read",
+        "1 -> 2",
+        "4 failures",
+        "FAULT: io: ",
+    ):
         assert part in shown
     value = json.loads(json.dumps(found.as_dict()))
     assert value["event"] == "summary"

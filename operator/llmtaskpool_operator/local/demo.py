@@ -1,14 +1,15 @@
 """The demo: a burst of real, mixed, prioritized work through the pool's public HTTP port.
 
-Batch generations come first and fill the queue; chats, embeddings and file tasks come after
-them and, by their weight and size, go before. Every answer is looked at, and one lost request
-fails the demo.
+Batch generations come first and fill the queue; chats, embeddings, searches, pictures and file
+tasks come after them and, by their weight and size, go before. Every answer is looked at, and one
+lost request fails the demo.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from math import ceil, hypot
@@ -17,11 +18,18 @@ from typing import Any
 import httpx
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from llmtaskpool_operator.local.digits import picture
+
 CHAT_WEIGHT = 20.0
 EMBED_WEIGHT = 5.0
 IO_WEIGHT = 1.0
 BATCH_WEIGHT = 0.2
-WEIGHTS = {"chat": CHAT_WEIGHT, "embed": EMBED_WEIGHT, "io": IO_WEIGHT, "batch": BATCH_WEIGHT}
+RERANK_WEIGHT = 10.0
+IMAGE_WEIGHT = 2.0
+WEIGHTS = {
+    "chat": CHAT_WEIGHT, "rerank": RERANK_WEIGHT, "embed": EMBED_WEIGHT, "image": IMAGE_WEIGHT,
+    "io": IO_WEIGHT, "batch": BATCH_WEIGHT,
+}  # fmt: skip
 ATTEMPT_SECONDS = 300.0
 
 SUBJECTS = (
@@ -42,6 +50,12 @@ SENTENCES = (
     "The central bank raised interest rates.",
 )
 
+SEARCHES = (
+    ("Where does the young cat sleep?", SENTENCES[1]),
+    ("What happened to the cost of borrowing money?", SENTENCES[2]),
+)
+PICTURES_AT_ONCE = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Size:
@@ -60,6 +74,8 @@ class Size:
     chat_tokens: int = 16
     chat_seconds: float = 1.5
     embeddings: int = 20
+    reranks: int = 12
+    images: int = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +94,17 @@ class Results:
     outcomes: list[Outcome] = field(default_factory=list)
     answer: tuple[str, str] | None = None
     similarities: tuple[float, float] | None = None
+    found: tuple[str, str] | None = None
+    """A question, and which of the sentences answers it."""
+    seen: str | None = None
+    """What the pictures of one request show."""
 
 
 class Demo:
-    """Runs the burst against ``url``. ``below`` is given the progress to draw."""
+    """Runs the burst against ``url``.
+
+    ``image_model`` tells handwritten digits apart (digits.py); None: there are no pictures.
+    """
 
     def __init__(
         self,
@@ -89,6 +112,7 @@ class Demo:
         *,
         chat_model: str,
         embed_model: str,
+        image_model: str | None,
         clock: Callable[[], float],
         key: str | None = None,
         size: Size | None = None,
@@ -102,6 +126,7 @@ class Demo:
         self._batch_turn = asyncio.Semaphore(self.size.batch_at_once)
         self._chat_model = chat_model
         self._embed_model = embed_model
+        self._image_model = image_model
         self._clock = clock
         self._client = httpx.AsyncClient(
             base_url=url,
@@ -113,10 +138,14 @@ class Demo:
         totals = {
             "batch": self.size.batch,
             "chat": self.size.chats,
+            "rerank": self.size.reranks,
             "embed": self.size.embeddings,
+            "image": self.size.images if image_model else 0,
             "io": 2 * ceil(self.size.batch / self.size.keep),
         }
-        self._bars = {name: self.progress.add_task(name, total=n) for name, n in totals.items()}
+        self._bars = {
+            name: self.progress.add_task(name, total=n) for name, n in totals.items() if n
+        }
 
     async def run(self) -> Results:
         """Send the burst and wait for all of it; never raises for a task that failed."""
@@ -129,6 +158,9 @@ class Demo:
             later = [
                 self._attempt("embed", self._embedding(n)) for n in range(self.size.embeddings)
             ]
+            later += [self._attempt("rerank", self._search(n)) for n in range(self.size.reranks)]
+            if self._image_model is not None:
+                later += [self._attempt("image", self._look(n)) for n in range(self.size.images)]
             await asyncio.gather(batch, self._chats(), *later)
         return self.results
 
@@ -239,6 +271,40 @@ class Demo:
         if not near > far:
             raise _Wrong(f"unlike sentences are nearer ({far:.2f}) than like ones ({near:.2f})")
         self.results.similarities = (near, far)
+        return self._clock() - asked
+
+    async def _search(self, number: int) -> float:
+        """Rank sentences by how well they answer; its wait is that for the answer."""
+        question, answer = SEARCHES[number % len(SEARCHES)]
+        asked = self._clock()
+        body = {
+            "model": self._embed_model,
+            "query": question,
+            "documents": list(SENTENCES[1:]),
+            "top_n": 1,
+            "weight": RERANK_WEIGHT,
+        }
+        value = _good(await self._client.post("/v1/rerank", json=body))
+        best = SENTENCES[1:][value["results"][0]["index"]]
+        if best != answer:
+            raise _Wrong(f"{best!r} came out first for {question!r}")
+        self.results.found = (question, best)
+        return self._clock() - asked
+
+    async def _look(self, number: int) -> float:
+        """Read the digits in some pictures; its wait is that for the answer."""
+        shown = [(number + place) % 10 for place in range(PICTURES_AT_ONCE)]
+        asked = self._clock()
+        body = {
+            "model": self._image_model,
+            "image": [b64encode(picture(digit)).decode() for digit in shown],
+            "weight": IMAGE_WEIGHT,
+        }
+        value = _good(await self._client.post("/v1/classify", json=body))
+        seen = " ".join(one["label"] for one in value["data"])
+        if seen != " ".join(map(str, shown)):
+            raise _Wrong(f"pictures of {shown} were read as {seen}")
+        self.results.seen = seen
         return self._clock() - asked
 
 

@@ -35,6 +35,8 @@ class DemoReport:
     seconds: float
     answer: tuple[str, str] | None
     similarities: tuple[float, float] | None
+    found: tuple[str, str] | None
+    seen: str | None
     decisions: tuple[str, ...]
     most_replicas: int
     most_threads: int
@@ -74,6 +76,8 @@ def report(
     classes = []
     for name, weight in WEIGHTS.items():
         mine = [one for one in results.outcomes if one.kind == name]
+        if not mine:
+            continue
         waits = [one.wait_seconds for one in mine if one.error is None]
         classes.append(
             ClassReport(
@@ -91,6 +95,8 @@ def report(
         seconds=round(seconds, 1),
         answer=results.answer,
         similarities=results.similarities,
+        found=results.found,
+        seen=results.seen,
         decisions=tuple(decisions),
         most_replicas=most_replicas,
         most_threads=most_threads,
@@ -108,8 +114,8 @@ def summary(found: DemoReport) -> RenderableType:
         table.add_row(one.name, f"{one.weight:g}", str(one.done), failed, *waits)
     parts: list[RenderableType] = [table]
     parts.append(
-        Text("wait: from submitting to the start; chat: to the first token; embed: to the answer",
-             style="dim")
+        Text("wait: from submitting to the start; chat: to the first token; rerank, embed "
+             "and image: to the answer", style="dim")
     )  # fmt: skip
     if found.answer is not None:
         parts.append(Text(f"asked: {found.answer[0]}\nanswer: {found.answer[1]}"))
@@ -119,6 +125,10 @@ def summary(found: DemoReport) -> RenderableType:
             Text(f"similarity: {near:.2f} of {SENTENCES[0]!r} with {SENTENCES[1]!r}, "
                  f"{far:.2f} with {SENTENCES[2]!r}")
         )  # fmt: skip
+    if found.found is not None:
+        parts.append(Text(f"searched: {found.found[0]}\nfound: {found.found[1]}"))
+    if found.seen is not None:
+        parts.append(Text(f"digits read in pictures: {found.seen}"))
     parts.append(Text(f"decisions ({len(found.decisions)}):"))
     parts += [Text(f"  {line}") for line in found.decisions]
     total = sum(one.done for one in found.classes)

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llmtaskpool_operator.api.pool import LLMTaskPool
+from llmtaskpool_operator.local import digits
 from llmtaskpool_operator.local.demo import Demo
 from llmtaskpool_operator.local.demo_report import DemoReport, report, summary
 from llmtaskpool_operator.local.fleet import Unstartable
@@ -155,6 +156,7 @@ async def _demo(local: LocalPool, view: View) -> DemoReport:
         local.url,
         chat_model=next(m.name for m in models if m.task == "generate"),
         embed_model=next(m.name for m in models if m.task == "embed"),
+        image_model=next((m.name for m in models if m.source == str(digits.MODEL)), None),
         clock=time.monotonic,
         key=_first_key(local.options.api_key_file),
     )

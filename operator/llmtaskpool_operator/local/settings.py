@@ -10,6 +10,7 @@ from typing import Any
 from llmtaskpool_operator.api.manifest_file import BadPool, parse_pool
 from llmtaskpool_operator.api.names import API_VERSION, KIND
 from llmtaskpool_operator.api.pool import LLMTaskPool, LLMTaskPoolSpec
+from llmtaskpool_operator.local import digits
 from llmtaskpool_operator.local.worker_process import WorkerCommand
 from llmtaskpool_operator.workers.options import environment_of, options_of
 
@@ -37,10 +38,16 @@ def pool_from_options(
 
 
 def demo_pool(models: Sequence[str]) -> LLMTaskPool:
-    """The demo's pool: windows of seconds, so that one sees it rise and fall. Raises BadPool."""
+    """The demo's pool: windows of seconds, so that one sees it rise and fall. Raises BadPool.
+
+    Without ``models`` it has one of pictures beside the usual ones.
+    """
+    chosen = [_model(text) for text in models or DEFAULT_MODELS]
+    if not models:
+        chosen.append({"name": "digits", "source": str(digits.MODEL), "task": "classify"})
     lanes = {"compute": {"initial": 2, "min": 2, "max": 8}, "io": {"initial": 4, "max": 32}}
     spec: dict[str, Any] = {
-        "models": [_model(text) for text in models or DEFAULT_MODELS],
+        "models": chosen,
         "scaling": {
             "minReplicas": 1,
             "maxReplicas": 2,
