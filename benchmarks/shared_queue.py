@@ -47,13 +47,17 @@ def _acks(client: redis.Redis) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """``packages``: of its own environment; none: ours. ``left``: tasks that are not done."""
+    """``packages``: of its own environment; none: ours. ``left``: tasks that are not done.
+
+    ``file``: the line lies in a file of one process, and no server has it.
+    """
 
     name: str
     packages: tuple[str, ...]
     left: Callable[[redis.Redis], int]
     a_call: int = 0
     note: str = ""
+    file: bool = False
 
     def command(self, what: str, url: str, *rest: object) -> list[str]:
         """Of a process that fills the queue or works."""
@@ -81,6 +85,10 @@ CONTESTANTS = (
         1,
         "one task a claim: the same promises",
     ),
+    Contestant(
+        "sqlite-8", (), lambda _: 0, 8, "a file of one process, each step synced to disk", file=True
+    ),
+    Contestant("sqlite-1", (), lambda _: 0, 1, "the same, one task a claim", file=True),
     Contestant(
         "saq",
         ("saq[redis]==0.26.4", "hiredis", "typing_extensions"),
@@ -165,8 +173,19 @@ class Workers:
             one.wait()
 
 
+def run_on_file(contestant: Contestant, a: argparse.Namespace, folder: Path) -> Measured:
+    """One repetition of the broker of a file; what a waiting task takes there isn't asked."""
+    folder.mkdir()
+    command = [sys.executable, str(HERE / "shared_queue_ours.py"), "file", str(folder / "queue.db")]
+    command += [str(number) for number in (a.tasks, a.body, contestant.a_call)]
+    rate, cpu = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return Measured(rate, 0.0, 1e6 * cpu, 0.0)
+
+
 def run(contestant: Contestant, a: argparse.Namespace, folder: Path) -> Measured:
     """One repetition of one contestant, on a new server."""
+    if contestant.file:
+        return run_on_file(contestant, a, folder)
     options = {"appendfsync": a.fsync}
     with QueueServer(folder, a.server, **options) as server, server.client() as client:
         workers = Workers()

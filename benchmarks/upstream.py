@@ -16,7 +16,7 @@ parts that compare, each round measures each way once, so that a busy machine is
 - Leaving: clients that go after their first token, and what they leave behind.
 - Standing still: SIGSTOP of the server while streams run, and when the worker says so.
 
-The whole takes about nine minutes, `--quick` about four; a part takes one or two, N five.
+The whole takes about eleven minutes, `--quick` about four; a part takes one or two, N seven.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ async def learned(chosen: argparse.Namespace) -> Found:
                 ways = [(pool, 2 * SLOTS), (server.url, fastest)]
                 each = {}
                 for url, clients in ways if number % 2 else reversed(ways):
-                    each[url] = await rate(url, clients, chosen.seconds)
+                    each[url] = await rate(url, clients, chosen.way_seconds)
                 ratios.append((each[pool], each[server.url]))
     n = limits[-1]
     near = min(rates, key=lambda size: abs(size - n))
@@ -336,6 +336,7 @@ def main() -> None:
         "learning": 55.0,
         "seconds": 8.0,
         "ways": 4,
+        "way_seconds": 20.0,
         "pairs": 1000,
         "leavers": 10_000,
         "straight": 30.0,
@@ -344,6 +345,7 @@ def main() -> None:
     quick = full | {
         "rounds": 2,
         "ways": 2,
+        "way_seconds": 5.0,
         "urgent": 5,
         "sweeps": 1,
         "seconds": 5.0,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from fakes.read_yaml import documents
 from rig import build
 from rig.pins import ALL
 
@@ -112,7 +113,7 @@ class Helm:
         )
         if done.returncode != 0:
             raise Refused(done.stderr)
-        return [found for found in yaml.safe_load_all(done.stdout) if found]
+        return documents(done.stdout)
 
 
 def helm_with(folder: Path) -> Helm:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from chart.charts import ROOT
+from fakes.read_yaml import document
 from lupa import LuaRuntime
 
 HEALTH = ROOT / "deploy" / "argocd" / "health.lua"
@@ -78,7 +78,7 @@ def test_a_pool_that_nobody_answered_yet_is_progressing() -> None:
 
 
 def test_a_pool_with_the_status_that_the_server_itself_gives_is_progressing() -> None:
-    crd = yaml.safe_load((ROOT / "crds" / "llmtaskpool.yaml").read_text())
+    crd = document((ROOT / "crds" / "llmtaskpool.yaml").read_text())
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
     pool = recorded("ready") | {"status": schema["default"]}
     assert argo(pool)[0] == "Progressing"
@@ -107,7 +107,7 @@ def test_a_pool_that_serves_and_is_degraded_is_degraded() -> None:
 
 
 def test_what_was_recorded_is_what_the_model_knows() -> None:
-    crd = yaml.safe_load((ROOT / "crds" / "llmtaskpool.yaml").read_text())
+    crd = document((ROOT / "crds" / "llmtaskpool.yaml").read_text())
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
     for path in RECORDED.glob("*.json"):
         status = json.loads(path.read_text())["status"]

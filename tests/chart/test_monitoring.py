@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from chart.charts import ALL_MONITORING, CHART, ROOT, Helm, named
+from fakes.read_yaml import document
 from llmtaskpool_operator.cluster import manifests
 from llmtaskpool_operator.cluster.identity import gate_labels
 from llmtaskpool_operator.cluster.metrics import OperatorMetrics
@@ -31,9 +32,7 @@ _NAME = re.compile(r"\b(?:llmtaskpool_[a-z_]+|vllm:[a-z_]+|process_[a-z_]+)\b")
 
 
 def alerts() -> list[dict[str, Any]]:
-    return [
-        rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]
-    ]
+    return [rule for group in document(ALERTS.read_text())["groups"] for rule in group["rules"]]
 
 
 def panels() -> list[dict[str, Any]]:
@@ -308,7 +307,7 @@ def test_monitors_point_at_ports_and_labels_that_are_there(helm: Helm) -> None:
     meta = re.sub(r"[^a-zA-Z0-9]", "_", manifests.POOL_LABEL)
     source = workers["podMetricsEndpoints"][0]["relabelings"][0]["sourceLabels"]
     assert source == [f"__meta_kubernetes_pod_label_{meta}"]
-    assert named(objects, "PrometheusRule")["spec"] == yaml.safe_load(ALERTS.read_text())
+    assert named(objects, "PrometheusRule")["spec"] == document(ALERTS.read_text())
     dashboard = named(objects, "ConfigMap")
     assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert json.loads(dashboard["data"]["llmtaskpool.json"]) == json.loads(DASHBOARD.read_text())

@@ -11,12 +11,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import yaml
 from chart.charts import ALL_MONITORING, CHART, ROOT, Helm, Manifest
+from fakes.read_yaml import document
 
 PAGE = (CHART / "README.md").read_text()
 VALUES_TEXT = (CHART / "values.yaml").read_text()
-VALUES: dict[str, Any] = yaml.safe_load(VALUES_TEXT)
+VALUES: dict[str, Any] = document(VALUES_TEXT)
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"`([^`\n]+)`")
@@ -185,7 +185,7 @@ def test_what_it_says_is_installed_is_installed_and_comes_and_goes_with_its_swit
 def test_every_example_of_values_is_taken(helm: Helm) -> None:
     assert len(EXAMPLES) >= 4
     for block in EXAMPLES:
-        assert helm.render(yaml.safe_load(block)), block
+        assert helm.render(document(block)), block
 
 
 def test_everything_that_a_command_sets_is_taken(helm: Helm) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-import yaml
 from chart.charts import CHART, NAMESPACE, ROOT, VALUE_SETS, Helm, Refused, kinds, named, pod_specs
+from fakes.read_yaml import document, documents
 from llmtaskpool_operator.api.manifest_file import parse_pool
 from llmtaskpool_operator.api.worker_defaults import WorkerDefaults
 from llmtaskpool_operator.cluster.settings import PREFIX, OperatorSettings
@@ -100,8 +100,8 @@ def test_values_that_are_unknown_or_wrong_are_refused_by_name(
 
 
 def test_every_value_has_a_place_in_the_schema_and_every_default_fits(helm: Helm) -> None:
-    values = yaml.safe_load((CHART / "values.yaml").read_text())
-    schema = yaml.safe_load((CHART / "values.schema.json").read_text())
+    values = document((CHART / "values.yaml").read_text())
+    schema = document((CHART / "values.schema.json").read_text())
 
     def compare(given: dict[str, Any], known: dict[str, Any], where: str) -> None:
         assert known["additionalProperties"] is False, where
@@ -187,7 +187,7 @@ def test_names_follow_the_release(helm: Helm) -> None:
 
 
 def test_the_crd_is_the_committed_one_and_is_kept_unless_told_otherwise(helm: Helm) -> None:
-    committed = yaml.safe_load((ROOT / "crds" / "llmtaskpool.yaml").read_text())
+    committed = document((ROOT / "crds" / "llmtaskpool.yaml").read_text())
     kept = named(helm.render({}), "CustomResourceDefinition")
     assert kept["spec"] == committed["spec"]
     assert kept["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
@@ -209,12 +209,12 @@ def test_the_committed_files_are_made_from_the_chart_of_today() -> None:
 
 def test_install_yaml_is_whole_and_claims_no_helm() -> None:
     text = (ROOT / "deploy" / "install.yaml").read_text()
-    objects = [one for one in yaml.safe_load_all(text) if one]
+    objects = documents(text)
     assert objects[0]["kind"] == "Namespace", "what is in it comes after it"
     assert objects[0]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     assert "Helm" not in text
     assert "helm.sh/" not in text
-    committed = yaml.safe_load((ROOT / "crds" / "llmtaskpool.yaml").read_text())
+    committed = document((ROOT / "crds" / "llmtaskpool.yaml").read_text())
     assert named(objects, "CustomResourceDefinition")["spec"] == committed["spec"]
     places = {one["metadata"].get("namespace") for one in objects}
     assert places == {None, objects[0]["metadata"]["name"]}
@@ -224,10 +224,10 @@ def test_install_yaml_is_whole_and_claims_no_helm() -> None:
 
 def test_the_kustomization_names_files_that_exist_and_a_setting_that_is_there() -> None:
     kustomization = ROOT / "deploy" / "kustomization.yaml"
-    for name in yaml.safe_load(kustomization.read_text())["resources"]:
+    for name in document(kustomization.read_text())["resources"]:
         assert (kustomization.parent / name).is_file()
     text = (ROOT / "deploy" / "install.yaml").read_text()
-    deployment = named([one for one in yaml.safe_load_all(text) if one], "Deployment")
+    deployment = named(documents(text), "Deployment")
     env = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
     # The patch in the kustomization's comment points at it by its place.
     assert env[1]["name"] == "LLMTASKPOOL_OPERATOR_WORKER_IMAGE"
@@ -267,7 +267,7 @@ def test_the_notes_name_the_next_commands_for_the_namespaces_that_are_served(hel
 @pytest.mark.parametrize("page", ["docs/install.md", "helm/llmtaskpool/templates/NOTES.txt"])
 def test_the_first_pool_that_people_are_told_to_make_is_a_pool(page: str) -> None:
     (text,) = re.findall(r"<<'END'\n(.*?)\n *END$", (ROOT / page).read_text(), re.S | re.M)
-    pool = parse_pool(yaml.safe_load(textwrap.dedent(text)))
+    pool = parse_pool(document(textwrap.dedent(text)))
     assert [model.name for model in pool.spec.models] == ["smollm2"]
 
 
@@ -290,5 +290,5 @@ def test_what_workers_get_reaches_the_operator_as_it_reads_it(helm: Helm) -> Non
 
 
 def test_every_default_of_workers_has_a_value_of_the_chart() -> None:
-    values = yaml.safe_load((CHART / "values.yaml").read_text())["workers"]
+    values = document((CHART / "values.yaml").read_text())["workers"]
     assert set(values) == {field.alias for field in WorkerDefaults.model_fields.values()}

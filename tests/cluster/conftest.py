@@ -22,10 +22,10 @@ from typing import Any, TypeVar
 
 import pytest
 import rig
-import yaml
 from fakes.api_proxy import ApiProxy, api_proxy, through
 from fakes.mini_kubelet import MiniKubelet, mini_kubelet
 from fakes.operator_process import OperatorProcess, operator_process
+from fakes.read_yaml import document
 from fakes.slow_server import slow_server
 from kindrig import choice
 from kindrig import cluster as kind_clusters
@@ -153,7 +153,7 @@ class Operated:
 
 def with_crd(cluster: Cluster, *namespaces: str) -> None:
     """The committed CRD, established; and these namespaces."""
-    body: dict[str, Any] = yaml.safe_load(CRD_FILE.read_text())
+    body: dict[str, Any] = document(CRD_FILE.read_text())
     path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{body['metadata']['name']}"
     status, answer = cluster.request(
         "PATCH",

@@ -15,6 +15,7 @@ import rig
 import yaml
 from fakes.mini_kubelet import MiniKubelet
 from fakes.operator_process import OperatorProcess
+from fakes.read_yaml import document, documents
 
 from .conftest import CRD_FILE, OPERATOR_NAMESPACE, ROOT, Cluster, wait_for
 from .pools import Pools, manifest
@@ -150,10 +151,6 @@ class Site:
                     yield folder, resource["name"]
 
 
-def documents(text: str) -> list[dict[str, Any]]:
-    return [one for one in yaml.safe_load_all(text) if one]
-
-
 def _folder_of(get: Any, one: dict[str, Any]) -> str:
     """Where objects of its kind and namespace are, as the server says it."""
     version = one["apiVersion"]
@@ -167,7 +164,7 @@ def _folder_of(get: Any, one: dict[str, Any]) -> str:
 
 def next_crd() -> str:
     """The CRD as a later version would have it: with one field more, that may be left out."""
-    crd = yaml.safe_load(CRD_FILE.read_text())
+    crd = document(CRD_FILE.read_text())
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     schema["properties"]["spec"]["properties"][NEXT_FIELD] = {"type": "string", "maxLength": 63}
     return yaml.safe_dump(crd, sort_keys=False)
@@ -177,7 +174,7 @@ def next_chart(folder: Path) -> Path:
     """The chart with that CRD."""
     made = Path(shutil.copytree(CHART, folder / "next"))
     (made / "files" / "crds" / "llmtaskpool.yaml").write_text(next_crd())
-    chart = yaml.safe_load((made / "Chart.yaml").read_text())
+    chart = document((made / "Chart.yaml").read_text())
     (made / "Chart.yaml").write_text(yaml.safe_dump(chart | {"version": "0.2.0"}))
     return made
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import yaml
+from fakes.read_yaml import documents
 from kubernetes import client
 from llmtaskpool_operator.api.names import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
@@ -24,7 +24,7 @@ from .conftest import ROOT, Cluster
 EXAMPLES = {
     path.stem: document
     for path in sorted((ROOT / "examples").glob("*.yaml"))
-    for document in yaml.safe_load_all(path.read_text())
+    for document in documents(path.read_text())
     if document is not None and document["kind"] == KIND
 }
 GOOD: dict[str, Any] = {

@@ -65,6 +65,48 @@ REFUSED: dict[str, tuple[Spec, str]] = {
     "a space": (limits(memory="1 Gi"), "spec.resources.limits"),
     "less than nothing": (limits(cpu="-1"), "spec.resources.limits"),
     "less than nothing, as a number": (limits(cpu=-1), "spec.resources.limits"),
+    # what models may have of a pod
+    "a limit and its option": (
+        model(limits={"threads": 8}, options={"max_threads": "9"}),
+        "keep limits.threads and take max_threads out of options",
+    ),
+    "a limit and its option, in other units": (
+        model(limits={"memory": "1Gi"}, options={"memory_bytes": "1000000000"}),
+        "limits.memory and options.memory_bytes of a model say different things",
+    ),
+    "a limit and an option that is no amount": (
+        model(limits={"cache": "1Gi"}, options={"cache_bytes": "all"}),
+        "limits.cache and options.cache_bytes of a model say different things",
+    ),
+    "a memory without its unit": (
+        model(limits={"memory": "2"}),
+        "limits.memory is less than 1Mi: write an amount with its unit, such as 2Gi",
+    ),
+    "a cache of what keeps nothing": (
+        model(limits={"cache": "1Gi"}, task="embed"),
+        "limits.cache is of models that write",
+    ),
+    "an answer of what answers no text": (
+        model(limits={"maxTokens": 9}, task="classify"),
+        "limits.maxTokens is of models that write texts",
+    ),
+    "a context of what reads no text": (
+        model(limits={"contextLength": 9}, task="detect"),
+        "limits.contextLength is of models that read texts",
+    ),
+    "memory of a server's model": (
+        model(limits={"memory": "1Gi"}, source="openai:http://127.0.0.1:8002/v1"),
+        "limits.memory, cache and cores are of engines of this pool",
+    ),
+    "memory as a number": (model(limits={"memory": 2**30}), "spec.models[0].limits.memory"),
+    "no places for a model": (model(limits={"threads": 0}), "spec.models[0].limits.threads"),
+    "more memory for models than the pod has": (
+        {
+            "models": [MODEL | {"name": n, "limits": {"memory": "1100Mi"}} for n in "ab"],
+            "resources": {"limits": {"memory": "2Gi"}},
+        },
+        "limits.memory of the models are together over resources.limits.memory",
+    ),
     # requests and limits
     "cpu over its limit": (
         {"resources": {"requests": {"cpu": "4"}, "limits": {"cpu": "2"}}},
@@ -353,6 +395,18 @@ ACCEPTED: dict[str, Spec] = {
             MODEL | {"name": task, "task": task}
             for task in ("translate", "summarize", "transcribe")
         ]
+    },
+    "limits of models": {
+        "models": [
+            MODEL
+            | {
+                "limits": {"threads": 8, "waiting": 9, "cores": 2, "memory": "1Gi", "cache": "9Mi"}
+                | {"contextLength": 99, "maxTokens": 9},
+                "options": {"max_threads": "8", "memory_bytes": "1073741824"},
+            },
+            MODEL | {"name": "n", "limits": {"memory": "1073741824"}, "task": "tensor"},
+        ],
+        "resources": {"limits": {"memory": "2Gi"}},
     },
     "a bound by SM activity": {"threads": {"compute": {"smActivityTarget": 0.9}}},
     "huge pages": limits(hugepages_2Mi="64Mi", memory="1Gi"),

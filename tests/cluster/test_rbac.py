@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import rig
-import yaml
 from fakes.mini_kubelet import mini_kubelet
 from fakes.operator_process import OperatorProcess
+from fakes.read_yaml import documents
 
 from .conftest import OPERATOR_NAMESPACE, ROOT, connected, wait_for, with_crd
 from .pools import Pools, manifest
@@ -33,8 +33,8 @@ Right = tuple[str, str, str]
 
 
 def installed(kind: str) -> list[dict[str, Any]]:
-    documents = yaml.safe_load_all((ROOT / "deploy" / "install.yaml").read_text())
-    return [d for d in documents if d and d["kind"] == kind]
+    text = (ROOT / "deploy" / "install.yaml").read_text()
+    return [one for one in documents(text) if one["kind"] == kind]
 
 
 def installed_for_it() -> tuple[dict[str, Any], dict[str, Any]]:

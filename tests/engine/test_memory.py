@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from llmtaskpool_worker.engines import decoder, slot_cache
+from llmtaskpool_worker.engines import admission, decoder, slot_cache
 from llmtaskpool_worker.engines.generation import load_generation
 from llmtaskpool_worker.engines.memory import (
     UNKNOWN_BYTES,
@@ -219,10 +219,10 @@ def test_weights_that_never_fit_are_refused_with_the_numbers_before_they_are_rea
     tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoder, "load_weights", lambda *_, **__: pytest.fail("it was read"))
-    monkeypatch.setattr(decoder, "limit_bytes", lambda: 200_000)
+    monkeypatch.setattr(admission, "limit_bytes", lambda: 200_000)
     with pytest.raises(ModelRefused, match=r"weights take 0\.4 MB in float32.* have 0\.2 MB: give"):
         load_generation(tiny("llama"), dtype="float32")
-    monkeypatch.setattr(decoder, "limit_bytes", lambda: GIB)
+    monkeypatch.setattr(admission, "limit_bytes", lambda: GIB)
     with pytest.raises(ModelRefused, match=r"may have 0\.1 MB: give the container more memory"):
         load_generation(tiny("llama"), dtype="float32", options={"memory_bytes": 100_000})
 

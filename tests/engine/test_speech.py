@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import soundfile
 import torch
+from fakes.letters_engine import LetterTokenizer
 from fakes.sounds import sound
 from llmtaskpool_worker.engines.protocol import (
     Admit,
@@ -26,6 +27,8 @@ from llmtaskpool_worker.engines.protocol import (
 from llmtaskpool_worker.engines.seq2seq.load import load_sequences
 from llmtaskpool_worker.engines.seq2seq.loop import SequenceLoop
 from llmtaskpool_worker.engines.weights import ModelRefused
+from llmtaskpool_worker.scheduling.task import Transcribe
+from llmtaskpool_worker.text.spoken import SpokenText
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from .tiny_writers import TEXT_BELOW, WINDOW_SECONDS, write_hearer
@@ -85,7 +88,7 @@ def run(loop: SequenceLoop, *messages: Any) -> dict[int, Any]:
 
 
 def same(parts: list[Any], expected: list[list[Any]]) -> None:
-    assert [tokens for _, _, tokens in parts] == [tokens for _, _, tokens in expected]
+    assert [part[2] for part in parts] == [tokens for _, _, tokens in expected]
     for part, wanted in zip(parts, expected, strict=True):
         assert part[:2] == pytest.approx(wanted[:2], abs=1e-6)
 
@@ -117,6 +120,28 @@ def test_a_short_file_without_times_and_one_to_be_translated(
         out = model.generate(given, language="de", task=task)[0].tolist()
         said = [token for token in out if token not in (301, 303, 307, 308, 309, TEXT_BELOW)]
         assert part[2] == said
+
+
+def test_how_sure_it_was_is_what_transformers_scores_say(folder: Path, loop: SequenceLoop) -> None:
+    file = sound(1.3, seed=7)
+    model, extractor = plain(folder)
+    samples, rate = soundfile.read(io.BytesIO(file), dtype="float32")
+    given = extractor(samples, sampling_rate=rate, return_tensors="pt").input_features
+    asked = {"return_dict_in_generate": True, "output_scores": True}
+    out = model.generate(given, language="de", task="transcribe", **asked)
+    scores = torch.stack(out.scores)[:, 0].float().log_softmax(-1)
+    drawn = out.sequences[0][-len(scores) :]
+    sure = float(scores[torch.arange(len(scores)), drawn].sum())
+    ((_, _, tokens, found),) = run(loop, AdmitSound(1, file, "de"))[1][1]
+    assert tokens == [token for token in drawn.tolist() if token != TEXT_BELOW]
+    assert found == pytest.approx(sure / (len(tokens) + 1), abs=1e-3), "the end counts"
+    text = SpokenText(
+        Transcribe(file, 1.3), LetterTokenizer(), lambda ids: "na" * len(ids), TEXT_BELOW
+    )
+    value = text.concluded(["de", [[0.0, 1.3, [5, 6, 7, 8, 9, 10, 11, 12, 13, 300], found]]]).value
+    (segment,) = value["segments"]
+    assert segment["avg_logprob"] == found
+    assert segment["compression_ratio"] > 1, "it says one thing again and again"
 
 
 def test_a_language_that_nobody_told_is_heard(folder: Path, loop: SequenceLoop) -> None:

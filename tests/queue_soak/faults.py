@@ -19,15 +19,15 @@ class Fault:
     needs: frozenset[str] = field(default_factory=frozenset)
 
 
-COMMIT = "if b.s == 'r' and b.f == fence and not here[id] then"
-LEASE = "call('ZADD', p .. ':l', t + lease, id)"
-BEST = "if r > highest or (r == highest and best and hid[i] < hid[best]) then"
+COMMIT = "if m[1] == 'r' and m[2] == fence and not here[id] then"
+LEASE = "leased[#leased + 1], leased[#leased + 2] = t + lease, id"
+BEST = "if r > highest then best, highest = i, r"
 _STILL_RUNS = """  elseif b.s == 'r' then
     out[#out + 1] = '+' .. s
   else
     if b.s == 'q' then"""
 FAULTS: dict[str, Fault] = {
-    "no fence": Fault(("committed",), (("commit", COMMIT, "if b.s then"),)),
+    "no fence": Fault(("committed",), (("commit", COMMIT, "if m[1] then"),)),
     "no lease for a quarter": Fault(
         ("never ended",),
         (("claim", LEASE, f"if tonumber(string.sub(id, -1), 16) > 3 then {LEASE} end"),),
@@ -64,7 +64,8 @@ FAULTS: dict[str, Fault] = {
         ("key",), (("accept", "call('SET', p .. ':i:' .. key, id .. ' ' .. print)", ""),)
     ),
     "the weakest goes first": Fault(
-        ("order",), (("claim", BEST, "if r > 0 and (not best or r < highest) then"),)
+        ("order",),
+        (("claim", BEST, "if r > 0 and (not best or r < highest) then best, highest = i, r"),),
     ),
     "one fence for all": Fault(("old claim",), (("claim", "fence .. '.' .. taken", "'7'"),)),
     "the fence is a counter": Fault(

@@ -260,3 +260,20 @@ def test_a_prompt_that_waits_for_its_step_is_no_more_work_than_it_is() -> None:
     fleet.open(0, 0.0)
     fleet.advance(2.0 + 1e-9)
     assert fleet.unfinished_prefill(pod) == pytest.approx(0.05)
+
+
+def test_a_pool_that_goes_by_its_gpus_is_simulated_so_and_pays_for_it() -> None:
+    """NVML's number is near 1 whatever is done: pods are added until hardly any is busy."""
+    trace = levels((900, 2.0), (600, 4.0), (900, 1.0))
+    default = ours(trace, setting(targetUtilization=0.8))
+    by_gpu = ours(trace, setting(targetUtilization=0.8, metric="GPUUtilization"))
+    assert by_gpu.slo >= default.slo
+    assert by_gpu.pod_hours > 4 * default.pod_hours
+
+
+def test_a_target_for_sm_activity_bounds_the_simulated_threads() -> None:
+    trace, free = levels((600, 1.5)), setting(low=2, high=2)
+    compute = free.spec.threads.compute.model_copy(update={"sm_activity_target": 0.05})
+    threads = free.spec.threads.model_copy(update={"compute": compute})
+    bound = replace(free, spec=free.spec.model_copy(update={"threads": threads}))
+    assert ours(trace, bound).ttft_p95 > 2 * ours(trace, free).ttft_p95

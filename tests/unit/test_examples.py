@@ -17,7 +17,7 @@ from llmtaskpool_worker.engines.model_option import parse_model
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 DOCUMENTED_OPTIONS = {
     "device", "dtype", "torch_threads", "max_threads", "cache_bytes", "prefill_chunk",
-    "context_length",
+    "context_length", "memory_bytes", "max_waiting", "max_tokens",
 }  # fmt: skip
 
 

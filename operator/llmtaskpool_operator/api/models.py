@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from llmtaskpool_operator.api.model_limits import RULES, ModelLimits
 from llmtaskpool_operator.api.names import NO_COMMA
 from llmtaskpool_operator.api.rules import Name, Rule, Wire, Word
 
@@ -64,8 +65,11 @@ class Model(Wire):
     options: Annotated[
         dict[Word, Annotated[str, Field(max_length=256, pattern=NO_COMMA)]], Field(max_length=32)
     ] = Field(default_factory=dict)
-    """Options of the engine, as strings, such as `device`, `dtype`, `context_length` and
-    `max_threads`; docs/models.md lists them."""
+    """Options of the engine, as strings, such as `device`, `dtype` and `prefill_chunk`;
+    docs/models.md lists them. What `limits` says needs none."""
+    limits: ModelLimits | None = None
+    """What this model may have of what the pool's models share in each pod: threads, the queue,
+    cores, memory."""
     token_secret_ref: SecretKey | None = None
     """The hub's token for this model, where it is gated or private; before `spec.tokenSecretRef`.
     A new one is read at the next try to load."""
@@ -79,6 +83,7 @@ class Model(Wire):
             "route for others",
             lambda m: not m.source.startswith("openai:") or m.task in OF_SERVERS,
         ),
+        *RULES,
     )
 
     def image(self) -> tuple[str, str] | None:

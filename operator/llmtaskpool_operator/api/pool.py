@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, field_validator
 from llmtaskpool_operator.api.cache import Cache
 from llmtaskpool_operator.api.environment import EnvFrom, EnvVar
 from llmtaskpool_operator.api.labels import Annotations, LabelKey, Labels, OwnLabels
+from llmtaskpool_operator.api.model_limits import memory_of
 from llmtaskpool_operator.api.models import Model, SecretKey
 from llmtaskpool_operator.api.names import DNS_1035, NAME_MAX
 from llmtaskpool_operator.api.placement import ATOMIC, Affinity, Toleration, TopologySpread
@@ -25,6 +26,7 @@ from llmtaskpool_operator.api.pods import (
     SecretName,
     User,
 )
+from llmtaskpool_operator.api.quantities import number
 from llmtaskpool_operator.api.queue import Queue, Slo
 from llmtaskpool_operator.api.resources import Quantity, Resources
 from llmtaskpool_operator.api.rollout import DisruptionBudget, Rollout
@@ -210,6 +212,20 @@ class LLMTaskPoolSpec(Wire):
             "models",
             "an alias is the name or alias of another model: give every model names of its own",
             lambda s: _names_are_clear(s.models),
+        ),
+        Rule(
+            "!has(self.models) || !has(self.resources) || !has(self.resources.limits) || "
+            "!('memory' in self.resources.limits) || self.models.map(model, has(model.limits) && "
+            "has(model.limits.memory) ? quantity(model.limits.memory).asApproximateFloat()"
+            " : 0.0).sum() <= "
+            "quantity(string(self.resources.limits['memory'])).asApproximateFloat()",
+            "models",
+            "limits.memory of the models are together over resources.limits.memory: lower them or "
+            "raise it",
+            lambda s: (
+                "memory" not in s.resources.limits
+                or memory_of(s.models) <= (number(s.resources.limits["memory"]) or 0)
+            ),
         ),
         Rule(
             "!has(self.propagateLabels) || self.propagateLabels.all(k, "

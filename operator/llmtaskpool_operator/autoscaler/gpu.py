@@ -120,13 +120,26 @@ def idle_gpu(spec: LLMTaskPoolSpec, pods: Sequence[PodObservation]) -> list[Prob
     ]
 
 
+def bounds_by_gpu(spec: LLMTaskPoolSpec) -> bool:
+    """Whether the pool asks for any bound of its threads by GPUs."""
+    by_metric = spec.scaling.metric is Metric.GPU_UTILIZATION
+    return by_metric or spec.threads.compute.sm_activity_target is not None
+
+
 def thread_caps(spec: LLMTaskPoolSpec, state: WorkerState, threads: int) -> list[int]:
     """Bounds of a pod's compute threads by its GPUs: of what the pool asks for, and it tells."""
+    return caps_by_shares(spec, gpu_share(state), sm_activity(state), threads)
+
+
+def caps_by_shares(
+    spec: LLMTaskPoolSpec, busy: float | None, activity: float | None, threads: int
+) -> list[int]:
+    """The same of a pod whose GPUs are ``busy`` and whose multiprocessors worked so much."""
     caps = []
     if spec.scaling.metric is Metric.GPU_UTILIZATION:
-        caps.append(_cap(gpu_share(state), threads, spec.scaling.target_utilization))
+        caps.append(_cap(busy, threads, spec.scaling.target_utilization))
     if (target := spec.threads.compute.sm_activity_target) is not None:
-        caps.append(_cap(sm_activity(state), threads, target))
+        caps.append(_cap(activity, threads, target))
     return [cap for cap in caps if cap is not None]
 
 

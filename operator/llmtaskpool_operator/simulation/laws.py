@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from llmtaskpool_worker.contract import LaneName, LaneState, Phase, WorkerState
+from llmtaskpool_worker.contract import GpuReading, LaneName, LaneState, Phase, WorkerState
 
 from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
 from llmtaskpool_operator.autoscaler import law
@@ -159,6 +159,7 @@ def as_observation(sample: PoolSample) -> PoolObservation:
 
 
 _LANE = LaneState(threads=0, threads_cap=0, active=0, queued=0, queue_limit=0)
+_GPU = GpuReading(index=0, name="simulated")
 _STATE = WorkerState(worker_id="", started_at=0, observed_at=0, phase=Phase.READY, lanes={})
 
 
@@ -179,7 +180,11 @@ def _state(pod: PodSample) -> WorkerState:
             "waiting_seconds": pod.waiting_work,
         }
     )
-    return _STATE.model_copy(update={"lanes": {LaneName.COMPUTE: lane}, "work": work})
+    update: dict[str, Any] = {"lanes": {LaneName.COMPUTE: lane}, "work": work}
+    if pod.gpu_busy is not None:
+        seen = {"utilization": pod.gpu_busy, "sm_activity": pod.sm_activity}
+        update["gpus"] = (_GPU.model_copy(update=seen),)
+    return _STATE.model_copy(update=update)
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -16,7 +16,8 @@ PREFILL_LOAD = 8
 class Pod:
     """One pod. ``k`` is its step clock at time ``at``, ``period`` the seconds per step now.
 
-    ``prefill_step``: the seconds that the prompt at the head adds to each step.
+    ``prefill_step``: the seconds that the prompt at the head adds to each step. ``gpu_busy`` and
+    ``sm_activity`` are of the last scrape; ``busy_seconds`` and ``sm_seconds`` since then.
     """
 
     __slots__ = (
@@ -30,6 +31,7 @@ class Pod:
         "draining",
         "finishes",
         "gone_at",
+        "gpu_busy",
         "guard",
         "k",
         "k_seen",
@@ -43,6 +45,7 @@ class Pod:
         "ready",
         "ready_at",
         "running",
+        "sm_activity",
         "sm_seconds",
         "threads",
         "threads_cap",
@@ -64,6 +67,8 @@ class Pod:
         self.threads = self.threads_cap = threads
         self.guard: LatencyGuard | None = None
         self.sm_seconds = self.busy_seconds = 0.0
+        self.sm_activity: float | None = None
+        self.gpu_busy: float | None = None
         self.arrived = self.done_work = 0.0
 
     def settle(self, now: float) -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
 from llmtaskpool_operator.autoscaler import law
 from llmtaskpool_operator.autoscaler.decide import thread_policy
+from llmtaskpool_operator.autoscaler.gpu import bounds_by_gpu, caps_by_shares
 from llmtaskpool_operator.autoscaler.plan import victims
 from llmtaskpool_operator.simulation.fleet import Fleet
 from llmtaskpool_operator.simulation.laws import PodSample, PoolSample, ReplicaLaw, as_observation
@@ -202,6 +203,10 @@ class _Run:
             owner = pod.ready and not pod.draining
             if pod.ready:
                 pod.settle(float(tick))
+            every = self._setting.scrape_seconds
+            # Settled to the tick, rounding may leave a little more than all of the time.
+            pod.sm_activity = min(1.0, pod.sm_seconds / every) if gpu else None
+            pod.gpu_busy = min(1.0, pod.busy_seconds / every) if gpu else None
             samples.append(
                 PodSample(
                     name=pod.name,
@@ -214,8 +219,8 @@ class _Run:
                     arrived_work=pod.arrived,
                     done_work=pod.done_work,
                     waiting_work=fleet.unfinished_prefill(pod) + (waiting if owner else 0.0),
-                    sm_activity=pod.sm_seconds / self._setting.scrape_seconds if gpu else None,
-                    gpu_busy=pod.busy_seconds / self._setting.scrape_seconds if gpu else None,
+                    sm_activity=pod.sm_activity,
+                    gpu_busy=pod.gpu_busy,
                 )
             )
             odd -= owner
@@ -268,7 +273,8 @@ class _Run:
 
     def tune_threads(self, now: float) -> None:
         """The thread law of each pod that takes work, bounded by its latency guard."""
-        fleet = self.fleet
+        fleet, spec = self.fleet, self._setting.spec
+        by_gpu = bounds_by_gpu(spec)
         serving = [
             (place, pod) for place, pod in enumerate(fleet.pods) if pod.ready and not pod.draining
         ]
@@ -285,7 +291,11 @@ class _Run:
                     guard.tpot_seconds = mean + (1 - SMOOTHING) ** steps * (before - mean)
                 pod.k_seen = pod.k
                 pod.threads_cap = guard.adjust(pod.running, fleet.knee, now)
-            threads = self._thread_law.next(pod.threads, pod.running, share, pod.threads_cap)
+            caps = (
+                caps_by_shares(spec, pod.gpu_busy, pod.sm_activity, pod.threads) if by_gpu else ()
+            )
+            cap = min(pod.threads_cap, *caps) if caps else pod.threads_cap
+            threads = self._thread_law.next(pod.threads, pod.running, share, cap)
             if threads != pod.threads:
                 fleet.set_threads(place, threads, now)
 

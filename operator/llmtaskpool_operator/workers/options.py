@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmtaskpool_operator.api.model_limits import options_of as options_of_limits
 from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
 from llmtaskpool_operator.api.tenants import TenantLimits, Tenants
 
@@ -10,7 +11,8 @@ def options_of(spec: LLMTaskPoolSpec) -> list[str]:
     """Options of ``llmtaskpool-worker serve``."""
     models: list[str] = []
     for model in spec.models:
-        extra = "".join(f",{key}={value}" for key, value in sorted(model.options.items()))
+        options = model.options | options_of_limits(model.limits)
+        extra = "".join(f",{key}={value}" for key, value in sorted(options.items()))
         task = "" if model.task == "generate" else f",task={model.task}"
         aliases = "".join(f",alias={alias}" for alias in model.aliases)
         models += ["--model", f"{model.name}={model.source}{task}{aliases}{extra}"]

@@ -126,3 +126,11 @@ def test_an_engine_is_told_to_stand_still_before_it_is_killed_for_it():
         settings.load(stall_seconds=40.0)
     assert "stall_seconds is 40 and stall_kill_seconds 30" in str(refused.value)
     assert "lower the first or raise the second" in str(refused.value)
+
+
+@pytest.mark.parametrize("option", ["max_threads=0", "max_waiting=1.5", "memory_bytes=2Gi"])
+def test_an_option_that_is_to_be_a_whole_number_is_refused_where_it_is_given(option: str) -> None:
+    name, _, value = option.partition("=")
+    with pytest.raises(ValueError, match=rf"option {name} is .*{value}.*: use a whole number from"):
+        parse_model(f"m=pypi:m,{option}")
+    assert parse_model(f"m=pypi:m,{name}=2e9").options == {name: 2_000_000_000}

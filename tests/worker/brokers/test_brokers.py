@@ -222,6 +222,24 @@ def test_a_full_line_takes_nothing_more_and_tells_its_bound(play: Play) -> None:
     play(story, Limits(io=LaneLimits(1, 1, queue_tasks=2)))
 
 
+def test_so_many_of_a_group_may_wait_and_others_are_not_held_up(play: Play) -> None:
+    async def story(rig: Rig) -> None:
+        for name in ("a1", "a2"):
+            await rig.broker.accept(task(name, kind="a", group_most=2, key=name))
+        with pytest.raises(Full) as refused:
+            await rig.broker.accept(task("a3", kind="a", group_most=2))
+        assert (refused.value.bound, refused.value.limit) == ("model", 2)
+        assert await rig.broker.get("a3") is None
+        again = await rig.broker.accept(task("a4", kind="a", group_most=2, key="a2"))
+        assert (again.known, again.view.id) == (True, "a2"), "what is there is answered for"
+        await rig.broker.accept(task("b1", kind="b", group_most=1))
+        await rig.broker.accept(task("c1", kind="c"))
+        await rig.broker.cancel("a1")
+        await rig.broker.accept(task("a3", kind="a", group_most=2))
+
+    play(story)
+
+
 def test_one_key_is_one_task_and_another_body_conflicts(play: Play) -> None:
     async def story(rig: Rig) -> None:
         await rig.broker.accept(task("a", key="k"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from llmtaskpool_worker.brokers.codec import (
     encode_request,
     encode_result,
 )
+from llmtaskpool_worker.brokers.redis import books
 from llmtaskpool_worker.scheduling.task import (
     Call,
     Embed,
@@ -67,6 +69,33 @@ RESULTS: list[Result | TaskError] = [
 @pytest.mark.parametrize("request_", REQUESTS, ids=lambda r: type(r.payload).__name__)
 def test_a_request_comes_back_as_it_was(request_: TaskRequest) -> None:
     assert decode_request(encode_request(request_)) == request_
+
+
+def test_what_is_usual_of_a_request_takes_no_room_and_is_read_where_it_was_written_down() -> None:
+    usual = TaskRequest("sum", Call({"a": 1}))
+    written = (None, 1.0, None, None, None, {}, False)
+    short = ["sum", "call", {"arguments": {"a": 1}}]
+    assert encode_request(usual) == bytes([SCHEMA]) + msgspec.msgpack.encode(short)
+    in_full = bytes([SCHEMA]) + msgspec.msgpack.encode([*short, *written])
+    assert decode_request(in_full) == usual
+    heavy = TaskRequest("sum", Call({"a": 1}), weight=4.0, labels={"a": "b"})
+    assert decode_request(encode_request(heavy, weighed=False), 4.0) == heavy
+    assert decode_request(encode_request(heavy), 9.0).weight == 9.0
+
+
+@given(st.text(), st.none() | st.text(min_size=1), st.floats(0, 1e9), st.text(min_size=1))
+def test_what_is_shown_of_a_task_comes_back_as_it_was(
+    kind: str, model: str | None, load: float, group: str
+) -> None:
+    kind = kind.replace("\t", "") or group
+    model = model and (model.replace("\t", "").replace("=", "-") or None)
+    for its_kind, its_model in ((kind, model), (group, model), (kind, group), (group, None)):
+        if "\t" in group and its_model == group:
+            continue
+        shown = books.shown_of(its_kind, its_model, load, group)
+        seen_kind, seen_model, seen_load = books.seen_of(shown, group)
+        assert (seen_kind, seen_model) == (its_kind, its_model)
+        assert seen_load == pytest.approx(load, rel=1e-3)
 
 
 @pytest.mark.parametrize("result", RESULTS, ids=lambda r: type(r).__name__)

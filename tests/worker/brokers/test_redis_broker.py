@@ -30,7 +30,8 @@ from llmtaskpool_worker.brokers.protocol import (
 from llmtaskpool_worker.brokers.redis.broker import RedisBroker
 from llmtaskpool_worker.brokers.redis.link import Address
 from llmtaskpool_worker.contract import LaneName
-from llmtaskpool_worker.scheduling.limits import Limits
+from llmtaskpool_worker.execution.ids import short_ids
+from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits
 from llmtaskpool_worker.scheduling.task import (
     Call,
     Returned,
@@ -182,6 +183,77 @@ def test_what_another_worker_accepted_is_seen_and_one_worker_alone_makes_way_for
             assert (await a.peek(wanted())).id == "ordinary"
 
     asyncio.run(main())
+
+
+def test_who_is_waited_for_by_something_urgent_goes_first_however_light_its_line_was(
+    server: QueueServer,
+) -> None:
+    """The server knows of each line what its head weighs at most, and looks at no other."""
+
+    async def main() -> None:
+        async with worker(server.url) as broker:
+            await broker.accept(task("parent", 1.0, "light"))
+            await broker.accept(task("ordinary", 2.0, "heavy"))
+            await broker.accept(
+                task("urgent", 9.0, "heavy", dependencies=Dependencies(("parent",)))
+            )
+            assert [(await one(broker)).id for _ in range(2)] == ["parent", "ordinary"]
+
+    asyncio.run(main())
+
+
+def test_lines_whose_tasks_were_cancelled_stop_nobody_and_wake_nobody(server: QueueServer) -> None:
+    async def main() -> None:
+        async with worker(server.url) as broker:
+            await broker.accept(task("gone", 9.0, "heavy"))
+            await broker.accept(task("gone-too", 8.0, "heavy"))
+            await broker.accept(task("left", 1.0, "light"))
+            await broker.cancel("gone")
+            await broker.cancel("gone-too")
+            assert await broker.wait_for_work(LaneName.IO, ("k",), 1.0)
+            assert [claim.id for claim in await broker.claim(wanted(4))] == ["left"]
+            assert not await broker.wait_for_work(LaneName.IO, ("k",), 0.05)
+            assert await broker.claim(wanted(4)) == []
+            await broker.accept(task("back", 1.0, "heavy"))
+            assert await broker.wait_for_work(LaneName.IO, ("k",), 1.0)
+            assert (await one(broker)).id == "back"
+
+    asyncio.run(main())
+
+
+def test_what_waits_takes_at_most_a_kilobyte_of_a_valkey_server_with_half_of_it_its_input(
+    tmp_path: Path,
+) -> None:
+    """By the ids, the names and the bounds of the product; 1,000 bytes with 512 of the input."""
+    tasks, new_id = 4000, short_ids()
+
+    async def fill(url: str) -> None:
+        async with worker(url, limits=Limits(io=LaneLimits(1, 1, queue_tasks=10**5))) as broker:
+            for start in range(0, tasks, 500):
+                await asyncio.gather(
+                    *(
+                        broker.accept(
+                            task(
+                                new_id(),
+                                weight,
+                                f"chat|model|{weight}",
+                                request=TaskRequest("k", Call({"body": "x" * 512}), weight=weight),
+                                load_seconds=0.1234,
+                                patience_seconds=86_400.0,
+                            )
+                        )
+                        for weight in (start % 7 + 0.5, 20.0)
+                        for _ in range(250)
+                    )
+                )
+
+    with QueueServer(tmp_path, "valkey") as started:
+        asyncio.run(fill(started.url))
+        with started.client() as client:
+            client.config_set("appendonly", "no")  # what is on its way to the file is no task's
+            before = started.used_memory()
+            client.execute_command("FLUSHALL", "SYNC")
+            assert (before - started.used_memory()) / tasks <= 1000
 
 
 def test_a_group_without_a_free_slot_holds_up_no_other(server: QueueServer) -> None:
@@ -366,7 +438,7 @@ def test_what_is_damaged_or_foreign_is_put_aside_with_a_reason_and_stops_nobody(
                 client.zadd(f"{PREFIX}:q:{group}:{line}", {"text": -90, "future": -80})
                 client.set(f"{PREFIX}:t:text", "not a hash")
                 client.hset(f"{PREFIX}:t:future", mapping={"v": "9", "s": "q"})
-                client.sadd(f"{PREFIX}:c:{group}", "broken\t")
+                client.zadd(f"{PREFIX}:c:{group}", {"broken\t": 1})
                 client.set(f"{PREFIX}:q:{group}:broken\t", "not a sorted set")
                 client.set(f"{PREFIX}:b:damaged", b"\0\0\0\0\0\0\1garbage")
                 client.set(f"{PREFIX}:b:later", b"\0\0\0\0\0\0\x09whatever")

@@ -69,9 +69,9 @@ async def dies(broker: Broker, name: str, tenant: str) -> None:
     assert [claim.id for claim in given] == [name]
 
 
-def uploaded(http: httpx.Client, count: int, letters: str = "abc") -> str:
+def uploaded(http: httpx.Client, count: int, letters: str = "abc", choices: int = 1) -> str:
     """A file of so many lines."""
-    body = {"model": "echo", "prompt": letters, "temperature": 0}
+    body = {"model": "echo", "prompt": letters, "n": choices}
     line = {"method": "POST", "url": "/v1/completions", "body": body}
     text = "\n".join(json.dumps(line | {"custom_id": f"r{n}"}) for n in range(count))
     stored = http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("f", text)})
@@ -232,7 +232,7 @@ def test_a_tenant_whose_batch_has_begun_is_answered_all_the_same(tmp_path: Path)
     """It may have four waiting: its own batch takes at most two of these places."""
     with served(tmp_path) as (_, clients):
         http = clients["other"]
-        batch = batch_of(http, uploaded(http, 60, "abcdefgh" * 6)).json()["id"]
+        batch = batch_of(http, uploaded(http, 30, "abcdefgh" * 3)).json()["id"]
         wait_until(lambda: status_of(http, batch) != "validating", "it is fed")
         body = {"model": "echo", "messages": CHAT["input"]}
         asked = 0
@@ -242,7 +242,11 @@ def test_a_tenant_whose_batch_has_begun_is_answered_all_the_same(tmp_path: Path)
             asked += 1
         wait_until(lambda: status_of(http, batch) == "completed", "and it is completed")
         found = http.get(f"/v1/batches/{batch}").json()["request_counts"]
-        assert found == {"total": 60, "completed": 60, "failed": 0}
+        assert found == {"total": 30, "completed": 30, "failed": 0}
+        # A line may have more choices than it has places: they make room for each other.
+        chosen = batch_of(http, uploaded(http, 2, choices=5)).json()["id"]
+        wait_until(lambda: status_of(http, chosen) == "completed", "its choices are drawn")
+        assert http.get(f"/v1/batches/{chosen}").json()["request_counts"]["completed"] == 2
         # More texts than may wait are asked for one after the other.
         many = http.post("/v1/embeddings", json={"model": "vectors", "input": ["a"] * 9})
         assert many.status_code == 200, many.text

@@ -73,6 +73,23 @@ def test_a_stream_is_the_server_s_under_the_pool_s_name(ai):
     assert all(c.usage is None for c in chunks[:-1])
 
 
+def test_the_longest_answer_of_a_servers_model_is_asked_of_its_server(stub):
+    with serving_engines(engine_of(stub, max_tokens=2)) as rig:
+        body = {"model": "chat", "messages": HI}
+        cut = rig.post(CHAT, body).json()["choices"][0]
+        assert (cut["message"]["content"], cut["finish_reason"]) == ("he", "length")
+        assert stub.seen[-1]["max_tokens"] == 2
+        asked = rig.post(CHAT, body | {"max_completion_tokens": 1})
+        assert asked.json()["choices"][0]["message"]["content"] == "h"
+        refused = rig.post(CHAT, body | {"max_completion_tokens": 3})
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "max_completion_tokens"
+        assert "is 3, and chat answers with at most 2 tokens here" in refused.text
+        task = {"kind": "chat", "model": "chat", "input": HI, "arguments": {"max_tokens": 3}}
+        told = rig.post("/v1/tasks", task)
+        assert (told.status_code, told.json()["error"]["param"]) == (400, "arguments.max_tokens")
+
+
 def test_without_include_usage_no_chunk_has_any(ai):
     chunks = list(ai.chat.completions.create(model="chat", messages=HI, stream=True))
     assert all(c.choices and c.usage is None for c in chunks)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmtaskpool_worker.brokers.memory import MemoryBroker
 from llmtaskpool_worker.brokers.protocol import Broker
-from llmtaskpool_worker.execution.ids import ids
+from llmtaskpool_worker.execution.ids import ids, short_ids
 from llmtaskpool_worker.execution.running import LEASE_SECONDS
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.tenants import parse_tenants
@@ -106,5 +106,7 @@ def broker_of(
 
 def ids_of(broker: Broker, worker_id: str) -> Callable[[], str]:
     """A maker of ids; of a queue that is not shared they tell who holds the task."""
+    if broker.shared:
+        return short_ids()
     new_id = ids()
-    return new_id if broker.shared else lambda: f"{worker_id}-{new_id()}"
+    return lambda: f"{worker_id}-{new_id()}"

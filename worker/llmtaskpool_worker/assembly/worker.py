@@ -26,10 +26,8 @@ from llmtaskpool_worker.assembly.settings import Settings, SettingsError
 from llmtaskpool_worker.assembly.sharing import on_this_machine
 from llmtaskpool_worker.brokers.protocol import Broker
 from llmtaskpool_worker.contract import GpuReading, Phase
-from llmtaskpool_worker.engines.protocol import (
-    Engine,
-    ModelSpec,
-)
+from llmtaskpool_worker.engines.model_spec import MOST_TOKENS
+from llmtaskpool_worker.engines.protocol import Engine, ModelSpec
 from llmtaskpool_worker.execution.dispatcher import Dispatcher
 from llmtaskpool_worker.gpu import gpu_reader
 from llmtaskpool_worker.http_api.catalog import Catalog, Model
@@ -81,6 +79,7 @@ def build(
         model.token_ids = spec.options.get("token_ids") is True
         model.aliases = spec.aliases
         model.forwards = spec.forwards
+        model.most_tokens = spec.options.get(MOST_TOKENS)
         models.append(model)
         engines.append(CataloguedEngine(make_engine(spec), model, codecs, load_codec, announce))
     catalog = Catalog(models)

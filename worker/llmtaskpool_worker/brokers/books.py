@@ -71,8 +71,13 @@ class Books:
         if record is None or record.fence != held.fence or record.ended_at is not None:
             return
         if not isinstance(event, StateChanged):  # each token of each stream comes by here
-            record.say(event)
-            self._keeping.grow(record, event_bytes(event))
+            record.events.append(event)
+            if record.waiters:
+                record.wake()
+            size = event_bytes(event)
+            record.size_bytes += size
+            if record.keep_seconds is not None:
+                self._keeping.promised(size)
             return
         if event.state is TaskState.QUEUED:
             self._keeping.unsay(record)

@@ -75,6 +75,9 @@ class _Result(msgspec.Struct):
     value: msgspec.Raw
 
 
+_USUAL: tuple[Any, ...] = (None, 1.0, None, None, None, {}, False)
+"""What stands at a request's end where nothing else is said: the defaults of _Request."""
+_SCHEMA = bytes([SCHEMA])
 _NO_INPUT = Call()
 _AS_JSON = "+json"
 
@@ -87,26 +90,30 @@ _value_of = {
 }
 
 
-def encode_request(request: TaskRequest, *, whole: bool = True) -> bytes:
-    """A request with its input; not ``whole``: without, as of one that has ended."""
+def encode_request(request: TaskRequest, *, whole: bool = True, weighed: bool = True) -> bytes:
+    """A request with its input; not ``whole``: without, as of one that has ended.
+
+    Not ``weighed``: without its weight, where that is kept beside it. What is usual at its end
+    takes no room.
+    """
     payload = request.payload if whole else _NO_INPUT
-    return bytes([SCHEMA]) + _pack(
-        _Request(
-            request.kind,
-            *_packed(payload),
-            request.model,
-            request.weight,
-            request.queue_timeout_seconds,
-            request.timeout_seconds,
-            request.idempotency_key,
-            request.labels,
-            request.attended,
-        )
+    more = (
+        request.model,
+        request.weight if weighed else 1.0,
+        request.queue_timeout_seconds,
+        request.timeout_seconds,
+        request.idempotency_key,
+        request.labels,
+        request.attended,
     )
+    kept = len(more)
+    while kept and more[kept - 1] == _USUAL[kept - 1]:
+        kept -= 1
+    return _SCHEMA + _pack((request.kind, *_packed(payload), *more[:kept]))
 
 
-def decode_request(data: bytes) -> TaskRequest:
-    """What ``encode_request`` made. Raises Unreadable."""
+def decode_request(data: bytes, weight: float | None = None) -> TaskRequest:
+    """What ``encode_request`` made; ``weight`` is one kept beside it. Raises Unreadable."""
     try:
         read = _request(_body(data))
         payload: Payload = _one_of(_PAYLOADS, read.sort, read.payload)
@@ -116,7 +123,7 @@ def decode_request(data: bytes) -> TaskRequest:
         read.kind,
         payload,
         read.model,
-        read.weight,
+        read.weight if weight is None else weight,
         read.queue_timeout_seconds,
         read.timeout_seconds,
         read.idempotency_key,
@@ -127,7 +134,7 @@ def decode_request(data: bytes) -> TaskRequest:
 
 def encode_result(result: Result | TaskError) -> bytes:
     """A result, or the error that stands in its place."""
-    return bytes([SCHEMA]) + _pack(_Result(*_packed(result)))
+    return _SCHEMA + _pack(_Result(*_packed(result)))
 
 
 def decode_result(data: bytes) -> Result | TaskError:
@@ -164,12 +171,12 @@ def _packed(value: Payload | Result | TaskError) -> tuple[str, msgspec.Raw]:
 
 
 def _one_of(sorts: dict[str, type[Any]], name: str, value: msgspec.Raw) -> Any:
+    if name in sorts:
+        return _value_of[name](value)
     sort = sorts.get(name.removesuffix(_AS_JSON))
-    if name.endswith(_AS_JSON) and sort is not None:
-        try:
-            return msgspec.convert(json.loads(_bytes(value)), type=sort)
-        except (ValueError, RecursionError):
-            raise Unreadable("its JSON is damaged") from None
     if sort is None:
         raise Unreadable(f"it is of sort {name[:40]!r}, which this version doesn't know")
-    return _value_of[name](value)
+    try:
+        return msgspec.convert(json.loads(_bytes(value)), type=sort)
+    except (ValueError, RecursionError):
+        raise Unreadable("its JSON is damaged") from None

@@ -87,7 +87,11 @@ class Keeping:
         """A task holds so many bytes more."""
         record.size_bytes += size
         if record.keep_seconds is not None:
-            self._retention.bytes += size
+            self.promised(size)
+
+    def promised(self, size: int) -> None:
+        """What is promised has so many bytes more."""
+        self._retention.bytes += size
 
     def fits(self, record: Record, result: Result, size: int) -> bool:
         """Whether a result has room. One that is read now is given up when it has been read."""

@@ -80,6 +80,12 @@ class Lines:
         if most is not None and self._counts.get(tenant, (0, 0))[0] >= most:
             raise Full("tenant", most)
 
+    def check_group(self, task: Submission) -> None:
+        """Raises Full when as many of its group wait as may."""
+        most = task.group_most
+        if most is not None and self._lanes[task.lane].queue.count(task.group) >= most:
+            raise Full("model", most)
+
     def has_room(self, task: Submission) -> bool:
         """Whether check_room raises nothing."""
         try:

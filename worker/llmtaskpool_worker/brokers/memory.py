@@ -112,6 +112,7 @@ class MemoryBroker(Books):
     def _make_room(self, task: Submission, now: float) -> None:
         """In a full line, by those that are less urgent and end with their client. Raises Full."""
         self._lines.check_tenant(task)
+        self._lines.check_group(task)
         for _ in range(SHED_AT_ONCE):
             if self._lines.has_room(task):
                 return

@@ -66,6 +66,7 @@ class Submission:
     ``patience_seconds`` bounds its wait from the acceptance (blocked time is not counted),
     ``run_seconds`` one run; ``delay_seconds`` it may not be claimed before. ``bound_to`` is the
     worker that holds its client's connection: it ends with that worker. None: it survives it.
+    ``group_most``: so many of its group may wait, itself among them.
     """
 
     id: str
@@ -83,6 +84,7 @@ class Submission:
     dependencies: Dependencies | None = None
     max_attempts: int = MAX_ATTEMPTS
     bound_to: str | None = None
+    group_most: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,10 +146,14 @@ class Record:
         """Add an event, and wake who waits for one."""
         self.events.append(event)
         if self.waiters:
-            waiters, self.waiters = self.waiters, None
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+            self.wake()
+
+    def wake(self) -> None:
+        """Those who wait for an event."""
+        waiters, self.waiters = self.waiters, None
+        for waiter in waiters or ():
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def changed(self) -> None:
         """Once it has said something more."""

@@ -25,7 +25,7 @@ class IdempotencyConflict(Exception):
 
 class Full(Exception):
     """Nothing more may wait; ``bound`` says which bound of ``limit``: tasks or bytes of the lane,
-    or tasks of the tenant."""
+    or tasks of the tenant, or of the model."""
 
     def __init__(self, bound: str, limit: int) -> None:
         super().__init__(f"the queue is full: {limit} {bound}")

@@ -26,21 +26,19 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmtaskpool_worker.disclosure import where_raised
+from llmtaskpool_worker.engines.admission import AUTO, dtype_of, refuse_what_never_fits
 from llmtaskpool_worker.engines.attention import SlotAttention, unservable
 from llmtaskpool_worker.engines.embedding_table import map_tied_embeddings
 from llmtaskpool_worker.engines.fused import fuse
 from llmtaskpool_worker.engines.linear import give_embeddings_in, native_bfloat16, pack_linears
-from llmtaskpool_worker.engines.memory import limit_bytes, measured_peak
-from llmtaskpool_worker.engines.memory_plan import too_large
+from llmtaskpool_worker.engines.memory import measured_peak
 from llmtaskpool_worker.engines.proving import probe, prove
 from llmtaskpool_worker.engines.slot_cache import SlotCache
 from llmtaskpool_worker.engines.weight_files import numbers_in
 from llmtaskpool_worker.engines.weights import (
-    AUTO,
     ModelRefused,
     check_numbers,
     check_task,
-    dtype_of,
     load_weights,
 )
 
@@ -82,19 +80,19 @@ def load_decoder(folder: Path, device: str, dtype: str, memory_bytes: int | None
         ModelRefused: it isn't a decoder that the slot cache can serve, its weights aren't whole,
             there is no such dtype, or its weights never fit.
     """
-    dtype_of(dtype)
+    dtype_of(dtype, AUTO)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if why := unservable(config.get_text_config()):
         raise ModelRefused(f"this model can't be served: {why}")
     check_task(config, folder, "generate")
     making = _Making(folder, config, device)
     on_cpu = torch.device(device).type == "cpu"
-    if why := _never_fits(folder, torch.device(device), dtype, memory_bytes):
-        raise ModelRefused(why)
+    usual = "bfloat16" if not on_cpu or _may_be_short(folder) else "float32"
+    refuse_what_never_fits(folder, device, dtype_of(dtype, usual), {"memory_bytes": memory_bytes})
     if dtype == AUTO and on_cpu:
         model, used = making.best_on_cpu()
     else:
-        used = dtype_of(dtype, "bfloat16")
+        used = getattr(torch, dtype_of(dtype, "bfloat16"))
         model = making.fused(used)
         if on_cpu:
             making.pack(model, used)
@@ -110,22 +108,6 @@ def load_decoder(folder: Path, device: str, dtype: str, memory_bytes: int | None
         context_length=int(longest),
         token_bytes=making.step_bytes // PROBE_TOKENS,
     )
-
-
-def _never_fits(
-    folder: Path, device: torch.device, dtype: str, memory_bytes: int | None
-) -> str | None:
-    """Why its weights never fit, whoever else lets go of memory; None where they may."""
-    if dtype == AUTO:
-        shorter = device.type != "cpu" or _may_be_short(folder)
-        dtype = "bfloat16" if shorter else "float32"
-    limits = [memory_bytes]
-    if device.type == "cuda":
-        limits = [int(torch.cuda.get_device_properties(device).total_memory)]
-    elif device.type == "cpu":
-        limits.append(limit_bytes())
-    most = min((int(limit) for limit in limits if limit is not None), default=None)
-    return too_large(numbers_in(folder), dtype, getattr(torch, dtype).itemsize, most)
 
 
 def _may_be_short(folder: Path) -> bool:

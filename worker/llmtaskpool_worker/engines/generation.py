@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from llmtaskpool_worker.engines.admission import AUTO
 from llmtaskpool_worker.engines.attention import SlotAttention
 from llmtaskpool_worker.engines.batching import Batch, Batching, Sequence
 from llmtaskpool_worker.engines.decoder import load_decoder
@@ -44,7 +45,6 @@ from llmtaskpool_worker.engines.proving import logits_of, prove
 from llmtaskpool_worker.engines.resident import give_back
 from llmtaskpool_worker.engines.sampling import NOT_FINITE, Drawn, Sampler
 from llmtaskpool_worker.engines.slot_cache import SlotCache, free_memory, memory_budget_tokens
-from llmtaskpool_worker.engines.weights import AUTO
 from llmtaskpool_worker.engines.weights import ModelRefused as ModelRefused
 
 log = logging.getLogger("llmtaskpool.engine")

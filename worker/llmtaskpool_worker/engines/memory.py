@@ -69,15 +69,19 @@ def measured_peak(root: Path = Path("/")) -> Iterator[Callable[[], int]]:
     """By how much this process held more than at the beginning, at most, until it is asked.
 
     0 where the kernel does not tell. clear_refs lets it begin anew with the highest (proc(5)).
+    Pages of files that came meanwhile (of a library that was called for the first time) are none
+    of it: the kernel takes them back when it likes.
     """
     status = root / "proc/self/status"
     with suppress(OSError):
         (root / "proc/self/clear_refs").write_text("5")
-    before = _field(_text(status), "VmRSS")
+    began = _text(status)
+    before, files = _field(began, "VmRSS"), _field(began, "RssFile")
 
     def peak() -> int:
-        highest = _field(_text(status), "VmHWM")
-        return max(0, highest - before) if before and highest else 0
+        ended = _text(status)
+        highest, came = _field(ended, "VmHWM"), _field(ended, "RssFile") - files
+        return max(0, highest - before - max(0, came)) if before and highest else 0
 
     yield peak
 

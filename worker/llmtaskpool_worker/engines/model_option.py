@@ -8,11 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmtaskpool_worker.disclosure import shown
-from llmtaskpool_worker.engines.protocol import TASKS, ModelSpec
+from llmtaskpool_worker.engines.model_spec import MOST_TOKENS, MOST_WAITING, TASKS, ModelSpec
 from llmtaskpool_worker.engines.upstream.address import address_of, check_options
 
 _NAME = re.compile(r"\w[\w.:/-]{0,127}", re.ASCII)
 """The same as in a pool's spec: names of the hub and of other servers do."""
+
+WHOLE = frozenset(
+    {"max_threads", MOST_WAITING, MOST_TOKENS, "context_length", "torch_threads", "prefill_chunk"}
+    | {"cache_bytes", "memory_bytes"}
+)
+"""Options that are whole numbers from 1."""
 
 
 def parse_model(text: str) -> ModelSpec:
@@ -36,7 +42,7 @@ def parse_model(text: str) -> ModelSpec:
         if key.strip() == "alias":
             aliases.append(_alias(name, value.strip()))
         else:
-            options[key.strip()] = _scalar(value.strip())
+            options[key.strip()] = _checked(name, key.strip(), value.strip())
     task = options.pop("task", "generate")
     if task not in TASKS:
         raise ValueError(f"model {name}: task is {shown(task)}: use {_one_of(TASKS)}")
@@ -52,6 +58,19 @@ def parse_model(text: str) -> ModelSpec:
         except ValueError as error:
             raise ValueError(f"model {name}: {error}") from None
     return spec
+
+
+def _checked(name: str, option: str, text: str) -> str | int | float | bool | None:
+    value = _scalar(text)
+    if option not in WHOLE:
+        return value
+    if isinstance(value, float) and value.is_integer():  # 2e9
+        value = int(value)
+    if type(value) is not int or value < 1:
+        raise ValueError(
+            f"model {name}: option {option} is {shown(value)}: use a whole number from 1"
+        )
+    return value
 
 
 def _one_of(names: Sequence[str]) -> str:

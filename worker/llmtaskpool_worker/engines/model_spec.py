@@ -21,6 +21,11 @@ TASKS = (
 """What a model can be loaded for."""
 
 
+MOST_WAITING, MOST_TOKENS = "max_waiting", "max_tokens"
+"""Options of a model, of servers too, that its engine knows nothing of: how many tasks may wait for
+it, and the longest answer that may be asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """One model of a worker.

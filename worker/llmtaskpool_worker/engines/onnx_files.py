@@ -60,6 +60,17 @@ def not_loadable(file: Path) -> str | None:
     return next((why for one in _tensors(model) if (why := _outside(one, file.parent))), None)
 
 
+def bytes_of(file: Path) -> int:
+    """Of an ONNX model that may be loaded, and of the files that its numbers are in."""
+    import onnx
+
+    told = (
+        tensor.external_data for tensor in _tensors(onnx.load_model(file, load_external_data=False))
+    )
+    others = {entry.value for one in told for entry in one if entry.key == "location"}
+    return file.stat().st_size + sum((file.parent / name).stat().st_size for name in others)
+
+
 def _graphs(model: Any) -> Iterator[Any]:
     """The graph, those of its branches and loops, and its functions, each of which has nodes."""
     left = [model.graph, *model.functions]

@@ -24,6 +24,11 @@ _MAPPING = re.compile(
 def give_back_heap() -> None:
     """Return freed heap pages to the system."""
     gc.collect()
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """As above, of what is freed already."""
     if sys.platform.startswith("linux"):
         libc = ctypes.CDLL(None)
         if hasattr(libc, "malloc_trim"):  # glibc only

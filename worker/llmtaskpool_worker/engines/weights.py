@@ -34,31 +34,8 @@ _BUFFERS = re.compile(r"(rotary_emb\.inv_freq|position_ids|(attn|attention)\.(ma
 """Constants that older versions of transformers saved among the weights; models make them anew."""
 
 
-AUTO = "auto"
-DTYPES = (AUTO, "float32", "bfloat16", "float16")
-
-
 class ModelRefused(Exception):
     """The model can't be served here; the message says why and what to do instead."""
-
-
-def dtype_of(name: str | None, usual: str = "float32") -> torch.dtype:
-    """The dtype that an option names; ``usual`` where it leaves that open. Raises ModelRefused."""
-    if name not in (None, *DTYPES):
-        raise ModelRefused(f"dtype={name} is none: use {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
-    found: torch.dtype = getattr(torch, usual if name in (None, AUTO) else name)
-    return found
-
-
-def on_cpu(device: str | None, dtype: str | None) -> None:
-    """Refuse what a file can't be asked for. Raises ModelRefused."""
-    if device not in (None, "cpu"):
-        raise ModelRefused(
-            f"device={device}: ONNX models run on the CPU here; leave device out, or serve the "
-            "model's safetensors"
-        )
-    if dtype not in (None, AUTO):
-        raise ModelRefused(f"dtype={dtype}: an ONNX model computes as its file says; leave it out")
 
 
 def check_task(config: Any, folder: Path, task: str) -> None:

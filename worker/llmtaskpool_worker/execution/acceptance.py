@@ -150,6 +150,7 @@ class Acceptance:
             run_seconds=request.timeout_seconds or limits.run_timeout_seconds,
             dependencies=request.dependencies,
             bound_to=self._worker if request.attended else None,
+            group_most=self._placement.most_waiting(request.model),
         )
         try:
             with rejecting():
@@ -168,6 +169,14 @@ class Acceptance:
                     "tenant_full",
                     f"{full.limit} tasks of your key wait already, which is the most that may: "
                     "come back when some have begun",
+                    retry_after_seconds=self._ledger.retry_after(lane),
+                ) from None
+            if full.bound == "model":
+                raise Rejected(
+                    "queue_full",
+                    f"{full.limit} tasks wait already for the model {request.model}, which is the "
+                    "most that may: come back when some have begun",
+                    field="model",
                     retry_after_seconds=self._ledger.retry_after(lane),
                 ) from None
             raise Rejected(

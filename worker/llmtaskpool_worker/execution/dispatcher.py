@@ -348,7 +348,7 @@ class Dispatcher:
 
     def _became_ready(self, slots: EngineSlots) -> None:
         compute = self._lanes[LaneName.COMPUTE]
-        compute.resize(compute.threads, self._capacity.of(LaneName.COMPUTE))
+        compute.fit(self._capacity.of(LaneName.COMPUTE))
         tell_threads(compute.threads, slots)
 
     # --- time -------------------------------------------------------------------------------

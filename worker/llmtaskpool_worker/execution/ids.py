@@ -1,4 +1,4 @@
-"""Ids of tasks: UUIDs of version 7 (RFC 9562), which sort by the time of their making."""
+"""Ids that sort by the time of their making: UUIDs of version 7 (RFC 9562), or shorter ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from collections.abc import Callable
 
 _RANDOM_BITS = 74
 _LOW_BITS = 62
+
+_LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_PAIRS = [a + b for a in _LETTERS for b in _LETTERS]
+_SHORT_PAIRS = 8
+_SHORT_CHANCE_BITS = 54
+"""62^16 is 2^95.2: 41 bits of milliseconds last until 2094, and of those who make ids in the same
+millisecond two make the same one with a chance of 6e-17."""
+_SHORT_SINCE_MS = 1_735_689_600_000
+"""2025-01-01, UTC."""
 
 
 def ids(
@@ -29,5 +38,26 @@ def ids(
         )
         last = value if value > last else last + 1
         return f"{last:032x}"
+
+    return new_id
+
+
+def short_ids(
+    wall_ns: Callable[[], int] = time.time_ns, random: Callable[[int], bytes] = os.urandom
+) -> Callable[[], str]:
+    """The same as 16 letters and digits: where each task's id is kept four times over."""
+    last = 0
+
+    def new_id() -> str:
+        nonlocal last
+        milliseconds = max(0, wall_ns() // 1_000_000 - _SHORT_SINCE_MS) & (1 << 41) - 1
+        chance = int.from_bytes(random(7), "big") & (1 << _SHORT_CHANCE_BITS) - 1
+        value = milliseconds << _SHORT_CHANCE_BITS | chance
+        last = value if value > last else last + 1
+        pairs, rest = [], last
+        for _ in range(_SHORT_PAIRS):
+            rest, pair = divmod(rest, len(_PAIRS))
+            pairs.append(_PAIRS[pair])
+        return "".join(reversed(pairs))
 
     return new_id

@@ -24,7 +24,7 @@ class Lane:
     def __init__(self, name: LaneName, limits: Limits, load: Callable[[Hashable], float]) -> None:
         self.name = name
         self.limits = limits.lane(name)
-        self.threads = self.limits.threads
+        self.threads = self._asked = self.limits.threads
         self.tries = 0
         """So many beyond N are started just now, to see what a server makes of them."""
         self.running: dict[int, str] = {}
@@ -55,7 +55,12 @@ class Lane:
 
     def resize(self, threads: int, cap: int) -> int:
         """Set N, at least 1 and at most what the lane can use; returns N in force."""
-        self.threads = max(1, min(threads, cap))
+        self._asked = threads
+        return self.fit(cap)
+
+    def fit(self, cap: int) -> int:
+        """The lane can use ``cap`` threads now: N is what was asked for, as far as that goes."""
+        self.threads = max(1, min(self._asked, cap))
         return self.threads
 
     def state(self, cap: int, now: float, depth: LaneDepth) -> LaneState:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from llmtaskpool_worker.contract import LaneName
+from llmtaskpool_worker.engines.model_spec import MOST_WAITING
 from llmtaskpool_worker.execution.engine_slots import EngineSlots
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.execution.pool import Rejected
@@ -63,6 +64,12 @@ class Placement:
             except ArgumentsError as error:
                 raise Rejected("invalid", error.message, field=error.field) from None
         return replace(request, model=None), self._lanes[self._nature.lane(kind.name)]
+
+    def most_waiting(self, model: str | None) -> int | None:
+        """How many tasks may wait for a model; None: as many as its lane takes."""
+        slots = self._slots.get(model or "")
+        most = None if slots is None else slots.engine.spec.options.get(MOST_WAITING)
+        return None if most is None else int(most)
 
     def _engine_for(self, request: TaskRequest) -> EngineSlots:
         forwards = isinstance(request.payload, Forward)

@@ -64,7 +64,8 @@ class Model:
     own tokenizer, so that ids they send are its ids. ``aliases``: other names that clients may
     ask for; answers and metrics have ``name``. ``forwards``: a server answers for it, and takes
     requests as they are; ``about`` is what its engine said of it (a table's inputs); ``counter``
-    counts the tokens of its prompts, where one was given.
+    counts the tokens of its prompts, where one was given. ``most_tokens``: the longest answer that
+    may be asked for; None: what the context leaves.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Model:
     forwards: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
     counter: Counter | None = None
+    most_tokens: int | None = None
 
     async def count(self, texts: Sequence[str]) -> int:
         """Tokens of a prompt for a server, as far as its texts tell."""
@@ -229,15 +231,25 @@ class Model:
         More than the context leaves beside the prompt, the field ``of``, is refused, as OpenAI
         does: an answer that can't be as long as asked for is not cut silently.
         """
+        self.check_wanted(field, wanted)
         if self.context_length is None:
-            return wanted or 256
+            return wanted or min(256, self.most_tokens or 256)
         room = self.context_length - prompt_tokens
         if wanted is not None and wanted > room:
             error = self.over(of, _requested(of, prompt_tokens, wanted), " or completion")
             error.message += f" {field} may be at most {room} here."
             error.param = field
             raise error
-        return wanted or room
+        return wanted or min(room, self.most_tokens or room)
+
+    def check_wanted(self, field: str, wanted: int | None) -> None:
+        """Raises ApiError naming ``field`` for a longer answer than this model may give."""
+        if wanted is not None and self.most_tokens is not None and wanted > self.most_tokens:
+            raise invalid(
+                field,
+                f"{field} is {wanted}, and {self.name} answers with at most {self.most_tokens} "
+                "tokens here: send at most that, or leave it out.",
+            )
 
 
 _TOKENIZING = ThreadPoolExecutor(max_workers=4, thread_name_prefix="tokenize")
@@ -298,9 +310,13 @@ class Catalog:
 
     def forwards(self, body: Mapping[str, Any]) -> bool:
         """Whether a server answers for the model that a body names."""
+        return self.of_server(body) is not None
+
+    def of_server(self, body: Mapping[str, Any]) -> Model | None:
+        """The model that a body names, where a server answers for it."""
         name = body.get("model")
         model = self._by_name.get(name) if isinstance(name, str) else None
-        return model is not None and model.forwards
+        return model if model is not None and model.forwards else None
 
     def get(self, name: str, *tasks: str) -> Model:
         """The model called ``name``, which does one of ``tasks`` where some are given.

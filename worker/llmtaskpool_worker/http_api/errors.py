@@ -56,6 +56,7 @@ _FAILED_STATUS = {
     "invalid": 400,
     "context_length_exceeded": 400,
     "bad_sound": 400,
+    "too_large": 400,
     "timeout": 504,
     "shed": 429,
     "engine_crashed": 503,

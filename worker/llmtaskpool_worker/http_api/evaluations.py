@@ -86,14 +86,18 @@ async def pictures(model: Model, given: str | list[str] | None, text: object) ->
         )
     listed = _listed(given)
     names = ["image"] if isinstance(given, str) else [f"image[{n}]" for n in range(len(listed))]
-    letters = sum(map(len, listed))
+    letters, most = sum(map(len, listed)), model.about.get("most_pixels")
     return await off_loop(
-        letters, lambda: tuple(_picture(one, name) for one, name in zip(listed, names, strict=True))
+        letters,
+        lambda: tuple(_picture(one, name, most) for one, name in zip(listed, names, strict=True)),
     )
 
 
-def _picture(given: str, name: str) -> bytes:
-    """A file of a picture from base64, or from a data: URL of it."""
+def _picture(given: str, name: str, most_pixels: int | None) -> bytes:
+    """A file of a picture from base64, or from a data: URL of it.
+
+    ``most_pixels``: where memory holds fewer than are taken elsewhere.
+    """
     if given.startswith("data:"):
         given = given.partition(",")[2]
     try:
@@ -101,9 +105,17 @@ def _picture(given: str, name: str) -> bytes:
     except ValueError:
         raise invalid(name, f"{name} is not base64: send the file's bytes in base64.") from None
     try:
-        opened(packed).close()
+        with opened(packed) as picture:
+            pixels = picture.width * picture.height
     except BadImage as error:
         raise invalid(name, f"{name} {error}.", code="bad_image") from None
+    if most_pixels is not None and pixels > most_pixels:
+        raise invalid(
+            name,
+            f"{name} has {pixels} pixels, and the memory of this model holds {most_pixels}: send "
+            "it smaller.",
+            code="too_large",
+        )
     return packed
 
 

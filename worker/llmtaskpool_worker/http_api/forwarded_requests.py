@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from pydantic import ConfigDict, Field, ValidationError
 
+from llmtaskpool_worker.http_api.catalog import Model
 from llmtaskpool_worker.http_api.counting import MESSAGES_MAX, count_chat, count_keys
 from llmtaskpool_worker.http_api.errors import from_validation, invalid
 from llmtaskpool_worker.http_api.openai_schema import (
@@ -134,8 +135,8 @@ class Forwarding:
         return ("embed",) if self.route == "embeddings" else ("generate",)
 
 
-def forwarding(route: ForwardRoute, given: Mapping[str, Any]) -> Forwarding:
-    """A body for a server. Raises ApiError 400 naming what the pool can't act on."""
+def forwarding(route: ForwardRoute, given: Mapping[str, Any], model: Model) -> Forwarding:
+    """A body for ``model``'s server. Raises ApiError 400 naming what the pool can't act on."""
     schema = _SCHEMAS[route]
     count_keys(given, "body")
     count_keys(given.get("stream_options"), "stream_options")
@@ -150,6 +151,8 @@ def forwarding(route: ForwardRoute, given: Mapping[str, Any]) -> Forwarding:
             "stream_options", 'stream_options needs "stream": true: set it or leave both out.'
         )
     rest = {name: value for name, value in there.items() if name not in OURS}
+    if route != "embeddings" and model.most_tokens is not None:
+        fields = _bounded(fields, rest, model)
     payloads: list[Forward] = []
     texts: list[list[str]] = []
     for part in _parts(route, rest):
@@ -163,6 +166,19 @@ def forwarding(route: ForwardRoute, given: Mapping[str, Any]) -> Forwarding:
             f"{PROMPTS_MAX} are allowed in one request. Send several requests.",
         )
     return Forwarding(route, fields, payloads, texts)
+
+
+def _bounded(fields: ForwardedFields, rest: dict[str, Any], model: Model) -> ForwardedFields:
+    """With the longest answer that the model may give, where none was asked for.
+
+    Raises ApiError 400 for a longer one.
+    """
+    for name in ("max_completion_tokens", "max_tokens"):
+        model.check_wanted(name, getattr(fields, name))
+    if fields.max_completion_tokens is not None or fields.max_tokens is not None:
+        return fields
+    rest["max_tokens"] = model.most_tokens
+    return fields.model_copy(update={"max_tokens": model.most_tokens})
 
 
 def _parts(route: ForwardRoute, rest: Mapping[str, Any]) -> list[dict[str, Any]]:

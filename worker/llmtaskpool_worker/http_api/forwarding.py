@@ -46,7 +46,8 @@ class ForwardRoutes:
         """A reader of bodies: as the server's where the model is one's, else by ``parse``."""
 
         def read(given: dict[str, Any]) -> T | Forwarding:
-            return forwarding(route, given) if self._catalog.forwards(given) else parse(given)
+            model = self._catalog.of_server(given)
+            return parse(given) if model is None else forwarding(route, given, model)
 
         return read
 
@@ -138,9 +139,9 @@ async def counted(model: Model, wanted: Forwarding) -> list[Any]:
     return found
 
 
-def payload_of(route: ForwardRoute, given: Mapping[str, Any]) -> Forwarding:
+def payload_of(route: ForwardRoute, given: Mapping[str, Any], model: Model) -> Forwarding:
     """One task's request. Raises ApiError 400 when it asks for several."""
-    wanted = forwarding(route, given)
+    wanted = forwarding(route, given, model)
     if len(wanted.payloads) != 1:
         raise invalid("input", "input holds several prompts: submit a task for each.")
     return wanted

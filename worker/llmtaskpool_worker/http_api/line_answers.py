@@ -49,6 +49,9 @@ ENDPOINTS = (
 
 _patience: ContextVar[float] = ContextVar("_patience")
 """How long the tasks of the line that is being asked may wait, in seconds."""
+_begun: ContextVar[bool] = ContextVar("_begun")
+"""Whether one of its tasks, of which a line with several choices has several, was taken in."""
+AGAIN_SECONDS = 0.25
 
 _UNFORESEEN = ApiError(
     500, "The server could not do this; it is not the line's fault.", code="internal_error"
@@ -67,13 +70,23 @@ class _Lowest:
         return getattr(self._pool, name)
 
     async def submit(self, request: TaskRequest) -> TaskView:
-        """See TaskPool."""
+        """See TaskPool. Where its tenant has no place left one waits for the line's others.
+
+        They leave theirs as they start, and the line may have more tasks than there are places.
+        """
         patience = _patience.get()
-        view = await self._pool.submit(
-            replace(request, weight=WEIGHT, queue_timeout_seconds=patience, of_a_batch=True)
-        )
-        self._held.add(view.id)
-        return view
+        lowest = replace(request, weight=WEIGHT, queue_timeout_seconds=patience, of_a_batch=True)
+        while True:
+            try:
+                view = await self._pool.submit(lowest)
+            except Rejected as full:
+                if full.code != "tenant_full" or not _begun.get():
+                    raise
+                await asyncio.sleep(AGAIN_SECONDS)
+                continue
+            _begun.set(True)
+            self._held.add(view.id)
+            return view
 
     def let_go(self, task_id: str) -> None:
         """See TaskPool."""
@@ -129,6 +142,7 @@ class LineAnswers:
     ) -> LineAnswer:
         """See Asks."""
         _patience.set(patience_seconds)
+        _begun.set(False)
         sent: list[Message] = []
         given = False
 

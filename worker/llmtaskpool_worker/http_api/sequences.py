@@ -132,7 +132,9 @@ async def summary(model: Model, body: SummarizeRequest) -> Generate:
 
 
 def _written(model: Model, tokens: list[int], prefix: list[int], most: int | None) -> Generate:
+    model.check_wanted("max_tokens", most)
     usual = int(model.about["max_tokens"])
+    usual = min(usual, model.most_tokens or usual)
     return Generate(tuple(tokens), min(most or usual, usual), prefix=tuple(prefix))
 
 

@@ -129,6 +129,14 @@ async def transcription(
         seconds = await off_loop(BIG_FILE, lambda: seconds_of(file))
     except BadSound as error:
         raise invalid("file", f"file {error}.", code="bad_sound") from None
+    most = model.about.get("most_seconds")
+    if most is not None and seconds > most:
+        raise invalid(
+            "file",
+            f"file is {seconds:.0f} s long, and the memory of this model holds {most:.0f} s: send "
+            "it in several files.",
+            code="too_large",
+        )
     prompt: tuple[int, ...] = ()
     if fields.prompt and fields.prompt.strip():
         text = " " + fields.prompt.strip()

@@ -177,7 +177,7 @@ class TaskRoutes:
         field = {"chat/completions": "messages", "completions": "prompt"}.get(route, "input")
         given = {**task.arguments, "model": model.name, field: task.input}
         with blaming("arguments.", _ELSEWHERE):
-            wanted = await _off_loop_when_long(task.input, partial(payload_of, route, given))
+            wanted = await _off_loop_when_long(task.input, partial(payload_of, route, given, model))
         found: list[Payload] = await counted(model, wanted)
         return found[0]
 

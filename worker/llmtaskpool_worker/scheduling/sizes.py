@@ -89,16 +89,17 @@ def _evaluation_bytes(payload: Evaluate) -> int:
 
 def event_bytes(event: TaskEvent) -> int:
     """Of one event, with the tokens and alternatives that it is the first to hold."""
-    if isinstance(event, StateChanged):
-        return _STATE + _POINTER
+    if isinstance(event, TextDelta):  # each token of each stream comes by here
+        # sys.getsizeof says the same, and makes a tuple for it that is to be collected.
+        size = _DELTA_AND_POINTER + event.text.__sizeof__() + len(event.tokens) * _TOKEN
+        return size + _logprobs_bytes(event) if event.logprobs else size
     if isinstance(event, ChoiceDelta):
         return _STATE + _POINTER + sys.getsizeof(event.choice)
-    size = _DELTA_AND_POINTER + sys.getsizeof(event.text) + len(event.tokens) * _TOKEN
-    if not event.logprobs:  # each token of each stream comes by here
-        return size
-    return size + sum(
-        _POINTER + _LOGPROB + len(one.top) * (_POINTER + _PAIR) for one in event.logprobs
-    )
+    return _STATE + _POINTER
+
+
+def _logprobs_bytes(event: TextDelta) -> int:
+    return sum(_POINTER + _LOGPROB + len(one.top) * (_POINTER + _PAIR) for one in event.logprobs)
 
 
 def result_bytes(result: Result | None) -> int:

@@ -228,6 +228,11 @@ class TaskQueue:
             first = next(iter(group.by_arrival.values()))
             yield name, len(group.by_arrival), first.arrived_at
 
+    def count(self, group: str | None) -> int:
+        """How many wait in a group."""
+        found = self._groups.get(group)
+        return 0 if found is None else len(found.by_arrival)
+
     def pass_aged(self, item: Waiting) -> None:
         """The next free thread is made for this one: the aged have their turn after it."""
         self._aged.pass_for(self._load(item.cost_class))

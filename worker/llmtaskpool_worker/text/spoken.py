@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from llmtaskpool_worker.scheduling.task import Evaluated, TextDelta, TokenLogprob, Transcribe
 from llmtaskpool_worker.text.generated import Detokenizes
+
+
+def _compression(text: str) -> float:
+    """How much shorter zlib makes it: what is repeated over and over has a high number."""
+    plain = text.encode()
+    return round(len(plain) / len(zlib.compress(plain)), 4) if plain else 0.0
 
 
 class SpokenText:
@@ -43,7 +50,8 @@ class SpokenText:
         return self._delta(self._detokenizer.finish())
 
     def concluded(self, values: Sequence[Any]) -> Evaluated:
-        """The whole: ``values`` are the language's code and [start, end, tokens] of each part."""
+        """The whole: ``values`` are the language's code and of each part [start, end, tokens,
+        mean log-probability]."""
         language, parts = values
         segments = [
             {
@@ -52,8 +60,11 @@ class SpokenText:
                 "end": round(end, 2),
                 "text": self._text(tokens),
                 "tokens": list(tokens),
+                "temperature": self._payload.temperature,
+                "avg_logprob": logprob,
+                "compression_ratio": _compression(self._text(tokens)),
             }
-            for number, (start, end, tokens) in enumerate(parts)
+            for number, (start, end, tokens, logprob) in enumerate(parts)
         ]
         value = {
             "text": "".join(one["text"] for one in segments).strip(),

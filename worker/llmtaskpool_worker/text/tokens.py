@@ -58,6 +58,7 @@ class Tokenizer:
         self._random_below = random_below
         self._names = {token: f"{mark}{place:06}" for place, token in enumerate(sorted(control))}
         self._spelled = {name: token for token, name in self._names.items()}
+        self._mark_begins = mark
         self._mark = re.compile(re.escape(mark) + r"\d{6}")
         self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(renamed(spec, self._names)))
         # Nothing is cut or filled up silently: what is too long is refused where it is checked.
@@ -193,6 +194,8 @@ class Tokenizer:
 
     def _with_tokens_spelled(self, text: str) -> str:
         """Control tokens that aren't special are part of an answer (``<tool_call>``)."""
+        if self._mark_begins not in text:  # each token of each answer comes by here
+            return text
         return self._mark.sub(lambda match: self._spelled[match.group()], text)
 
 

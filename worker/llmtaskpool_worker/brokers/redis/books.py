@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
 from typing import Any
@@ -66,11 +66,12 @@ ERRORS = {
     "input_lost": "its input is not there any more: submit it again",
     "quarantined": "it could not be read: it is damaged, or a newer version wrote it",
 }
+_THE_GROUP = "="
+"""A model that is the group's name, as it is kept."""
 _HEAD = struct.Struct("<fH")
 """Of an input: the longest run, and the bytes of its parents' ids, before the request."""
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_ids = msgspec.msgpack.Decoder(tuple[str, ...]).decode
-_decode_shown = msgspec.json.Decoder(tuple[str, str | None, float]).decode
 
 CLAIM_HEAD = 3
 """How many values claim.lua gives before them."""
@@ -151,7 +152,7 @@ def acceptance(
         task.size_bytes,
         task.lane.value,
         task.max_attempts,
-        _shown(task),
+        shown_of(request.kind, request.model, task.load_seconds, task.group),
         _ms(task.patience_seconds),
         _ms(task.delay_seconds),
         "" if not key else key_name(key, task.line.tenant),
@@ -166,15 +167,26 @@ def acceptance(
         ttl_ms,
         soon_ms,
         -1 if tenants_most is None else tenants_most,
+        -1 if task.group_most is None else task.group_most,
     )
     ids = _pack(parents) if parents else b""
-    return _pack(head), _HEAD.pack(task.run_seconds, len(ids)) + ids + encode_request(request)
+    return _pack(head), _HEAD.pack(task.run_seconds, len(ids)) + ids + encode_request(
+        request, weighed=False
+    )
 
 
-def _shown(task: Submission) -> str:
-    """Short, so that the books stay small."""
-    request, load = task.request, float(f"{task.load_seconds:.4g}")
-    return msgspec.json.encode((request.kind, request.model, load)).decode()
+def shown_of(kind: str, model: str | None, load_seconds: float, group: str) -> str:
+    """A task's kind, model and T, short: a kind or a model that is its group's name is left out."""
+    kept_kind = "" if kind == group else kind
+    kept_model = "" if model is None else _THE_GROUP if model == group else model
+    return f"{load_seconds:.4g}\t{kept_model}\t{kept_kind}".rstrip("\t")
+
+
+def seen_of(shown: str, group: str) -> tuple[str, str | None, float]:
+    """And back: kind, model and T."""
+    load, _, names = shown.partition("\t")
+    model, _, kind = names.partition("\t")
+    return kind or group, (group if model == _THE_GROUP else model) or None, float(load or 0)
 
 
 def _ms(seconds: float) -> int:
@@ -197,26 +209,26 @@ class Run:
         self, state: TaskState, ended_at: float, ttl_seconds: float, outcome: Result | TaskError
     ) -> TaskView:
         """Of its task, once this run has ended it."""
-        kind, model, load = _decode_shown(self.shown)
         claim = self.claim
+        request, load = claim.request, float(self.shown.partition(b"\t")[0])
         return TaskView(
             id=claim.id,
-            kind=kind,
+            kind=request.kind,
             lane=claim.lane,
-            model=model,
+            model=request.model,
             state=state,
-            weight=claim.request.weight,
+            weight=request.weight,
             load_seconds=load,
-            priority=priority(claim.request.weight, load),
+            priority=priority(request.weight, load),
             submitted_at=claim.submitted_at,
             started_at=self.began_at,
             ended_at=ended_at,
             attempts=claim.attempt + self.more,
             result=None if isinstance(outcome, TaskError) else outcome,
             error=outcome if isinstance(outcome, TaskError) else None,
-            result_expires_at=None if claim.request.attended else ended_at + ttl_seconds,
+            result_expires_at=None if request.attended else ended_at + ttl_seconds,
             depends_on=claim.parents,
-            labels=claim.request.labels,
+            labels=request.labels,
             tenant=claim.line.tenant,
         )
 
@@ -234,10 +246,8 @@ def run_of(
         raise Unreadable("there is nothing in it")
     run_seconds, size = _HEAD.unpack_from(data)
     begin = _HEAD.size + size
-    request = decode_request(data[begin:])
+    request = decode_request(data[begin:], float(weight))
     parents = _ids(data[_HEAD.size : begin]) if size else ()
-    if request.weight != float(weight):
-        request = replace(request, weight=float(weight))
     submitted_at = at(float(accepted))
     if attempt > 1:
         expires_at = inf
@@ -295,8 +305,8 @@ def view_of(
     )
     result = values[14]
     state = STATES[s or ""]
-    lane = (group or "").split(":")[1]
-    kind, model, load = _decode_shown(shown or "[]")
+    _, lane, name = (group or "::").split(":", 2)
+    kind, model, load = seen_of(shown or "", name)
     outcome: Result | TaskError | None = None
     if result:
         try:

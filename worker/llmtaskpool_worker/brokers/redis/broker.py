@@ -180,7 +180,7 @@ class RedisBroker:
         for _ in range(SHED_AT_ONCE):
             call = self._session.call("accept", head, body, seconds=seconds)
             answer = await call
-            lane_full = answer[0] == b"full" and answer[1] != b"tenant"
+            lane_full = answer[0] == b"full" and answer[1] in (b"tasks", b"bytes")
             if not lane_full or not await self._claiming.shed(submission, self._soon_ms):
                 break
         what, name = answer[0], answer[1].decode()
@@ -188,7 +188,7 @@ class RedisBroker:
             raise IdempotencyConflict
         if what == b"full":
             bounds = {"tasks": lane.queue_tasks, "bytes": lane.queue_bytes}
-            bounds["tenant"] = tenants_most or 0
+            bounds |= {"tenant": tenants_most or 0, "model": submission.group_most or 0}
             raise Full(name, bounds[name])
         if what == b"unknown_dependency":
             raise UnknownParent(name)

@@ -52,16 +52,15 @@ class Claiming:
         self._ttl_ms, self._dead_ms = ttl_ms, dead_ms
         self._lines: dict[LaneName, dict[str, Line]] = {lane: {} for lane in LaneName}
         """Lines by their names: what the server asked T of."""
+        self._named: dict[LaneName, tuple[tuple[str, ...], list[tuple[str, str]]]] = {}
+        """The groups asked for last, and what they are called on the server."""
+        self._bounded = limits.tenants.bound_running
         self._load: Callable[[Line], float] = lambda _: 1.0
         self._favour: Callable[[str], float] = _alike
 
     async def claim(self, wanted: Wanted) -> list[books.Run]:
         """See Broker. Raises Unavailable."""
-        names = [
-            (name, group)
-            for group in wanted.groups
-            for name in books.group_keys(wanted.lane, group)
-        ]
+        names = self._names(wanted)
         seen = [name for name, group in names if wanted.free(group) > 0]
         for round_ in range(ROUNDS):
             fence = f"{wanted.fence}.{round_}" if round_ else wanted.fence
@@ -80,13 +79,23 @@ class Claiming:
             self._learn(wanted.lane, answer[1:])
         return []
 
+    def _names(self, wanted: Wanted) -> list[tuple[str, str]]:
+        """The groups as the server calls them, and as we do."""
+        groups, names = self._named.get(wanted.lane, ((), []))
+        if groups != (asked := tuple(wanted.groups)):
+            names = [(name, g) for g in asked for name in books.group_keys(wanted.lane, g)]
+            self._named[wanted.lane] = asked, names
+        return names
+
     def _arguments(self, wanted: Wanted, fence: str, names: list[tuple[str, str]]) -> bytes:
         limits, tenants = self._limits, self._limits.tenants
         by_age = wanted.by_age and wanted.above <= 0 and not wanted.only_bound
         lines = self._lines[wanted.lane]
-        loads = {key: max(wanted.load(line), SMALLEST_LOAD_SECONDS) for key, line in lines.items()}
+        loads = {key: wanted.load(line) for key, line in lines.items()}
+        if loads and min(loads.values()) < SMALLEST_LOAD_SECONDS:
+            loads = {key: max(load, SMALLEST_LOAD_SECONDS) for key, load in loads.items()}
         bounds = {}
-        if tenants.bound_running and not wanted.only_bound:
+        if self._bounded and not wanted.only_bound:
             for line in lines.values():
                 if (most := tenants.of(line.tenant).running) is not None:
                     bounds[line.tenant] = most
@@ -151,8 +160,8 @@ class Claiming:
             except Unreadable as why:
                 error = TaskError("quarantined", f"it can't be run: {why}")
                 unreadable += (values[0], values[1], str(why).encode(), encode_result(error))
-        for run in runs:
-            self._session.given(run.claim.fence)
+        if runs:
+            self._session.given([run.claim.fence for run in runs])
         if unreadable:
             await self._session.call("bury", self._dead_ms, *unreadable)
         return runs

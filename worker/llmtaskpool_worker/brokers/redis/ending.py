@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import NamedTuple
 
 from llmtaskpool_worker.brokers.codec import encode_result
 from llmtaskpool_worker.brokers.protocol import Commit, Committed, Outcome
@@ -44,48 +45,39 @@ class Ending:
         if not outcomes:
             return []
         self._following.send()
-        values: list[tuple[bytes | str, ...]] = []
-        results: list[Result | TaskError] = []
-        for one in outcomes:
-            result, data = _fitting(one.result)
-            state = books.LETTERS[_state_of(result)]
-            why = result.code if isinstance(result, TaskError) else ""
-            values.append((one.id, one.fence, state, why, data))
-            results.append(result)
+        ends = [_End.of(one) for one in outcomes]
         times = (self._ttl_ms, self._soon_ms)
-        answer = await self._session.call("commit", *times, *chain.from_iterable(values))
-        ended = [one for one, became in zip(values, answer[1:], strict=True) if became]
-        if ended:
-            self._session.done("commit", *times, *chain.from_iterable(ended))
-        ended_at = self._session.at(answer[0])
-        taken: list[Committed | None] = []
-        for one, result, became in zip(outcomes, results, answer[1:], strict=True):
-            run = self._runs.get(one.id)
-            mine = run is not None and run.claim.fence == one.fence
+        told: list[tuple[str | bytes, ...]] = [one.told for one in ends]
+        answer = await self._session.call("commit", *times, *chain.from_iterable(told))
+        became = answer[1:]
+        if not all(became):
+            told = [one for one, how in zip(told, became, strict=True) if how]
+        if told:
+            self._session.done("commit", *times, *chain.from_iterable(told))
+        ended_at, kept = self._session.at(answer[0]), self._ttl_ms / 1000
+        taken: list[Committed] = []
+        rest: list[int] = []
+        for end, how in zip(ends, became, strict=True):
+            task_id, fence, *_, why, _ = end.told
+            run = self._runs.get(task_id)
+            mine = run is not None and run.claim.fence == fence
             if mine:
-                del self._runs[one.id]
-            if became == 0:
-                if mine:
-                    self._following.lost(one.id)
-                taken.append(None)
-                continue
-            state = _state_of(result)
-            self._following.ended(
-                one.id, state, result.code if isinstance(result, TaskError) else ""
-            )
-            if run is None or not mine:
-                taken.append(None)
-                continue
-            view = run.view(state, ended_at, self._ttl_ms / 1000, result)
-            taken.append(Committed(Commit.TAKEN if became == 1 else Commit.HAD, view))
-        rest = [one.id for one, done in zip(outcomes, taken, strict=True) if done is None]
-        views = dict(zip(rest, await self._views.of(rest), strict=True)) if rest else {}
-        return [
-            done
-            if done is not None
-            else Committed((Commit.LOST, Commit.TAKEN, Commit.HAD)[became], views[one.id])
-            for one, done, became in zip(outcomes, taken, answer[1:], strict=True)
-        ]
+                del self._runs[task_id]
+            view = None
+            if how:
+                self._following.ended(task_id, end.state, why)
+                if run is not None and mine:
+                    view = run.view(end.state, ended_at, kept, end.result)
+            elif mine:
+                self._following.lost(task_id)
+            if view is None:
+                rest.append(len(taken))
+            taken.append(Committed(_BECAME[how], view))
+        if rest:
+            views = await self._views.of([outcomes[place].id for place in rest])
+            for place, view in zip(rest, views, strict=True):
+                taken[place] = Committed(taken[place].commit, view)
+        return taken
 
     async def cancel(self, task_id: str) -> Committed:
         """See Broker."""
@@ -128,12 +120,24 @@ class Ending:
         return (await self._views.of([task_id]))[0]
 
 
-def _state_of(result: Result | TaskError) -> TaskState:
-    return TaskState.FAILED if isinstance(result, TaskError) else TaskState.SUCCEEDED
+_BECAME = (Commit.LOST, Commit.TAKEN, Commit.HAD)
+"""By what commit.lua answers."""
 
 
-def _fitting(result: Result | TaskError) -> tuple[Result | TaskError, bytes]:
-    data = encode_result(result)
-    if len(data) > LARGEST_BYTES:
-        return _TOO_LARGE, encode_result(_TOO_LARGE)
-    return result, data
+class _End(NamedTuple):
+    """How a task ended here. ``told``: id, fence, state, why and result, as commit.lua takes it."""
+
+    state: TaskState
+    result: Result | TaskError
+    told: tuple[str, str, str, str, bytes]
+
+    @staticmethod
+    def of(outcome: Outcome) -> _End:
+        result, data = outcome.result, encode_result(outcome.result)
+        if len(data) > LARGEST_BYTES:
+            result, data = _TOO_LARGE, encode_result(_TOO_LARGE)
+        if isinstance(result, TaskError):
+            told = (outcome.id, outcome.fence, "F", result.code, data)
+            return _End(TaskState.FAILED, result, told)
+        told = (outcome.id, outcome.fence, "S", "", data)
+        return _End(TaskState.SUCCEEDED, result, told)

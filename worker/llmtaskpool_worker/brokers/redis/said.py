@@ -28,7 +28,7 @@ class Said:
 
     def note(self, name: str, args: tuple[Argument, ...]) -> None:
         """The server has answered this call."""
-        size = sum(len(arg) for arg in args if isinstance(arg, bytes | str))
+        size = sum([len(arg) for arg in args if isinstance(arg, (bytes, str))])
         now = self._clock()
         self._calls.append((now, size, (name, args)))
         self._bytes += size

@@ -7,6 +7,7 @@ workers share a queue. A server that was restarted or failed over knows none: co
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,12 +31,33 @@ class Script:
 
 
 def build(name: str, parts: dict[str, str]) -> Script:
-    """A script of its own part and of what all share; ``parts`` by file name."""
+    """A script of its own part and of what it needs of the shared ones; ``parts`` by file name."""
     flags = "" if name in _GROWS else " flags=allow-oom"
-    body = "".join(parts[shared] for shared in _SHARED) + parts[name]
+    body = _needed("".join(parts[shared] for shared in _SHARED), parts[name])
     text = f"#!lua{flags}\n{body}".encode()
     sha = hashlib.sha1(text, usedforsecurity=False).hexdigest()  # the server's name for it
     return Script(name, text, sha, name not in _ONCE)
+
+
+_DEFINITION = re.compile(r"^local (?:function )?(\w+(?:, \w+)*)", re.MULTILINE)
+_COMMENT = re.compile(r"^ *--.*\n| +--.*$", re.MULTILINE)
+
+
+def _needed(shared: str, own: str) -> str:
+    """A script's own text after those definitions of the shared one that it comes to use.
+
+    A server makes all functions of a script anew at each call, which takes as long as a command.
+    A definition begins at a line's beginning with ``local`` and ends where the next begins.
+    """
+    shared, body = _COMMENT.sub("", shared), _COMMENT.sub("", own)
+    starts = [match.start() for match in _DEFINITION.finditer(shared)]
+    for start, end in zip(reversed(starts), [len(shared), *reversed(starts)], strict=False):
+        definition = shared[start:end]
+        names = _DEFINITION.match(definition)
+        words = set(re.findall(r"\w+", body))
+        if names is not None and words & set(names[1].split(", ")):
+            body = definition + body
+    return body
 
 
 @cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from redis.exceptions import ResponseError
 
@@ -40,8 +40,8 @@ class Session:
         self._connections = address.connections()
         self._courier = Courier(self.link(), self.prefix, clock, self._back)
         self._said = Said(clock)
-        self._heard: deque[tuple[float, str]] = deque()
-        """When we were given a claim, and its fence, of the last seconds."""
+        self._heard: deque[tuple[float, Sequence[str]]] = deque()
+        """When we were given claims, and their fences, of the last seconds."""
         self._run_id: str | None = None
         self._ahead = 0.0
         """What our clock is ahead of the server's, in seconds."""
@@ -79,10 +79,10 @@ class Session:
         """
         self._said.note(name, args)
 
-    def given(self, fence: str) -> None:
-        """A claim has come: its attempt counts, also where the server forgets that it ended."""
+    def given(self, fences: Sequence[str]) -> None:
+        """Claims have come: their attempts count, also where the server forgets that they ended."""
         now = self._clock()
-        self._heard.append((now, fence))
+        self._heard.append((now, fences))
         while self._heard[0][0] < now - SECONDS:
             self._heard.popleft()
 
@@ -114,7 +114,7 @@ class Session:
         if self._run_id not in (None, server.run_id):
             lost_at = self.away_since if self.away_since is not None else self._clock()
             calls = self._said.last(lost_at)
-            known += [fence for at, fence in self._heard if at >= lost_at - SECONDS]
+            known += [f for at, fences in self._heard if at >= lost_at - SECONDS for f in fences]
         calls.append(("recover", tuple(known)))
         for start in range(0, len(calls), 64):
             for answer in await ask(calls[start : start + 64]):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,16 +13,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmtaskpool_worker.engines.linear import pack_linears
+from llmtaskpool_worker.engines.memory_plan import RowBytes, no_step, row_bytes
 from llmtaskpool_worker.engines.one_pass.cores import Cores
 from llmtaskpool_worker.engines.one_pass.head import Fault, Message
 from llmtaskpool_worker.engines.one_pass.packing import pack
 from llmtaskpool_worker.engines.protocol import AdmitEmbedding
+from llmtaskpool_worker.engines.weights import ModelRefused
+
+log = logging.getLogger("llmtaskpool.engine")
 
 STEP_TOKENS = 1024
 """Tokens of a step for each core: what they bring about stays in its caches, and others get a
 turn soon."""
 STEP_TOKENS_CUDA = 16_384
 Ids = NDArray[np.int64]
+PROBES = (256, 64)
+"""Tokens of the rows over which is measured what a step holds. What grows with the square of a row
+shows in the first; a model of 300 M numbers takes a second or two for it."""
+LEAST_TOKENS = 16
+"""Of a text that must fit: a model that can't read so much is of no use to anybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +102,13 @@ class Reads(Protocol):
     budget: int
     device: torch.device
     dtype: torch.dtype
+    room: int | None
+
+    def fit_into(self, room: int, peak_of: Callable[[Row], int]) -> int:
+        """See Head. ``peak_of``: what a step over one row was measured to hold."""
+
+    def needs(self, rows: Sequence[Row]) -> int:
+        """See Head."""
 
     def cost(self, sizes: Sequence[int]) -> int:
         """Tokens that a batch of texts of these sizes is run as."""
@@ -108,7 +125,51 @@ class Reads(Protocol):
         """Call ``beat`` while it runs from now on."""
 
 
-class Encoder:
+class Fitted:
+    """What is the same of all that read: which texts and steps fit into memory.
+
+    ``packed``: no text is filled up to the length of another.
+    """
+
+    bounds: Bounds
+    budget: int
+    packed: bool
+    room: int | None = None
+    row_bytes: RowBytes = RowBytes(1.0)
+
+    def cost(self, sizes: Sequence[int]) -> int:
+        """Tokens that a batch of texts of these sizes is run as."""
+        return sum(sizes) if self.packed else max(sizes) * len(sizes)
+
+    def fit_into(self, room: int, peak_of: Callable[[Row], int]) -> int:
+        """See Head. ``peak_of``: what a step over one row was measured to hold."""
+        most = self.bounds.context_length
+        sizes = {min(size, most) for size in PROBES}
+        self.row_bytes = row_bytes({size: peak_of(_probe(size)) for size in sizes})
+        longest = self.row_bytes.longest(room, most)
+        if longest < min(LEAST_TOKENS, most):
+            raise ModelRefused(no_step(self.row_bytes.of(min(LEAST_TOKENS, most)), room))
+        if longest < most:
+            log.warning("memory holds %d of %d tokens of a text", longest, most)
+            self.bounds = replace(self.bounds, context_length=longest)
+        whole, left = divmod(max(self.budget, longest), longest)
+        fullest = whole * self.row_bytes.of(longest) + self.row_bytes.of(left)
+        self.room = None if fullest <= room else room
+        return min(fullest, room)
+
+    def needs(self, rows: Sequence[Row]) -> int:
+        """See Head."""
+        sizes = [len(row.tokens) for row in rows]
+        if self.packed:
+            return sum(map(self.row_bytes.of, sizes))
+        return self.row_bytes.of(max(sizes)) * len(sizes)
+
+
+def _probe(size: int) -> Row:
+    return Row(5 + 7 * np.arange(size, dtype=np.int64) % 11)
+
+
+class Encoder(Fitted):
     """A model of transformers that takes token ids, and the bounds of what it takes.
 
     ``first``: of what the model gives, the part that is compared to see whether it can be packed.
@@ -146,10 +207,6 @@ class Encoder:
             return ran
 
         self.model, self.packed = pack(self.model, run, (0, self.pad_token_id + 1))
-
-    def cost(self, sizes: Sequence[int]) -> int:
-        """Tokens that a batch of texts of these sizes is run as."""
-        return sum(sizes) if self.packed else max(sizes) * len(sizes)
 
     def run(self, rows: Sequence[Row]) -> tuple[Any, Tensor]:
         """What the model gives for (texts, longest), and the mask of what is no padding."""

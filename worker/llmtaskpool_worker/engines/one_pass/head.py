@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from llmtaskpool_worker.engines.protocol import AdmitEmbedding, AdmitInputs, FromEngine, Ready
 
 Message = AdmitEmbedding | AdmitInputs
+ANSWER_BYTES = 32 << 20
+"""Of numbers that one request is answered: a message of the engine holds 64 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,19 @@ class Head(Protocol):
 
     budget: int
     """The most that one step may take, in the unit of ``cost``; one row may take more."""
+
+    @property
+    def room(self) -> int | None:
+        """Bytes that a step may hold; None where no step of its budget could hold more."""
+
+    def fit_into(self, room: int) -> int:
+        """Measure what steps hold, and take from now on only what fits into ``room`` bytes.
+
+        Returns the most that a step will hold. Raises ModelRefused where nothing fits.
+        """
+
+    def needs(self, rows: Sequence[Any]) -> int:
+        """Bytes that a step over these rows holds for a moment, by what was measured."""
 
     def ready(self) -> Ready:
         """What was loaded; the loop adds how many requests it takes at once."""

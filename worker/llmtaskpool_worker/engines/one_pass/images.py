@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +18,15 @@ from transformers import (
     AutoModelForObjectDetection,
 )
 
-from llmtaskpool_worker.engines.image_files import TIMM, BadImage, opened
+from llmtaskpool_worker.engines.admission import dtype_of, refuse_what_never_fits, step_peak
+from llmtaskpool_worker.engines.image_files import PIXELS_MAX, TIMM, BadImage, opened
+from llmtaskpool_worker.engines.memory_plan import no_step
 from llmtaskpool_worker.engines.one_pass.cores import Cores
 from llmtaskpool_worker.engines.one_pass.folding import fold_norms
 from llmtaskpool_worker.engines.one_pass.head import Fault, Message
 from llmtaskpool_worker.engines.one_pass.loop import OnePassLoop
 from llmtaskpool_worker.engines.one_pass.pixels import pixels_of
+from llmtaskpool_worker.engines.one_pass.planning import planned
 from llmtaskpool_worker.engines.one_pass.text_heads import NOT_FINITE, activated
 from llmtaskpool_worker.engines.onnx_files import onnx_file
 from llmtaskpool_worker.engines.protocol import (
@@ -31,8 +36,9 @@ from llmtaskpool_worker.engines.protocol import (
     RequestFailed,
     Values,
 )
-from llmtaskpool_worker.engines.resident import give_back
-from llmtaskpool_worker.engines.weights import ModelRefused, check_numbers, dtype_of, load_weights
+from llmtaskpool_worker.engines.weights import ModelRefused, check_numbers, load_weights
+
+log = logging.getLogger("llmtaskpool.engine")
 
 SPOILT = Fault("invalid", "a picture can't be unpacked: it is cut off or spoilt")
 STEP_IMAGES = 4
@@ -40,8 +46,20 @@ STEP_IMAGES = 4
 STEP_IMAGES_CUDA = 64
 SAMPLE = (320, 240)
 """Width and height of a picture that a model is tried with."""
+PROBE = (1280, 720)
+"""Pixels of the picture over which is measured what a step holds."""
+LEAST_PIXELS = 64 * 64
+"""Of a picture that must fit."""
 THRESHOLD = 0.5
 """How sure a model must be of an object by default, as in transformers' pipeline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture as it came, and how many pixels its header says it has."""
+
+    packed: bytes
+    pixels: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,27 +113,72 @@ class ImageHead:
 
     def __init__(self, model: Sees, config: Any, processor: Any, *, detects: bool) -> None:
         self.model, self.processor, self.detects = model, processor, detects
+        self.device = model.device
         self.pixels = pixels_of(processor)
         self.cores = Cores(torch.device("cpu"))  # pictures are unpacked there for a GPU too
-        on_cpu = model.device.type == "cpu"
+        on_cpu = self.device.type == "cpu"
         self.budget = STEP_IMAGES * self.cores.count if on_cpu else STEP_IMAGES_CUDA
         self.labels = [str(config.id2label[place]) for place in range(int(config.num_labels))]
         several = getattr(config, "problem_type", None) == "multi_label_classification"
         self.several = several or len(self.labels) == 1
+        self.room: int | None = None
+        self.picture_bytes, self.pixel_bytes, self.most_pixels = 0, 0, PIXELS_MAX
+
+    def fit_into(self, room: int) -> int:
+        """See Head. A picture is unpacked at its own size, then brought to the model's."""
+        packed = io.BytesIO()
+        Image.new("RGB", PROBE).save(packed, "BMP")
+        pixels = PROBE[0] * PROBE[1]
+        with step_peak(self.device) as peak, torch.inference_mode():
+            (one,) = self._unpacked([Picture(packed.getvalue(), pixels)])
+        self.pixel_bytes = max(3, -(-peak() // pixels))
+        assert isinstance(one, Unpacked)  # noqa: S101 - it was made above
+        with step_peak(self.device) as peak, torch.inference_mode():
+            self._forward([one])
+        kept = sum(tensor.nbytes for tensor in one.pixels.values())
+        self.picture_bytes = kept + peak()
+        most = (room - self.picture_bytes) // self.pixel_bytes
+        if most < LEAST_PIXELS:
+            raise ModelRefused(no_step(self.picture_bytes + LEAST_PIXELS * self.pixel_bytes, room))
+        if most < PIXELS_MAX:
+            log.warning("memory holds pictures of %d pixels, and not of %d", most, PIXELS_MAX)
+        self.most_pixels = min(PIXELS_MAX, most)
+        fullest = self.budget * (self.picture_bytes + self.most_pixels * self.pixel_bytes)
+        self.room = None if fullest <= room else room
+        return min(fullest, room)
+
+    def needs(self, rows: Sequence[Picture]) -> int:
+        """See Head."""
+        return sum(self.picture_bytes + row.pixels * self.pixel_bytes for row in rows)
 
     def ready(self) -> Ready:
         """What was loaded."""
         dtype = str(self.model.dtype).removeprefix("torch.")
-        about = {"labels": self.labels, "modality": "image"}
-        return Ready(0, 0, [], str(self.model.device), dtype, 0, about=about)
+        about: dict[str, Any] = {"labels": self.labels, "modality": "image"}
+        if self.most_pixels < PIXELS_MAX:
+            about["most_pixels"] = self.most_pixels
+        return Ready(0, 0, [], str(self.device), dtype, 0, about=about)
 
-    def rows(self, message: Message) -> Sequence[bytes] | Fault:
+    def rows(self, message: Message) -> Sequence[Picture] | Fault:
         """The request's pictures, still packed, or why they can't be run."""
         if not isinstance(message, AdmitInputs) or not message.images:
             return Fault("wrong_model", "this model takes pictures")
-        return message.images
+        found = []
+        for packed in message.images:
+            try:
+                with opened(packed) as picture:
+                    found.append(Picture(packed, picture.width * picture.height))
+            except BadImage:
+                return SPOILT
+            if found[-1].pixels > self.most_pixels:
+                return Fault(
+                    "too_large",
+                    f"image: a picture has {found[-1].pixels} pixels, and memory holds "
+                    f"{self.most_pixels} here: send it smaller",
+                )
+        return found
 
-    def size(self, _row: bytes) -> int:
+    def size(self, _row: Picture) -> int:
         """Of one picture: the model brings all to one size."""
         return 1
 
@@ -123,18 +186,18 @@ class ImageHead:
         """Pictures."""
         return sum(sizes)
 
-    def run(self, rows: Sequence[bytes]) -> Sequence[Any]:
+    def run(self, rows: Sequence[Picture]) -> Sequence[Any]:
         """Unpack, bring to the model's size, one pass: outputs, or a Fault, for each."""
-        sizes = [len(row) for row in rows]
+        sizes = [len(row.packed) for row in rows]
         if self.model.shares:
             return self._forward(self.cores.run(rows, sizes, self._unpacked))
         return self.cores.run(rows, sizes, lambda part: self._forward(self._unpacked(part)))
 
-    def _unpacked(self, rows: Sequence[bytes]) -> list[Unpacked | Fault]:
+    def _unpacked(self, rows: Sequence[Picture]) -> list[Unpacked | Fault]:
         found: list[Unpacked | Fault] = []
         for row in rows:
             try:
-                with opened(row) as packed:
+                with opened(row.packed) as packed:
                     picture = packed.convert("RGB")
             except (BadImage, OSError, ValueError, SyntaxError):
                 found.append(SPOILT)
@@ -226,13 +289,14 @@ def load_images(
         model = load_pictures(onnx, config, task)
     else:
         auto = AutoModelForObjectDetection if task == "detect" else AutoModelForImageClassification
-        plain = load_weights(auto, folder, config, dtype=dtype_of(dtype))
+        used = dtype_of(dtype, "float32")
+        refuse_what_never_fits(folder, device, used, options)
+        plain = load_weights(auto, folder, config, dtype=getattr(torch, used))
         plain.to(device).eval().requires_grad_(requires_grad=False)
         check_numbers(plain)
         model = Pictures(plain)
         if model.dtype is torch.float32:
             given = pixels_of(processor)(Image.effect_noise(SAMPLE, 60).convert("RGB"))
             fold_norms(plain, lambda: model(**given).logits)
-    give_back()
     head = ImageHead(model, config, processor, detects=task == "detect")
-    return OnePassLoop(head, threads=threads, max_threads=int(options.get("max_threads", 256)))
+    return planned(head, head.device, threads=threads, options=options)

@@ -17,10 +17,17 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from llmtaskpool_worker.engines.admission import (
+    dtype_of,
+    on_cpu,
+    refuse_file_that_never_fits,
+    refuse_what_never_fits,
+)
 from llmtaskpool_worker.engines.one_pass.encoder import Bounds, Encoder, Reads
 from llmtaskpool_worker.engines.one_pass.images import load_images
 from llmtaskpool_worker.engines.one_pass.linear_head import has_head, load_linear_head
 from llmtaskpool_worker.engines.one_pass.loop import OnePassLoop
+from llmtaskpool_worker.engines.one_pass.planning import planned
 from llmtaskpool_worker.engines.one_pass.tables import load_table
 from llmtaskpool_worker.engines.one_pass.text_heads import (
     AnswerHead,
@@ -31,15 +38,12 @@ from llmtaskpool_worker.engines.one_pass.text_heads import (
     TextHead,
 )
 from llmtaskpool_worker.engines.onnx_files import onnx_file
-from llmtaskpool_worker.engines.resident import give_back
 from llmtaskpool_worker.engines.weights import (
     ModelRefused,
     check_numbers,
     check_task,
-    dtype_of,
     load_weights,
     of_images,
-    on_cpu,
 )
 
 _AUTO = {
@@ -87,6 +91,7 @@ def load_one_pass(
                 "tokenizer.json or preprocessor_config.json: copy them there, or add task=tensor "
                 "and send tensors"
             )
+        refuse_file_that_never_fits(onnx, options)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     linear = has_head(folder, task)
@@ -109,12 +114,14 @@ def load_one_pass(
             bounds = _bounds(folder, config, _AUTO[of].from_config(config), options)
         encoder = load_texts(onnx, config, of, bounds)
     else:
+        used = dtype_of(dtype, "float32")
+        refuse_what_never_fits(folder, device, used, options)
         model = load_weights(
             _AUTO[of],
             folder,
             config,
             unused=("pooler.",) if of == "embed" else (),  # of the first token, for other tasks
-            dtype=dtype_of(dtype),
+            dtype=getattr(torch, used),
         )
         model.to(device).eval().requires_grad_(requires_grad=False)
         check_numbers(model)
@@ -126,8 +133,7 @@ def load_one_pass(
         head = load_linear_head(folder, encoder, pooling=_pooling(folder), dimensions=size)
     else:
         head = _head(task, encoder, config, folder)
-    give_back()
-    return OnePassLoop(head, threads=threads, max_threads=int(options.get("max_threads", 256)))
+    return planned(head, encoder.device, threads=threads, options=options)
 
 
 def _head(task: str, encoder: Reads, config: Any, folder: Path) -> TextHead:

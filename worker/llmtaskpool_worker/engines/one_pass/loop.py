@@ -64,6 +64,7 @@ class OnePassLoop:
     head: Head
     threads: int = 8
     max_threads: int = 256
+    memory_budget_bytes: int | None = None
     clock: Callable[[], float] = time.perf_counter
     steps: int = 0
     _waiting: dict[int, _Request] = field(default_factory=dict)
@@ -73,7 +74,11 @@ class OnePassLoop:
 
     def ready(self) -> Ready:
         """What was loaded."""
-        return msgspec.structs.replace(self.head.ready(), max_threads=self.max_threads)
+        return msgspec.structs.replace(
+            self.head.ready(),
+            max_threads=self.max_threads,
+            memory_budget_bytes=self.memory_budget_bytes,
+        )
 
     def accept(self, message: LoopMessage) -> list[FromEngine]:
         """Take a message in; takes effect with the next step."""
@@ -139,10 +144,16 @@ class OnePassLoop:
         of = first.sizes[place]
         others.sort(key=lambda one: abs(one[0].sizes[one[1]] - of))  # stable: turns stay
         batch, sizes = [(first, place)], [of]
+        rows = [first.rows[place]]
         for request, place in others:
-            if self.head.cost([*sizes, request.sizes[place]]) <= self.head.budget:
+            if self.head.cost([*sizes, request.sizes[place]]) > self.head.budget:
+                continue
+            if self.head.room is None or self.head.needs([*rows, request.rows[place]]) <= (
+                self.head.room
+            ):
                 batch.append((request, place))
                 sizes.append(request.sizes[place])
+                rows.append(request.rows[place])
         for request, place in batch:
             request.left.remove(place)
             self._running[request.id] = self._running.pop(request.id)  # its next turn is last

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmtaskpool_worker.engines.one_pass.encoder import STEP_TOKENS, Bounds, Row, padded
+from llmtaskpool_worker.engines.one_pass.encoder import STEP_TOKENS, Bounds, Fitted, Row, padded
 from llmtaskpool_worker.engines.one_pass.onnx_model import OnnxModel, Port
 from llmtaskpool_worker.engines.weights import ModelRefused
 
@@ -34,7 +34,7 @@ TOLERANCE = 1e-3
 """Of the largest value: a text alone, and the same text padded."""
 
 
-class OnnxEncoder:
+class OnnxEncoder(Fitted):
     """Reads (encoder.py) over an ONNX model.
 
     ``width``: the size of the last dimension that the task's head asks for. Raises ModelRefused.
@@ -50,19 +50,15 @@ class OnnxEncoder:
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.budget = STEP_TOKENS * torch.get_num_threads()
         self._beat: Callable[[], None] = lambda: None
-        self.padded = self._try_out(width)
-        if not self.padded:
+        self.packed = not self._try_out(width)
+        if self.packed:
             log.info("a text gives other numbers beside another: each runs by itself")
-
-    def cost(self, sizes: Sequence[int]) -> int:
-        """Tokens that a batch of texts of these sizes is run as."""
-        return max(sizes) * len(sizes) if self.padded else sum(sizes)
 
     def side_by_side(
         self, rows: Sequence[Row], run: Callable[[Sequence[Row]], Sequence[Any]]
     ) -> list[Any]:
         """``run`` of all rows: onnxruntime shares each operator out to the cores itself."""
-        return list(run(rows)) if self.padded else [one for row in rows for one in run([row])]
+        return [one for row in rows for one in run([row])] if self.packed else list(run(rows))
 
     def run(self, rows: Sequence[Row]) -> tuple[Any, Tensor]:
         """What the model gives for (texts, longest), and the mask of what is no padding."""

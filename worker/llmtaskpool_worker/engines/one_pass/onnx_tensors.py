@@ -10,12 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from llmtaskpool_worker.engines.one_pass.head import Fault, Message
+from llmtaskpool_worker.engines.admission import refuse_file_that_never_fits, step_peak
+from llmtaskpool_worker.engines.memory_plan import no_step
+from llmtaskpool_worker.engines.one_pass.head import ANSWER_BYTES, Fault, Message
 from llmtaskpool_worker.engines.one_pass.loop import OnePassLoop
 from llmtaskpool_worker.engines.one_pass.onnx_model import NUMPY, OnnxModel, Port
-from llmtaskpool_worker.engines.protocol import AdmitInputs, FromEngine, Ready, Tensor, Values
+from llmtaskpool_worker.engines.one_pass.planning import planned
+from llmtaskpool_worker.engines.protocol import (
+    AdmitInputs,
+    FromEngine,
+    Ready,
+    RequestFailed,
+    Tensor,
+    Values,
+)
+from llmtaskpool_worker.engines.weights import ModelRefused
 
 log = logging.getLogger("llmtaskpool.engine")
 
@@ -25,6 +37,11 @@ TOLERANCE = 1e-4
 """Of the largest value: a row alone, and the same row beside another."""
 SAMPLE_SIZE = 2
 """Of a dimension that may be any, where the model is tried."""
+REQUEST_NUMBERS = 16 << 20
+"""Of inputs that a request has at most: a message to the engine holds 64 MiB."""
+SEEN_BYTES, MORE_ROWS = 4 << 20, 8
+"""What a run has to hold for its size to be told from chance; by how much it grows until it does.
+"""
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -60,6 +77,46 @@ class OnnxTensorHead:
         if not self.together:
             log.info("rows of this model depend on each other: each request runs by itself")
         self._beat: Callable[[], None] = lambda: None
+        self.room: int | None = None  # a step of its budget holds no more
+        self.number_bytes, self.most_numbers = 1, REQUEST_NUMBERS
+
+    def fit_into(self, room: int) -> int:
+        """See Head. A run is taken to hold so many bytes for each number of its inputs."""
+        self.number_bytes, least = self._measured()
+        most = room // self.number_bytes
+        if most < least:
+            raise ModelRefused(no_step(least * self.number_bytes, room))
+        if most < REQUEST_NUMBERS:
+            log.warning("memory holds %d numbers of inputs", most)
+        self.most_numbers = min(REQUEST_NUMBERS, most)
+        self.budget = min(STEP_NUMBERS, most)
+        return self.most_numbers * self.number_bytes
+
+    def needs(self, rows: Sequence[Given]) -> int:
+        """See Head."""
+        return self.number_bytes * sum(map(self.size, rows))
+
+    def _measured(self) -> tuple[int, int]:
+        """Bytes that a run holds for each number of its inputs, and numbers of the smallest."""
+        rows, least = 1, 0
+        while True:
+            given = _sample(self.model, rows)
+            numbers = sum(one.size for one in given.values())
+            least = least or numbers
+            try:
+                if rows == 1:
+                    self.model.run(given)  # what only the first run takes is none of it
+                with step_peak(torch.device("cpu")) as peak, torch.inference_mode():
+                    self.model.run(given)
+                held = peak()
+            except Exception:
+                # It can't be tried, as where a dimension of any size isn't really of any.
+                return max(1, self.number_bytes), least
+            self.number_bytes = max(1, -(-held // numbers))
+            grows = all(port.any_rows for port in self.model.inputs)
+            if held >= SEEN_BYTES or not grows or numbers * MORE_ROWS > STEP_NUMBERS:
+                return self.number_bytes, least
+            rows *= MORE_ROWS
 
     def ready(self) -> Ready:
         """What was loaded; ``about`` has the inputs and outputs as Open Inference Protocol does."""
@@ -88,7 +145,14 @@ class OnnxTensorHead:
         counts = {arrays[port.name].shape[0] for port in self.model.inputs if port.any_rows}
         if len(counts) > 1:
             return Fault("invalid", "the inputs have different numbers of rows")
-        return [Given({name: arrays[name] for name in ports})]
+        given = Given({name: arrays[name] for name in ports})
+        if self.size(given) > self.most_numbers:
+            return Fault(
+                "too_large",
+                f"inputs: {self.size(given)} numbers, and memory holds {self.most_numbers} here: "
+                "send them in several requests",
+            )
+        return [given]
 
     def size(self, row: Given) -> int:
         """Numbers of its inputs."""
@@ -134,6 +198,14 @@ class OnnxTensorHead:
     def answer(self, message: Message, values: Sequence[Any], size: int) -> FromEngine:
         """The outputs as tensors; what was read is told in rows."""
         (found,) = values
+        size_bytes = sum(one.nbytes for one in found.values())
+        if size_bytes > ANSWER_BYTES:
+            return RequestFailed(
+                message.id,
+                "too_large",
+                f"outputs: {size_bytes} bytes, and {ANSWER_BYTES} are answered at once: send the "
+                "inputs in several requests",
+            )
         told = []
         for port in self.model.outputs:
             one = found[port.name]
@@ -152,8 +224,9 @@ class OnnxTensorHead:
 
 def load_onnx_tensors(file: Path, *, threads: int, options: dict[str, Any]) -> OnePassLoop:
     """The loop over the ONNX model in ``file``. Raises ModelRefused."""
-    most = int(options.get("max_threads", 256))
-    return OnePassLoop(OnnxTensorHead(OnnxModel(file)), threads=threads, max_threads=most)
+    refuse_file_that_never_fits(file, options)
+    head = OnnxTensorHead(OnnxModel(file))
+    return planned(head, torch.device("cpu"), threads=threads, options=options)
 
 
 def _array(tensor: Tensor, port: Port) -> NDArray[Any] | None:
@@ -174,19 +247,26 @@ def _finite(outputs: Arrays) -> Arrays | Fault:
     return Fault("not_finite", "the model's output is not a number")
 
 
-def _rows_are_alone(model: OnnxModel) -> bool:
-    """Whether each row gives the same alone and beside another; not where it can't be tried."""
-    if not all(port.any_rows for port in (*model.inputs, *model.outputs)):
-        return False
+def _sample(model: OnnxModel, rows: int) -> Arrays:
+    """Inputs of so many rows, where there may be any number."""
     draw = np.random.default_rng(0)
 
-    def sample(port: Port) -> NDArray[Any]:
+    def made(port: Port) -> NDArray[Any]:
         shape = [SAMPLE_SIZE if size < 0 else size for size in port.shape]
+        if port.any_rows:
+            shape[0] = rows
         if port.datatype.startswith("INT"):
             return draw.integers(0, 2, shape).astype(NUMPY[port.datatype])
         return draw.normal(size=shape).astype(NUMPY[port.datatype])
 
-    given = {port.name: sample(port) for port in model.inputs}
+    return {port.name: made(port) for port in model.inputs}
+
+
+def _rows_are_alone(model: OnnxModel) -> bool:
+    """Whether each row gives the same alone and beside another; not where it can't be tried."""
+    if not all(port.any_rows for port in (*model.inputs, *model.outputs)):
+        return False
+    given = _sample(model, SAMPLE_SIZE)
     try:
         both = model.run(given)
         single = [

@@ -13,12 +13,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from llmtaskpool_worker.engines.admission import on_cpu, refuse_what_never_fits, step_peak
+from llmtaskpool_worker.engines.memory_plan import no_step
 from llmtaskpool_worker.engines.one_pass import modules
-from llmtaskpool_worker.engines.one_pass.head import Fault, Message
+from llmtaskpool_worker.engines.one_pass.head import ANSWER_BYTES, Fault, Message
 from llmtaskpool_worker.engines.one_pass.loop import OnePassLoop
+from llmtaskpool_worker.engines.one_pass.planning import planned
 from llmtaskpool_worker.engines.onnx_files import onnx_file
 from llmtaskpool_worker.engines.protocol import AdmitInputs, FromEngine, Ready, Values
-from llmtaskpool_worker.engines.weights import ModelRefused, check_numbers, on_cpu
+from llmtaskpool_worker.engines.weights import ModelRefused, check_numbers
 
 STEP_ROWS = 4096
 _NUMPY = {"FP32": "<f4", "FP64": "<f8", "INT32": "<i4", "INT64": "<i8"}
@@ -39,7 +42,27 @@ class TableHead:
     def __init__(self, table: modules.Table) -> None:
         self.table = table.eval()
         self.budget = STEP_ROWS
+        self.room: int | None = None
+        self.row_bytes = 0
         self._beat: Callable[[], None] = lambda: None
+
+    def fit_into(self, room: int) -> int:
+        """See Head. Whatever a request holds, so many rows are run at once."""
+        given = {
+            name: torch.zeros((STEP_ROWS, max(1, width)), dtype=_TYPES[datatype])
+            for name, (width, datatype) in self.table.columns.items()
+        }
+        with step_peak(torch.device("cpu")) as peak, torch.inference_mode():
+            self.table(given)
+        self.row_bytes = max(4 * self.table.outputs, -(-peak() // STEP_ROWS))
+        if self.row_bytes > room:
+            raise ModelRefused(no_step(self.row_bytes, room))
+        self.budget = min(STEP_ROWS, room // self.row_bytes)
+        return self.budget * self.row_bytes
+
+    def needs(self, rows: Sequence[Rows]) -> int:
+        """See Head."""
+        return self.row_bytes * min(self.budget, sum(row.count for row in rows))
 
     def ready(self) -> Ready:
         """What was loaded; ``about`` has the inputs and outputs as Open Inference Protocol does."""
@@ -73,6 +96,13 @@ class TableHead:
         counts = {one.shape[0] for one in given.values()}
         if len(counts) != 1:
             return Fault("invalid", "the inputs have different numbers of rows")
+        most = ANSWER_BYTES // (4 * self.table.outputs)
+        if max(counts) > most:
+            return Fault(
+                "too_large",
+                f"inputs[0].shape: {max(counts)} rows, and {most} are answered at once: send them "
+                "in several requests",
+            )
         items = getattr(self.table, "items", None)
         if items is not None and int(given["ids"].max()) >= items:
             return Fault("invalid", f"an id is not below {items}")
@@ -92,12 +122,22 @@ class TableHead:
         names = self.table.columns
         if any(len({row.given[name].shape[1] for row in rows}) > 1 for name in names):
             # Lists of ids of several lengths: not filled up, as one of them may be very long.
-            found = [self.table(row.given) for row in rows]
+            found = [self._passed(row.given, row.count) for row in rows]
         else:
             given = {name: torch.cat([row.given[name] for row in rows]) for name in names}
-            found = list(torch.split(self.table(given), [row.count for row in rows]))
+            counts = [row.count for row in rows]
+            found = list(torch.split(self._passed(given, sum(counts)), counts))
         wrong = Fault("not_finite", "the model's output is not a number")
         return [one if bool(torch.isfinite(one).all()) else wrong for one in found]
+
+    def _passed(self, given: Mapping[str, Tensor], count: int) -> Tensor:
+        """(rows, outputs), in as many passes as the budget asks for."""
+        parts = []
+        for begin in range(0, count, self.budget):
+            end = begin + self.budget
+            parts.append(self.table({name: one[begin:end] for name, one in given.items()}))
+            self._beat()
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def answer(self, message: Message, values: Sequence[Any], size: int) -> FromEngine:
         """The output as a tensor."""
@@ -138,6 +178,7 @@ def load_table(
         table = modules.build(spec)
     except (msgspec.ValidationError, msgspec.DecodeError, ValueError) as error:
         raise ModelRefused(f"its model.json can't be used: {error}") from None
+    refuse_what_never_fits(folder, "cpu", "float32", options)
     tensors = {
         name: tensor
         for file in sorted(folder.glob("*.safetensors"))
@@ -154,5 +195,4 @@ def load_table(
     table.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     check_numbers(table)
     table.requires_grad_(requires_grad=False)
-    most = int(options.get("max_threads", 256))
-    return OnePassLoop(TableHead(table), threads=threads, max_threads=most)
+    return planned(TableHead(table), torch.device("cpu"), threads=threads, options=options)

@@ -15,6 +15,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from llmtaskpool_worker.engines.admission import step_peak
 from llmtaskpool_worker.engines.one_pass.encoder import Reads, Row
 from llmtaskpool_worker.engines.one_pass.head import Fault, Message
 from llmtaskpool_worker.engines.protocol import (
@@ -69,6 +70,25 @@ class TextHead(ABC):
             max_threads=0,
             about=self.about,
         )
+
+    @property
+    def room(self) -> int | None:
+        """See Head."""
+        return self.encoder.room
+
+    def fit_into(self, room: int) -> int:
+        """See Head."""
+
+        def peak_of(row: Row) -> int:
+            with step_peak(self.encoder.device) as peak, torch.inference_mode():
+                self.run([row])
+            return peak()
+
+        return self.encoder.fit_into(room, peak_of)
+
+    def needs(self, rows: Sequence[Row]) -> int:
+        """See Head."""
+        return self.encoder.needs(rows)
 
     def rows(self, message: Message) -> Sequence[Row] | Fault:
         """The rows of a request, or why it can't be run."""
@@ -225,11 +245,17 @@ def _spans(logits: Tensor, top: int, longest: int) -> list[list[float]]:
     al., BERT (2019), section 4.3, and in transformers' pipeline.
     """
     begins, ends = torch.softmax(logits, dim=-1)[:, 1:]
-    scores = torch.triu(begins[:, None] * ends[None, :]).tril(longest - 1).flatten()
+    count = len(begins)
+    if not count:
+        return []
+    width = max(1, min(longest, count))
+    # Beginnings by lengths, not by all ends: those of a long text would be gigabytes.
+    spans = nn.functional.pad(ends, (0, width - 1)).unfold(0, width, 1)
+    scores = (begins[:, None] * spans).flatten()
     best = scores.topk(min(top, len(scores)))
-    places = [divmod(place, len(begins)) for place in best.indices.tolist()]
+    places = [divmod(place, width) for place in best.indices.tolist()]
     found = zip(places, best.values.tolist(), strict=True)
-    return [[first, last, score] for (first, last), score in found if first <= last]
+    return [[first, first + more, score] for (first, more), score in found if first + more < count]
 
 
 def pooled(ran: Ran, pooling: str) -> Tensor:

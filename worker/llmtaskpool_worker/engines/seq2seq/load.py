@@ -15,21 +15,20 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
+from llmtaskpool_worker.engines.admission import dtype_of, refuse_what_never_fits
 from llmtaskpool_worker.engines.linear import pack_linears
-from llmtaskpool_worker.engines.resident import give_back
 from llmtaskpool_worker.engines.seq2seq.languages import begins_of, languages_of
 from llmtaskpool_worker.engines.seq2seq.loop import Reader, SequenceLoop
+from llmtaskpool_worker.engines.seq2seq.planning import planned
 from llmtaskpool_worker.engines.seq2seq.rules import rules_of
 from llmtaskpool_worker.engines.seq2seq.running import GRANULE
 from llmtaskpool_worker.engines.seq2seq.slots import SlotDecoder
 from llmtaskpool_worker.engines.seq2seq.speech import Speech
 from llmtaskpool_worker.engines.seq2seq.texts import Texts
-from llmtaskpool_worker.engines.slot_cache import free_memory
 from llmtaskpool_worker.engines.weights import (
     ModelRefused,
     check_numbers,
     check_task,
-    dtype_of,
     load_weights,
 )
 
@@ -40,8 +39,6 @@ STEP_WINDOWS_CUDA = 8
 DEFAULT_LENGTH = 1024
 """For models whose configuration names no longest position (T5's are relative)."""
 DEFAULT_OUTPUT = 512
-CACHE_SHARE = 0.5
-"""Of the memory that is free after loading, what the caches may grow to."""
 
 
 def load_sequences(
@@ -56,11 +53,12 @@ def load_sequences(
     """The loop over the model in ``folder`` (Hugging Face layout, safetensors).
 
     ``device`` defaults to cuda where there is one; ``dtype`` to bfloat16 there and float32 on a
-    CPU. ``options``: max_threads, cache_bytes, context_length, source_language, target_language.
+    CPU. ``options``: max_threads, cache_bytes, memory_bytes, memory_share, context_length,
+    source_language, target_language.
 
     Raises:
-        ModelRefused: the model is for another task, is none that slots can serve, or its weights
-            aren't whole.
+        ModelRefused: the model is for another task, is none that slots can serve, its weights
+            aren't whole, or there is never memory enough for it.
     """
     options = options or {}
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -73,11 +71,13 @@ def load_sequences(
             "out the task and ask it in a chat, or name another model"
         )
     speech = task == "transcribe"
+    used = dtype_of(dtype, "bfloat16" if on_gpu else "float32")
+    refuse_what_never_fits(folder, device, used, options)
     model = load_weights(
         AutoModelForSpeechSeq2Seq if speech else AutoModelForSeq2SeqLM,
         folder,
         config,
-        dtype=dtype_of(dtype, "bfloat16" if on_gpu else "float32"),
+        dtype=getattr(torch, used),
     )
     model.to(device).eval().requires_grad_(requires_grad=False)
     check_numbers(model)
@@ -93,16 +93,16 @@ def load_sequences(
     else:
         reader = _texts(folder, config, asked, ends, task, decoder, options, on_gpu=on_gpu)
     _check_slots(decoder, reader)
-    give_back()
-    budget = options.get("cache_bytes") or free_memory(decoder.device) * CACHE_SHARE
+    plan = planned(decoder, reader, int(config.vocab_size), threads=threads, options=options)
     return SequenceLoop(
         decoder,
         reader,
         eos=frozenset(ends),
         vocab_size=int(config.vocab_size),
         threads=threads,
-        max_threads=int(options.get("max_threads", 256)),
-        cache_bytes=int(budget),
+        max_threads=plan.max_threads,
+        cache_bytes=plan.cache_bytes,
+        memory_budget_bytes=plan.budget_bytes,
     )
 
 

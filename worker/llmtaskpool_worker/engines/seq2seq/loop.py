@@ -40,6 +40,14 @@ from llmtaskpool_worker.engines.seq2seq.slots import SlotDecoder
 
 Fault = tuple[str, str]
 """A code for programs, a sentence for people."""
+NO_CACHE = (
+    "the text and what max_tokens lets it be answered are more than the cache ever holds: send it "
+    "in parts, or ask for fewer tokens; or raise cache_bytes or memory_bytes of the model"
+)
+
+
+PeakOf = Callable[[dict[str, Tensor], int], int]
+"""Bytes that a step held over one source, of what the encoder takes and its size."""
 
 
 class Reader(Protocol):
@@ -62,6 +70,22 @@ class Reader(Protocol):
         One stands for two.
         """
 
+    @property
+    def shortest(self) -> tuple[int, int]:
+        """Tokens that the least sequence takes in the decoder's own cache and in the other."""
+
+    def fit_into(self, room: int, peak_of: PeakOf) -> int:
+        """Read at once from now on only what fits into ``room`` bytes of a step.
+
+        Returns how many of them a step may come to. Raises ModelRefused where nothing fits.
+        """
+
+    def fit_beside(self, room: int) -> int:
+        """What is unpacked beside the steps has ``room`` bytes; returns how much of it is used.
+
+        Raises ModelRefused where that holds nothing.
+        """
+
     def prepared(self, writing: Writing, *, wait: bool) -> bool | Fault:
         """Whether its source can be read now; with ``wait`` it may take a moment until it can."""
 
@@ -80,6 +104,9 @@ class Reader(Protocol):
     def conclusion(self, writing: Writing) -> FromEngine | None:
         """What is told at its end, in place of Finished."""
 
+    def put_aside(self, writing: Writing) -> None:
+        """The request is parked: what can be had anew is given back."""
+
     def forget(self, writing: Writing) -> None:
         """The request has left."""
 
@@ -97,6 +124,7 @@ class SequenceLoop:
         threads: int,
         max_threads: int,
         cache_bytes: int,
+        memory_budget_bytes: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
         cpu_clock: Callable[[], float] = time.process_time,
     ) -> None:
@@ -104,6 +132,7 @@ class SequenceLoop:
         self.vocab_size = vocab_size
         self.sampler = Sampler(decoder.device, eos)
         room = Room(cache_bytes, decoder.own.bytes_per_token, decoder.cross.bytes_per_token)
+        self.memory_budget_bytes = memory_budget_bytes
         self.max_threads = max_threads
         self.writers = Writers(min(threads, max_threads), room)
         self.clock, self.cpu_clock = clock, cpu_clock
@@ -125,6 +154,7 @@ class SequenceLoop:
             dtype=str(decoder.dtype).removeprefix("torch."),
             max_threads=self.max_threads,
             cpu_threads=torch.get_num_threads() if decoder.device.type == "cpu" else 1,
+            memory_budget_bytes=self.memory_budget_bytes,
             about=self.reader.about,
         )
 
@@ -136,6 +166,9 @@ class SequenceLoop:
                 taken = self.reader.taken(message)
                 if not isinstance(taken, Writing):
                     return [RequestFailed(message.id, *taken)]
+                if not self.writers.ever_fits(taken):
+                    self.reader.forget(taken)
+                    return [RequestFailed(message.id, "context_length_exceeded", NO_CACHE)]
                 self._preparing.append(taken)
                 self._prepare()
             case Cancel(id=request_id):
@@ -243,6 +276,7 @@ class SequenceLoop:
             self._told.append(RequestFailed(request.id, *(drawn.fault or NOT_FINITE)))
             self._leave(one)
             return []
+        one.logprob += drawn.logprob or 0.0
         told: list[Token] = []
         own_end = drawn.token in self.eos and not request.ignore_eos
         ends = own_end or drawn.token in request.stop_token_ids
@@ -294,6 +328,7 @@ class SequenceLoop:
                 return
             one = self.writers.running[slot]
             self._vacate(one)
+        self.reader.put_aside(one)
         self.writers.parked[request_id] = one
         self._ended.append(Finished(request_id, "parked"))
 

@@ -26,6 +26,8 @@ class Writing(Sequence):
     size: int = 0
     prefix: int = 1
     most: int = 0
+    logprob: float = 0.0
+    """Sum of the log-probabilities of what was drawn, where they are asked for."""
     notes: Any = None
     """What a kind of model keeps of it between steps."""
 
@@ -63,7 +65,11 @@ class Writers:
         all_of = [*self.running, extra] if extra is not None else self.running
         own = max((one.most for one in all_of), default=0)
         cross = max((one.size for one in all_of), default=0)
-        return _granules(own), _granules(cross)
+        return granules(own), granules(cross)
+
+    def ever_fits(self, one: Writing) -> bool:
+        """Whether there is room for it when it is alone."""
+        return self.room.fits(1, granules(one.most), granules(one.size))
 
     def admitted(self, budget: int) -> list[Writing]:
         """Those that begin now: as many as there is room for, and sources worth ``budget``.
@@ -108,5 +114,6 @@ class Writers:
         return [(one.filled, one.size if one.filled else 0) for one in self.running]
 
 
-def _granules(tokens: int) -> int:
+def granules(tokens: int) -> int:
+    """The length of a cache for so many tokens."""
     return -(-max(tokens, 1) // GRANULE) * GRANULE

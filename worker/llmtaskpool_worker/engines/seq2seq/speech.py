@@ -15,15 +15,26 @@ from transformers import WhisperFeatureExtractor
 from transformers.generation.logits_process import WhisperTimeStampLogitsProcessor
 
 from llmtaskpool_worker.disclosure import where_raised
+from llmtaskpool_worker.engines.admission import step_peak
+from llmtaskpool_worker.engines.memory_plan import no_step
 from llmtaskpool_worker.engines.protocol import Admit, AdmitSound, FromEngine, Values
-from llmtaskpool_worker.engines.seq2seq.loop import Fault
+from llmtaskpool_worker.engines.seq2seq.loop import Fault, PeakOf
 from llmtaskpool_worker.engines.seq2seq.parts import Part, Times, parts_of
 from llmtaskpool_worker.engines.seq2seq.rules import Rules
 from llmtaskpool_worker.engines.seq2seq.running import Writing
-from llmtaskpool_worker.engines.sound_files import HEARD_RATE, BadSound, heard
+from llmtaskpool_worker.engines.seq2seq.unpacking import Unpacking
+from llmtaskpool_worker.engines.sound_files import (
+    HEARD_RATE,
+    SECONDS_MAX,
+    BadSound,
+    heard,
+    seconds_of,
+)
 from llmtaskpool_worker.engines.weights import ModelRefused
 
 log = logging.getLogger("llmtaskpool.engine")
+UNPACKED_BYTES = 3 * 4 * HEARD_RATE
+"""Of a second of sound: its samples in float32, in blocks and whole, and on their way to 16 kHz."""
 WAIT_SECONDS = 0.2
 """So long a step waits for a file to be decoded, where nothing else is to be done."""
 
@@ -33,7 +44,9 @@ class _Sound:
     """One file: its features (mels, frames), and how far it has been written down."""
 
     wanted: AdmitSound
-    decoding: Future[Tensor]
+    seconds: float
+    decoding: Future[Tensor] | None = None
+    """None: there is no room for it yet."""
     features: Tensor | None = None
     seek: int = 0
     language: str | None = None
@@ -44,7 +57,8 @@ class _Sound:
     """Whether the next token is the language."""
     begin: int = 0
     """Where in the tokens what is said begins."""
-    parts: list[Part] = field(default_factory=list)
+    parts: list[tuple[Part, float]] = field(default_factory=list)
+    """And the mean log-probability of what was drawn of their window, its end among it."""
     tokens: int = 0
 
 
@@ -87,6 +101,35 @@ class Speech:
             "window_seconds": extractor.chunk_length,
         }
         self._threads = ThreadPoolExecutor(1, "decode-sound")
+        self._unpacking = Unpacking()
+        self._sounds: dict[int, _Sound] = {}
+
+    @property
+    def shortest(self) -> tuple[int, int]:
+        """All windows are as long."""
+        return self.most, self._size
+
+    def fit_into(self, room: int, peak_of: PeakOf) -> int:
+        """See Reader: by one window of noise."""
+        window = max(1, peak_of(self.sample()[0], self._size))
+        if window > room:
+            raise ModelRefused(no_step(window, room))
+        windows = min(self.budget // self._size, room // window)
+        self.budget = windows * self._size
+        return windows * window
+
+    def fit_beside(self, room: int) -> int:
+        """Files that are unpacked have ``room`` bytes together."""
+        samples = torch.zeros(self._extractor.n_samples).numpy()
+        with step_peak(torch.device("cpu")) as peak:
+            self._extractor(samples, sampling_rate=HEARD_RATE, return_tensors="pt")
+        second = UNPACKED_BYTES + math.ceil(peak() / self._extractor.chunk_length)
+        self._unpacking = Unpacking(room, second)
+        if self._unpacking.longest < self._extractor.chunk_length:
+            raise ModelRefused(no_step(second * self._extractor.chunk_length, room))
+        if self._unpacking.longest < SECONDS_MAX:
+            self.about["most_seconds"] = math.floor(self._unpacking.longest)
+        return room
 
     def sample(self) -> tuple[dict[str, Tensor], list[int]]:
         """One window of noise."""
@@ -102,9 +145,35 @@ class Speech:
             return "invalid", "the model does not know this language"
         if message.prompt and not 0 <= min(message.prompt) <= max(message.prompt) < self._below:
             return "token_out_of_range", f"a token of the prompt is not in 0 to {self._below - 1}"
-        like = Admit(message.id, [], self.most, temperature=message.temperature, seed=message.seed)
-        decoding = self._threads.submit(self._features, message.file)
-        return Writing(like, [], notes=_Sound(message, decoding), size=self._size, most=self.most)
+        like = Admit(
+            message.id,
+            [],
+            self.most,
+            temperature=message.temperature,
+            seed=message.seed,
+            logprobs=0,
+        )
+        try:
+            seconds = seconds_of(message.file)
+        except BadSound as error:
+            return "bad_sound", f"file {error}"
+        if seconds > self._unpacking.longest:
+            return "too_large", (
+                f"file is {seconds:.0f} s long, and memory holds {self._unpacking.longest:.0f} s "
+                "here: send it in several files"
+            )
+        sound = _Sound(message, seconds)
+        self._come(message.id, sound)
+        return Writing(like, [], notes=sound, size=self._size, most=self.most)
+
+    def _come(self, request_id: int, sound: _Sound) -> None:
+        self._sounds[request_id] = sound
+        self._decode(self._unpacking.come(request_id, sound.seconds))
+
+    def _decode(self, begun: Sequence[int]) -> None:
+        for request_id in begun:
+            sound = self._sounds[request_id]
+            sound.decoding = self._threads.submit(self._features, sound.wanted.file)
 
     def _features(self, file: bytes) -> Tensor:
         """(mels, frames): of a whole window for what fits into one, else of all there is."""
@@ -125,7 +194,9 @@ class Speech:
         sound: _Sound = writing.notes
         if sound.features is not None:
             return True
-        if not wait and not sound.decoding.done():
+        if writing.request.id not in self._sounds:  # it was put aside
+            self._come(writing.request.id, sound)
+        if sound.decoding is None or (not wait and not sound.decoding.done()):
             return False
         try:
             sound.features = sound.decoding.result(WAIT_SECONDS)
@@ -137,7 +208,8 @@ class Speech:
             log.error("sound can't be decoded: %s", where_raised(error))  # noqa: TRY400
             return "bad_sound", "file can't be decoded: send it as WAV"
         sound.timestamps = sound.wanted.timestamps or sound.features.shape[1] > self._window
-        self._begin(writing, sound)
+        if not writing.tokens:
+            self._begin(writing, sound)
         return True
 
     def _begin(self, writing: Writing, sound: _Sound) -> None:
@@ -163,6 +235,7 @@ class Speech:
             tokens += after
             sound.begin = len(tokens)
         writing.tokens, writing.drawn, writing.prefix = tokens, 0, len(tokens)
+        writing.logprob = 0.0
 
     def given(self, sequences: Sequence[Writing]) -> dict[str, Tensor]:
         """(rows, mels, frames of a window)."""
@@ -194,6 +267,7 @@ class Speech:
         sound: _Sound = writing.notes
         if sound.hears_language:
             sound.hears_language, sound.language = False, self._codes[token]
+            writing.logprob = 0.0  # nothing is said yet
         elif sound.forced:
             sound.forced = sound.forced[1:]
         return token < self._below
@@ -207,7 +281,7 @@ class Speech:
         length = min(total - sound.seek, self._window)
         second = HEARD_RATE / self._extractor.hop_length
         parts, done = parts_of(said, self._times, offset=sound.seek / second, heard=length)
-        sound.parts += parts
+        sound.parts += [(part, writing.logprob / (len(said) + 1)) for part in parts]
         sound.tokens += len(said)
         sound.seek += done if done > 0 else length  # what says nothing is not heard for ever
         if sound.seek >= total:
@@ -218,12 +292,21 @@ class Speech:
     def conclusion(self, writing: Writing) -> FromEngine | None:
         """All parts, and the language."""
         sound: _Sound = writing.notes
-        parts = [[start, end, tokens] for start, end, tokens in sound.parts]
+        parts = [[*part, round(logprob, 4)] for part, logprob in sound.parts]
         return Values(writing.request.id, [sound.language, parts], sound.tokens)
+
+    def put_aside(self, writing: Writing) -> None:
+        """Its file is unpacked anew when it goes on."""
+        self.forget(writing)
+        writing.notes.features = writing.notes.decoding = None
 
     def forget(self, writing: Writing) -> None:
         """Nobody waits for its file any more."""
-        writing.notes.decoding.cancel()
+        if self._sounds.pop(writing.request.id, None) is None:
+            return
+        if writing.notes.decoding is not None:
+            writing.notes.decoding.cancel()
+        self._decode(self._unpacking.leave(writing.request.id))
 
 
 def _only(logits: Tensor, tokens: list[int]) -> Tensor:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from llmtaskpool_worker.engines.memory_plan import no_step, row_bytes
 from llmtaskpool_worker.engines.protocol import Admit, AdmitSound, FromEngine
-from llmtaskpool_worker.engines.seq2seq.loop import Fault
+from llmtaskpool_worker.engines.seq2seq.loop import Fault, PeakOf
 from llmtaskpool_worker.engines.seq2seq.rules import Rules
 from llmtaskpool_worker.engines.seq2seq.running import Writing
+from llmtaskpool_worker.engines.weights import ModelRefused
+
+PROBES = (256, 64)
+"""Tokens of the texts over which is measured what a step holds."""
+LEAST_TOKENS = 16
+"""Of a text that must fit."""
+log = logging.getLogger("llmtaskpool.engine")
 
 
 class Texts:
@@ -70,6 +79,36 @@ class Texts:
             "attention_mask": mask.long().to(self._device),
         }, lengths
 
+    @property
+    def shortest(self) -> tuple[int, int]:
+        """One granule of each."""
+        return 1, 1
+
+    def fit_into(self, room: int, peak_of: PeakOf) -> int:
+        """See Reader: by a long text and a short one."""
+        most = self.context_length
+        sizes = {min(size, most) for size in PROBES}
+        row = row_bytes({size: peak_of(self._probe(size), size) for size in sizes})
+        longest = row.longest(room, most)
+        if longest < (least := min(LEAST_TOKENS, most)):
+            raise ModelRefused(no_step(row.of(least), room))
+        if longest < most:
+            log.warning("memory holds %d of %d tokens of a text", longest, most)
+            self.context_length = longest
+        self.budget = max(longest, min(self.budget, room // row.of(longest) * longest))
+        return -(-self.budget // longest) * row.of(longest)
+
+    def _probe(self, size: int) -> dict[str, Tensor]:
+        ids = 1 + torch.arange(size)[None] * 11 % (self._vocab_size - 1)
+        return {
+            "input_ids": ids.to(self._device),
+            "attention_mask": torch.ones_like(ids).to(self._device),
+        }
+
+    def fit_beside(self, _room: int) -> int:
+        """Nothing: texts are there."""
+        return 0
+
     def prepared(self, _writing: Writing, *, wait: bool) -> bool | Fault:  # noqa: ARG002
         """Always: a text is there as soon as its request is."""
         return True
@@ -99,6 +138,9 @@ class Texts:
     def conclusion(self, _writing: Writing) -> FromEngine | None:
         """Nothing: its tokens were told."""
         return None
+
+    def put_aside(self, _writing: Writing) -> None:
+        """Nothing is kept beside the sequence."""
 
     def forget(self, _writing: Writing) -> None:
         """Nothing is kept beside the sequence."""

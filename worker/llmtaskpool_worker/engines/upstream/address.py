@@ -14,10 +14,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from llmtaskpool_worker.disclosure import shown
+from llmtaskpool_worker.engines.model_spec import MOST_TOKENS, MOST_WAITING
 
 SCHEME = "openai:"
 EXAMPLE = "openai:http://127.0.0.1:8001/v1#name"
-OPTIONS = frozenset({"max_threads", "tokenizer", "api_key_env", "context_length"})
+_WHOLE = frozenset({"max_threads", "context_length", MOST_WAITING, MOST_TOKENS})
+OPTIONS = _WHOLE | {"tokenizer", "api_key_env"}
 _SERVICE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
 
 
@@ -85,7 +87,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         if name not in OPTIONS:
             known = ", ".join(sorted(OPTIONS))
             raise ValueError(f"option {shown(name)} is none of a server's model: use {known}")
-        whole = name in ("max_threads", "context_length")
+        whole = name in _WHOLE
         if whole and (type(value) is not int or not 1 <= value <= 10_000_000):
             raise ValueError(f"option {name} is {shown(value)}: use a whole number from 1")
         if not whole and (not isinstance(value, str) or not value):

@@ -1,6 +1,6 @@
 -- ARGV: msgpack {id, group, line, weight, work_us, bytes, lane, attempts, shown, patience_ms,
 --   delay_ms, key, print, pod, most_tasks, most_bytes, depends_on, need, part, attended, labels,
---   ttl_ms, soon_ms, most of its tenant or -1}; the input.
+--   ttl_ms, soon_ms, most of its tenant or -1, most of its group or -1}; the input.
 -- Answers {what, id or counter, server's time, state}: ok, same (the id or its key is known),
 -- conflict, full, unknown_dependency.
 local a = cmsgpack.unpack(ARGV[1])
@@ -34,6 +34,7 @@ local tenant = a[24] >= 0 and tenant_of(b.k)
 if tenant and tonumber(call('HGET', p .. ':n', 'w ' .. tenant) or 0) >= a[24] then
   return { 'full', 'tenant', t }
 end
+if a[25] >= 0 and call('ZCARD', p .. ':a:' .. b.g) >= a[25] then return { 'full', 'model', t } end
 local held = call('HMGET', p .. ':s', 'held:' .. a[7], 'bytes:' .. a[7])
 if tonumber(held[1] or 0) + 1 > a[15] then return { 'full', 'tasks', t } end
 if tonumber(held[2] or 0) + b.z > a[16] then return { 'full', 'bytes', t } end
@@ -49,6 +50,7 @@ if a[20] == 1 then
   with('t', '1')
   b.soon = '1'
 end
+if a[20] == 1 or key ~= '' or pod ~= '' then with('R', '1') end
 if a[21] ~= '' then with('L', a[21]) end
 if #deps > 0 then with('D', table.concat(deps, ' ')) end
 if key ~= '' then
@@ -83,7 +85,7 @@ else
       call('PEXPIRE', p .. ':r:' .. dep, KEPT_FOR_CHILDREN, 'GT')
     else
       call('SADD', p .. ':k:' .. dep, id)
-      call('HSET', p .. ':t:' .. dep, 'N', '1')
+      call('HSET', p .. ':t:' .. dep, 'N', '1', 'R', '1')
     end
   end
   while above[i] do -- what somebody waits for has the strongest weight of those who do
@@ -92,7 +94,10 @@ else
     i = i + 1
     if m.s and not ENDED[m.s] and tonumber(m.w) < b.w then
       call('HSET', p .. ':t:' .. dep, 'w', b.w)
-      if m.s == 'q' then call('ZADD', p .. ':q:' .. m.g .. ':' .. m.k, 'XX', -b.w, dep) end
+      if m.s == 'q' then
+        call('ZADD', p .. ':q:' .. m.g .. ':' .. m.k, 'XX', -b.w, dep)
+        call('ZADD', p .. ':c:' .. m.g, 'GT', b.w, m.k)
+      end
       for _, one in ipairs(call('SMEMBERS', p .. ':u:' .. dep)) do above[#above + 1] = one end
     end
   end

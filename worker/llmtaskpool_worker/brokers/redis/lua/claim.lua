@@ -2,25 +2,19 @@
 --   {{group, free}, ...}, {line = T}, above, only, ttl_ms, heads,
 --   {tenant = most that may run}, {line = F}}.
 -- ageing_ms 0: the order alone. above: only what has P = W / T above it. only: what is bound to
--- this pod. heads 1: tell who is first in line now. `fence` and the place in the answer make each claim's own: a counter kept here would go
--- back with a lost second of the file, and two claims would hold the same number.
+-- this pod. heads 1: tell who is first in line now. `fence` and the place in the answer make each
+-- claim's own: a counter kept here would go back with a lost second of the file, and two claims
+-- would hold the same number.
 -- Answers {'loads', lines whose T is not known} and takes nothing, or {'ok', server's time, {of each
--- group that has a free slot and has more: group, line, id and score of its best}, then of each id, fence, attempt, runs alone, accepted at, patient until, weight, work, line, group,
--- began at, what is shown, input}.
+-- group that has a free slot and has more: group, line, id and score of its best}, then of each id,
+-- fence, attempt, runs alone, accepted at, patient until, weight, work, line, group, began at, what
+-- is shown, input}.
 local worker, fence, lease, most, ageing, share, newest, lane, groups, T, above, only, ttl,
   heads, bounds, F = unpack(cmsgpack.unpack(ARGV[1]), 1, 16)
 local t = now()
-
--- Keys of a wrong type are looked for only when one was met: `redis.pcall` costs more.
-local ask = call
-local function first(key)
-  local h = ask('ZRANGE', key, 0, 0, 'WITHSCORES')
-  if h.err then
-    put_key_aside(key)
-    return false
-  end
-  return h[1], tonumber(h[2])
-end
+-- What is taken leaves its sets at the end, all of it at once. Where somebody has aged, or only what
+-- is bound is wanted, tasks come out of the middle of lines: then each leaves at once.
+local together = only == ''
 
 -- Of tenants whose tasks at work are bounded: how many more may be.
 local bounded, room = next(bounds) ~= nil, {}
@@ -34,54 +28,74 @@ local function has_room(k)
   return room[tenant] > 0
 end
 
--- The first of each line: its group, line, key, id and P. P is below 0 where nobody is to be taken.
-local hg, hk, hq, hid, hw, rank, n = {}, {}, {}, {}, {}, {}, 0
-local function look(at)
-  local id, score = first(hq[at])
-  local k = hk[at]
-  if id and bounded and not has_room(k) then
-    hid[at], rank[at] = false, -1
-  elseif id then
-    hid[at], hw[at], rank[at] = id, -score, -score / T[k] * (F[k] or 1)
+-- Lines: of each its group, name and key, the weight that its head has at most, and P by it; P is
+-- below 0 where nobody is to be taken. A head is looked at when it may be the best of all: then hid
+-- is its id, false where there is none, and weight and P are its own.
+local hg, hk, hq, hw, hid, rank, n = {}, {}, {}, {}, {}, {}, 0
+local rows, at, left = {}, {}, {} -- what was read of a line, the head's place there, who has left
+local function key_of(i)
+  hq[i] = hq[i] or p .. ':q:' .. hg[i] .. ':' .. hk[i]
+  return hq[i]
+end
+local function look(i)
+  local row = rows[i]
+  if not row or not row[at[i]] then
+    local gone = left[i] and #left[i] or 0
+    row = try('ZRANGE', key_of(i), gone, row and gone + most or gone, 'WITHSCORES')
+    if row.err then
+      put_key_aside(key_of(i))
+      row = {}
+    end
+    rows[i], at[i] = row, 1
+  end
+  local id = row[at[i]]
+  if id then
+    local w = -tonumber(row[at[i] + 1])
+    hid[i] = id
+    if w ~= hw[i] then
+      hw[i], rank[i] = w, w / T[hk[i]] * (F[hk[i]] or 1)
+      call('ZADD', p .. ':c:' .. hg[i], w, hk[i])
+    end
   else
-    hid[at], rank[at] = false, -1
-    call('SREM', p .. ':c:' .. hg[at], k)
+    hid[i], rank[i] = false, -1
+    call('ZREM', p .. ':c:' .. hg[i], hk[i])
   end
 end
 
 local free, oldest, unknown = {}, {}, {}
 local some_aged = false
 local function look_at_oldest(g)
-  local id, since = first(p .. ':a:' .. g)
-  oldest[g] = id and { id = id, since = since, g = g }
-  return id and since <= t - ageing
+  local key = p .. ':a:' .. g
+  local o = try('ZRANGE', key, 0, 0, 'WITHSCORES')
+  if o.err then
+    put_key_aside(key)
+    o = {}
+  end
+  local since = tonumber(o[2])
+  oldest[g] = since and { id = o[1], since = since, g = g }
+  if since and since <= t - ageing then some_aged, together = true, false end
 end
-
-local function look_at_groups()
-  n, unknown, some_aged = 0, {}, false
-  for _, pair in ipairs(groups) do
-    local g = pair[1]
-    free[g] = pair[2]
-    if ageing > 0 and look_at_oldest(g) then some_aged = true end
-    if pair[2] > 0 and only == '' then
-      local lines = ask('SMEMBERS', p .. ':c:' .. g)
-      if lines.err then
-        put_key_aside(p .. ':c:' .. g)
-        lines = {}
-      end
-      for _, k in ipairs(lines) do
-        if T[k] then
-          n = n + 1
-          hg[n], hk[n], hq[n] = g, k, p .. ':q:' .. g .. ':' .. k
-          look(n)
-        else unknown[#unknown + 1] = k end
+for _, pair in ipairs(groups) do
+  local g = pair[1]
+  free[g] = pair[2]
+  if ageing > 0 then look_at_oldest(g) end
+  if pair[2] > 0 and only == '' then
+    local lines = try('ZRANGE', p .. ':c:' .. g, 0, -1, 'WITHSCORES')
+    if lines.err then
+      put_key_aside(p .. ':c:' .. g)
+      lines = {}
+    end
+    for i = 1, #lines, 2 do
+      local k = lines[i]
+      if not T[k] then unknown[#unknown + 1] = k
+      else
+        n = n + 1
+        hg[n], hk[n], hw[n] = g, k, tonumber(lines[i + 1])
+        if bounded and not has_room(k) then hid[n], rank[n] = false, -1
+        else rank[n] = hw[n] / T[k] * (F[k] or 1) end
       end
     end
   end
-end
-if not pcall(look_at_groups) then
-  ask = try
-  look_at_groups()
 end
 if only ~= '' then
   for _, id in ipairs(call('SMEMBERS', p .. ':o:' .. only)) do
@@ -99,37 +113,65 @@ if #unknown > 0 then
   return { 'loads', unpack(unknown) }
 end
 
--- The oldest of those who have waited their bound, of groups with a free slot.
-local function aged()
-  local found
-  for g, o in pairs(oldest) do
-    if o and free[g] > 0 and o.since <= t - ageing and (not found or o.since < found.since
-        or (o.since == found.since and o.id < found.id)) then found = o end
-  end
-  return found
-end
-
-local function youngest()
-  local found
-  for g, slots in pairs(free) do
-    local y = slots > 0 and call('ZREVRANGE', p .. ':a:' .. g, 0, 0, 'WITHSCORES') or {}
-    if y[1] and (not found or tonumber(y[2]) > found.since) then
-      found = { id = y[1], since = tonumber(y[2]), g = g }
+local aged, youngest
+if some_aged then
+  -- The oldest of those who have waited their bound, of groups with a free slot.
+  aged = function()
+    local found
+    for g, o in pairs(oldest) do
+      if o and free[g] > 0 and o.since <= t - ageing and (not found or o.since < found.since
+          or (o.since == found.since and o.id < found.id)) then found = o end
     end
+    return found
   end
-  return found
+  youngest = function()
+    local found
+    for g, slots in pairs(free) do
+      local y = slots > 0 and call('ZREVRANGE', p .. ':a:' .. g, 0, 0, 'WITHSCORES') or {}
+      if y[1] and (not found or tonumber(y[2]) > found.since) then
+        found = { id = y[1], since = tonumber(y[2]), g = g }
+      end
+    end
+    return found
+  end
 end
 
--- What has left the head of its line, or was taken out of the middle.
+-- A task leaves line k of group g; best is the line whose turn it was.
+local leave_a, leave_x, leased = {}, {}, {}
+local function leave(best, g, k, id, until_ms)
+  if together then
+    local q, a = left[best], leave_a[g]
+    if not q then
+      q = {}
+      left[best] = q
+    end
+    if not a then
+      a = {}
+      leave_a[g] = a
+    end
+    q[#q + 1], a[#a + 1] = id, id
+  else
+    call('ZREM', p .. ':q:' .. g .. ':' .. k, id)
+    call('ZREM', p .. ':a:' .. g, id)
+  end
+  if until_ms then leave_x[#leave_x + 1] = id end
+end
+
+-- The next of its line is to be looked at.
 local function move_on(best, g, k, id)
-  if hid[best] == id then
-    if hq[best] then look(best) else hid[best], rank[best] = false, -1 end
+  if together then
+    at[best] = at[best] + 2
+    if rank[best] >= 0 then hid[best] = nil end
   else
     for i = 1, n do
-      if hid[i] == id or (hg[i] == g and hk[i] == k) then look(i) end
+      if only ~= '' then
+        if hid[i] == id then hid[i], rank[i] = false, -1 end
+      elseif hid[i] and (i == best or hid[i] == id or (hg[i] == g and hk[i] == k)) then
+        hid[i], rows[i] = nil, nil
+      end
     end
+    if oldest[g] and oldest[g].id == id then look_at_oldest(g) end
   end
-  if some_aged and oldest[g] and oldest[g].id == id then look_at_oldest(g) end
   if free[g] <= 0 then
     for i = 1, n do
       if hg[i] == g then rank[i] = -1 end
@@ -143,11 +185,19 @@ local first_in_line = {}
 local out, lost = { 'ok', t, first_in_line }, {}
 local taken, alone, bytes, work = 0, false, 0, {}
 while taken < most and not alone do
-  local best, highest = nil, above
-  for i = 1, n do
-    local r = rank[i]
-    if r > highest or (r == highest and best and hid[i] < hid[best]) then best, highest = i, r end
-  end
+  local best, highest
+  repeat
+    best, highest = nil, above
+    for i = 1, n do
+      local r = rank[i]
+      if r > highest then best, highest = i, r
+      elseif r == highest and best and hid[best] and (not hid[i] or hid[i] < hid[best]) then
+        best = i
+      end
+    end
+    local known = not best or hid[best]
+    if not known then look(best) end
+  until known
   if not best then break end
   local g, k, id = hg[best], hk[best], hid[best]
   local old, credit_before = some_aged and aged(), credit
@@ -165,7 +215,10 @@ while taken < most and not alone do
     local why = m.err and 'not a hash' or not m[1] and 'no books' or m[1] ~= 'q' and 'not waiting'
       or not READS[m[2]] and 'version ' .. tostring(m[2]) or 'incomplete books'
     for i = 1, n do
-      if hid[i] == id and hq[i] then call('ZREM', hq[i], id) end
+      if hid[i] == id and hq[i] then
+        call('ZREM', hq[i], id)
+        if i ~= best then hid[i], rows[i] = nil, nil end
+      end
     end
     call('ZREM', p .. ':a:' .. g, id)
     put_aside(id, why)
@@ -174,14 +227,13 @@ while taken < most and not alone do
     break -- it is taken by itself
   else
     local attempts, until_ms = tonumber(m[3] or 0), m[4]
-    call('ZREM', p .. ':q:' .. g .. ':' .. k, id)
-    call('ZREM', p .. ':a:' .. g, id)
-    if attempts > 0 or not until_ms or tonumber(until_ms) >= t then -- else the next sweep ends it
-      if until_ms then call('ZREM', p .. ':x', id) end
-      local input = call('GET', p .. ':b:' .. id)
+    local wanted = attempts > 0 or not until_ms or tonumber(until_ms) >= t
+    leave(best, g, k, id, wanted and until_ms)
+    if wanted then -- else the next sweep ends it
+      local input = try('GET', p .. ':b:' .. id)
       bytes, work[g] = bytes + m[8], (work[g] or 0) + m[7]
-      billed(k, -1, input and 1 or 0)
-      if not input then
+      billed(k, -1, type(input) == 'string' and 1 or 0)
+      if type(input) ~= 'string' then
         lost[#lost + 1] = { id, books(id), 'F', 'input_lost' }
         call('RPUSH', p .. ':T', id)
         count('held:' .. lane, -1)
@@ -193,12 +245,12 @@ while taken < most and not alone do
           began = call('HGET', tk, 'h') or t
           call('HSET', tk, 's', 'r', 'a', attempts + 1, 'f', own, 'o', worker, 'h', began)
         end
-        call('ZADD', p .. ':l', t + lease, id)
-        local at = #out
-        out[at + 1], out[at + 2], out[at + 3], out[at + 4] = id, own, attempts + 1, m[9] or '0'
-        out[at + 5], out[at + 6], out[at + 7], out[at + 8] = m[6], until_ms or '0', m[5], m[7]
-        out[at + 9], out[at + 10], out[at + 11], out[at + 12] = k, g, began, m[10]
-        out[at + 13] = input
+        leased[#leased + 1], leased[#leased + 2] = t + lease, id
+        local o = #out
+        out[o + 1], out[o + 2], out[o + 3], out[o + 4] = id, own, attempts + 1, m[9] or '0'
+        out[o + 5], out[o + 6], out[o + 7], out[o + 8] = m[6], until_ms or '0', m[5], m[7]
+        out[o + 9], out[o + 10], out[o + 11], out[o + 12] = k, g, began, m[10]
+        out[o + 13] = input
         if m[11] then tell(id, { 'running', id, worker }) end
         free[g] = free[g] - 1
         taken = taken + 1
@@ -217,9 +269,15 @@ while taken < most and not alone do
   end
   move_on(best, g, k, id)
 end
+for i, ids in pairs(left) do call('ZREM', hq[i], unpack(ids)) end
+for g, ids in pairs(leave_a) do call('ZREM', p .. ':a:' .. g, unpack(ids)) end
+if leave_x[1] then call('ZREM', p .. ':x', unpack(leave_x)) end
+if leased[1] then call('ZADD', p .. ':l', unpack(leased)) end
+local from = left
+left = {}
+
 if ageing > 0 and not some_aged then credit = 0 end
-if credit ~= credit_was or (ageing > 0 and not some_aged and share > 0
-    and call('HGET', p .. ':s', 'credit:' .. lane)) then
+if credit ~= credit_was or (ageing > 0 and not some_aged and share > 0) then
   if credit == 0 then call('HDEL', p .. ':s', 'credit:' .. lane)
   else call('HSET', p .. ':s', 'credit:' .. lane, tostring(credit)) end
 end
@@ -227,24 +285,48 @@ count('held:' .. lane, -taken)
 count('bytes:' .. lane, -bytes)
 for g, y in pairs(work) do count('work:' .. g, -y) end
 if #lost > 0 then ended(lost, t, ttl, ttl, ttl) end
-if heads == 1 then
-  local best, highest = {}, {}
+
+-- Of each group the line whose head has the highest P = W / T, whatever is free.
+local function best_of_all()
+  local best, highest, unseen = {}, {}, false
   for i = 1, n do
-    local g, P = hg[i], hid[i] and hq[i] and hw[i] / T[hk[i]]
+    local g, P = hg[i], hw[i] and hid[i] ~= false and hw[i] / T[hk[i]]
     if P and P > (highest[g] or 0) then best[g], highest[g] = i, P end
   end
-  for g, i in pairs(best) do
-    local at = #first_in_line
-    first_in_line[at + 1], first_in_line[at + 2] = g, hk[i]
-    first_in_line[at + 3], first_in_line[at + 4] = hid[i], tostring(-hw[i])
+  for _, i in pairs(best) do
+    if not hid[i] then
+      look(i)
+      unseen = true
+    end
   end
+  return not unseen and best
+end
+if heads == 1 then
+  local best
+  repeat best = best_of_all() until best
+  for g, i in pairs(best) do
+    local o = #first_in_line
+    first_in_line[o + 1], first_in_line[o + 2] = g, hk[i]
+    first_in_line[o + 3], first_in_line[o + 4] = hid[i], tostring(-hw[i])
+  end
+end
+
+-- Whether somebody waits in a line; one that was not looked at has somebody, as far as is known.
+local function has_somebody(i)
+  if hid[i] ~= nil then return hid[i] end
+  if together and not from[i] then return true end
+  if rows[i] and rows[i][at[i]] or call('EXISTS', key_of(i)) == 1 then return true end
+  hid[i] = false
+  call('ZREM', p .. ':c:' .. hg[i], hk[i])
+  return false
 end
 if taken > 0 then
   local woken = {}
   for i = 1, n do -- more waits: the next who is idle is to look as well
-    if hid[i] and not woken[hg[i]] then
-      woken[hg[i]] = true
-      wake(hg[i])
+    local g = hg[i]
+    if (from[i] or not woken[g]) and has_somebody(i) and not woken[g] then
+      woken[g] = true
+      wake(g)
     end
   end
 end

@@ -2,24 +2,42 @@
 -- Answers the server's time, then for each 1 (this ended it), 2 (said again after a lost answer: it
 -- was this that ended it) or 0 (lost: the fence is not the one in force).
 local t, ttl, soon = now(), ARGV[1], ARGV[2]
-local out, done, here = { t }, {}, {}
+local out, done, here, leases = { t }, {}, {}, {}
+local plain, inputs = {}, {} -- those of whose end nobody else is to be told
 for i = 3, #ARGV, 5 do
   local id, fence, s = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  local m = try('HMGET', p .. ':t:' .. id, 's', 'f', 't', 'i', 'p', 'W', 'N', 'k')
-  local b = { s = m[1], f = m[2], soon = m[3], i = m[4], p = m[5], watched = m[6], needed = m[7],
-    k = m[8] or '' }
-  if b.s == 'r' and b.f == fence and not here[id] then
-    call('ZREM', p .. ':l', id)
-    call('SET', p .. ':r:' .. id, ARGV[i + 4], 'PX', b.soon and soon or ttl)
-    done[#done + 1] = { id, b, s, ARGV[i + 3] }
-    here[id] = true
+  local tk, why, keep = p .. ':t:' .. id, ARGV[i + 3], ttl
+  local m = try('HMGET', tk, 's', 'f', 'k', 'R')
+  if m[1] == 'r' and m[2] == fence and not here[id] then
+    local k = m[3] or ''
+    leases[#leases + 1] = id
+    if m[4] then
+      local more = call('HMGET', tk, 't', 'i', 'p', 'W', 'N')
+      if more[1] then keep = soon end
+      done[#done + 1] = { id, { s = 'r', k = k, soon = more[1], i = more[2], p = more[3],
+        watched = more[4], needed = more[5] }, s, why }
+    else
+      if why == '' then call('HSET', tk, 's', s, 'e', t)
+      else call('HSET', tk, 's', s, 'e', t, 'l', why) end
+      call('PEXPIREAT', tk, t + ttl)
+      billed(k, 0, -1)
+      plain[#plain + 1], inputs[#inputs + 1] = id, p .. ':b:' .. id
+    end
+    -- The server would make this of PX, which takes longer.
+    call('SET', p .. ':r:' .. id, ARGV[i + 4], 'PXAT', t + keep)
+    here[id] = s
     out[#out + 1] = 1
-  elseif b.f == fence and (b.s == s or here[id]) then
+  elseif m[2] == fence and (here[id] or m[1]) == s then
     out[#out + 1] = 2
   else
     out[#out + 1] = 0
   end
 end
-ended(done, t, ttl, soon, ttl)
+if leases[1] then call('ZREM', p .. ':l', unpack(leases)) end
+if plain[1] then
+  call('DEL', unpack(inputs))
+  call('LPUSH', p .. ':e', unpack(plain))
+end
+if done[1] then ended(done, t, ttl, soon, ttl) end
 settle()
 return out

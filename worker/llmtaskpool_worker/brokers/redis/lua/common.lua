@@ -5,7 +5,7 @@
 --   p:b:<id>     string  its input; deleted when it ends, kept while it is a dead letter
 --   p:r:<id>     string  its result or error, with a time to live
 --   p:q:<g>:<k>  zset    waiting tasks of group g and line k; score -W, member id
---   p:c:<g>      set     lines of g that have somebody
+--   p:c:<g>      zset    lines of g that have somebody; score: what the weight of its head is at most
 --   p:a:<g>      zset    waiting tasks of g by their acceptance
 --   p:m:<g>      list    at most one marker: work waits for somebody who is idle
 --   p:g          set     groups
@@ -30,7 +30,7 @@
 -- F failed, C cancelled, X expired, D dead letter), g group, k line, w weight, u accepted at,
 -- x end of its patience where it is not the usual, y work in microseconds, z bytes,
 -- a attempts, 2 runs more under one claim, f fence, o owner, h began at, e ended at, l why, 1 runs
--- alone, m, L and D what is shown of it, W that it is watched, N that others depend on it, i hash of
+-- alone, R that it has i, p, t, W or N, m, L and D what is shown of it, W that it is watched, N that others depend on it, i hash of
 -- its key, p pod of its connection, K attempts at most where it is not the usual, t that it goes
 -- soon after its end, M who makes way for it and since when; need, of, part, ok, bad, pat (patience from then on): of those that it
 -- depends on.
@@ -50,16 +50,26 @@ end
 local sums, bills = {}, {}
 local function count(name, n) sums[name] = (sums[name] or 0) + n end
 local function settle()
+  local names, new = {}, {}
   for name, n in pairs(sums) do
-    if n ~= 0 then call('HINCRBY', p .. ':s', name, n) end
+    if n ~= 0 then names[#names + 1] = name end
   end
+  if names[2] then -- one command that writes costs more than one that reads
+    local old = call('HMGET', p .. ':s', unpack(names))
+    for i, name in ipairs(names) do
+      new[2 * i - 1], new[2 * i] = name, string.format('%.0f', (old[i] or 0) + sums[name])
+    end
+    call('HSET', p .. ':s', unpack(new))
+  elseif names[1] then call('HINCRBY', p .. ':s', names[1], sums[names[1]]) end
   for name, n in pairs(bills) do
     if n ~= 0 and call('HINCRBY', p .. ':n', name, n) <= 0 then call('HDEL', p .. ':n', name) end
   end
 end
 
 -- A line has its tenant at its end; that of who showed no key has none.
-local function tenant_of(k) return string.match(k, '\t(.+)$') end
+local function tenant_of(k)
+  if string.byte(k, -1) ~= 9 then return string.match(k, '\t(.+)$') end
+end
 local function billed(k, waits, runs)
   local tenant = tenant_of(k)
   if tenant then
@@ -93,7 +103,7 @@ end
 
 local function enter_line(id, b, patient)
   call('ZADD', p .. ':q:' .. b.g .. ':' .. b.k, -b.w, id)
-  if call('SADD', p .. ':c:' .. b.g, b.k) == 1 then call('SADD', p .. ':g', b.g) end
+  if call('ZADD', p .. ':c:' .. b.g, 'GT', b.w, b.k) == 1 then call('SADD', p .. ':g', b.g) end
   call('ZADD', p .. ':a:' .. b.g, b.u, id)
   if patient and b.x then call('ZADD', p .. ':x', b.x, id) end
   wake(b.g)

@@ -30,7 +30,7 @@ end
 -- `todo`: {id, books, state, why} of what has left its line or its run already. `ttl`: of what is
 -- fetched later, `soon` of what was read at once, `dead_ttl` of dead letters; milliseconds.
 local function ended(todo, t, ttl, soon, dead_ttl)
-  local i, over = 1, {}
+  local i, over, inputs = 1, {}, {}
   while todo[i] do
     local id, b, s, why = unpack(todo[i], 1, 4)
     i = i + 1
@@ -53,9 +53,8 @@ local function ended(todo, t, ttl, soon, dead_ttl)
         keep = KEPT_FOR_CHILDREN
         call('PEXPIRE', p .. ':r:' .. id, keep, 'GT')
       end
-      call('PEXPIRE', tk, keep)
-      call('DEL', p .. ':b:' .. id)
-      over[#over + 1] = id
+      call('PEXPIREAT', tk, t + keep)
+      over[#over + 1], inputs[#inputs + 1] = id, p .. ':b:' .. id
       if b.i then call('PEXPIRE', p .. ':i:' .. b.i, keep) end
     end
     if b.p then call('SREM', p .. ':o:' .. b.p, id) end
@@ -63,6 +62,7 @@ local function ended(todo, t, ttl, soon, dead_ttl)
     if b.needed then told_dependants(id, s, t, todo) end
   end
   if #over > 0 then
+    call('DEL', unpack(inputs))
     call('LPUSH', p .. ':e', unpack(over))
   end
 end

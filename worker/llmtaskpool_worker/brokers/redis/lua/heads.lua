@@ -3,7 +3,7 @@ local MOST = 256
 local out = {}
 for i = 1, #ARGV do
   local g = ARGV[i]
-  local lines = try('SMEMBERS', p .. ':c:' .. g)
+  local lines = try('ZRANGE', p .. ':c:' .. g, 0, -1)
   for at = 1, lines.err and 0 or math.min(#lines, MOST) do
     local h = try('ZRANGE', p .. ':q:' .. g .. ':' .. lines[at], 0, 0, 'WITHSCORES')
     if h[1] then

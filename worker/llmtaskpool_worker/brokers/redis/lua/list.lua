@@ -14,7 +14,7 @@ local function add(ids)
 end
 local function waiting(g)
   if tenant == '' then return add(call('ZREVRANGE', p .. ':a:' .. g, begin, last)) end
-  for _, k in ipairs(call('SMEMBERS', p .. ':c:' .. g)) do
+  for _, k in ipairs(call('ZRANGE', p .. ':c:' .. g, 0, -1)) do
     if tenant_of(k) == tenant then
       local ids = try('ZREVRANGE', p .. ':q:' .. g .. ':' .. k, begin, last)
       if not ids.err then add(ids) end

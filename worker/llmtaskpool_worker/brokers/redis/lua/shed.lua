@@ -6,7 +6,8 @@ local lane, highest, T, ttl, soon = unpack(cmsgpack.unpack(ARGV[1]), 1, 5)
 local t, unknown, least = now(), {}, false
 for _, g in ipairs(call('SMEMBERS', p .. ':g')) do
   local here = string.match(g, '^(%d+):') and READS[string.match(g, '^(%d+):')]
-  local lines = here and string.match(g, '^%d+:(%a+):') == lane and try('SMEMBERS', p .. ':c:' .. g)
+  local lines = here and string.match(g, '^%d+:(%a+):') == lane
+    and try('ZRANGE', p .. ':c:' .. g, 0, -1)
   for _, k in ipairs(lines and not lines.err and lines or {}) do
     if not T[k] then unknown[#unknown + 1] = k
     else
