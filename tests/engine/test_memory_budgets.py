@@ -41,7 +41,9 @@ from llmtaskpool_worker.execution.dispatcher import Dispatcher
 from llmtaskpool_worker.scheduling import task
 from safetensors.torch import save_file
 
+from .onnx_models import classifier_of_pictures, reader, scorer
 from .test_images import write_classifier, write_detector
+from .test_onnx import write as write_onnx
 from .tiny_models import write_headed, write_model
 from .tiny_writers import write_hearer, write_writer
 
@@ -70,6 +72,12 @@ ENGINES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "classify pictures": ("classify", lambda folder: write_classifier(folder, "vit")),
     "detect": ("detect", write_detector),
     "tensor": ("tensor", write_table),
+    "embed, ONNX": ("embed", lambda folder: write_onnx(folder, reader("embed"), "embed")),
+    "classify pictures, ONNX": (
+        "classify",
+        lambda folder: write_onnx(folder, classifier_of_pictures(3), "pictures"),
+    ),
+    "tensor, ONNX": ("tensor", lambda folder: write_onnx(folder, scorer())),
     "translate": ("translate", lambda folder: write_writer(folder, "marian")),
     "summarize": ("summarize", lambda folder: write_writer(folder, "bart")),
     "transcribe": ("transcribe", lambda folder: write_hearer(folder)),
@@ -107,7 +115,7 @@ def test_weights_that_never_fit_are_refused_with_the_numbers(
     load: Load, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "limit_bytes", lambda: 40)
-    said = r"its weights take .* in float32, and its engine may have .*: give the container more"
+    said = r"its weights take .* in (float32|model.onnx), and its engine may have .*: give the container more"
     with pytest.raises(ModelRefused, match=said):
         load(name)
 
@@ -124,7 +132,7 @@ def test_a_model_without_room_for_a_single_step_is_refused_with_the_numbers(
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_numbers_of_no_kind_are_refused_and_auto_is_the_usual_ones(load: Load, name: str) -> None:
-    if name == "tensor":
+    if name == "tensor" or name.endswith("ONNX"):
         return  # its numbers are those of its files
     with pytest.raises(ModelRefused, match="dtype=int3 is none: use auto, float32"):
         load(name, dtype="int3")

@@ -64,10 +64,9 @@ def bytes_of(file: Path) -> int:
     """Of an ONNX model that may be loaded, and of the files that its numbers are in."""
     import onnx
 
-    told = (
-        tensor.external_data for tensor in _tensors(onnx.load_model(file, load_external_data=False))
-    )
-    others = {entry.value for one in told for entry in one if entry.key == "location"}
+    model = onnx.load_model(file, load_external_data=False)
+    told = (entry for tensor in _tensors(model) for entry in tensor.external_data)
+    others: set[str] = {str(entry.value) for entry in told if entry.key == "location"}
     return file.stat().st_size + sum((file.parent / name).stat().st_size for name in others)
 
 
