@@ -195,6 +195,22 @@ def test_bulk_is_sent_one_prompt_after_the_other_and_an_urgent_one_waits_for_one
     Story(4).play(play)
 
 
+def test_bulk_whose_answers_come_whole_has_all_places_once_the_server_has_begun_them():
+    """A call of a tool is kept until it is whole: before its first token is the role alone."""
+
+    async def play(story: Story) -> None:
+        for number in range(6):
+            await story.submit(f"bulk {number}", weight=0.1)
+        await story.settled()
+        for sent in (1, 2, 3, 3):
+            assert len(story.server.has) == sent
+            for request_id in [*story.server.has]:
+                story.server.tell(Piece(request_id, {"delta": {"role": "assistant"}}, 0))
+            await story.settled()
+
+    Story(4).play(play)
+
+
 @pytest.mark.parametrize(("places", "weight", "sent"), [(4, 1.0, 4), (3, 0.1, 3), (64, 0.1, 4)])
 def test_ordinary_requests_and_few_or_many_places_are_not_held_back(places, weight, sent):
     """A fresh server gets four; of 64 places four may have unread prompts of bulk."""

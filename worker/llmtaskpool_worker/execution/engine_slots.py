@@ -69,7 +69,7 @@ class EngineSlots:
     gauges: Gauges | None = None
     """What that server said last of itself."""
     unread: set[int] = field(default_factory=set)
-    """Requests that yield and have no token yet: a server may have few of those at once."""
+    """Requests that yield and have no chunk yet: a server may have few of those at once."""
     _bound: int | None = None
     _open: int = 0
     _with_urgent: int = 0

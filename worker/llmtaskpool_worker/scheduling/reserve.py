@@ -11,7 +11,8 @@ loses nothing, and one with both loses a place of four, or a sixteenth of many.
 A server reads what it was sent before it goes on: behind the prompts of four bulk requests that
 came at once, as they do when four of equal length end at once, an urgent one waits for all four in
 the place that was kept for it. So those that yield are sent one (of many places, a sixteenth) at a
-time, the next when the one before has its first token.
+time, the next when the one before has its first chunk. Not its first token: a server that has read
+a prompt says so with a chunk of the role alone, and may keep a call of a tool until it is whole.
 
 Urgent is who could have the place of a running one, too (preemption.py): its P = W / T is
 ``factor`` times as high. Pure; seconds are of the caller's clock.
