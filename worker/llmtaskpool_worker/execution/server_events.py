@@ -40,7 +40,7 @@ class ServerEvents:
         match happened:
             case Piece(id=request_id, choice=choice, tokens=tokens):
                 slots.moved(self._clock())
-                slots.unread.discard(request_id)
+                slots.unread.pop(request_id, None)
                 task = self._ledger.active.get(slots.in_flight.get(request_id, ""))
                 if task is not None and task.forwarded is not None:
                     self._took(slots)
