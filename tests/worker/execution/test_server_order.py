@@ -173,31 +173,75 @@ def test_the_first_urgent_one_goes_at_once_beside_bulk_that_says_that_it_is_bulk
     Story(4).play(play)
 
 
-def test_bulk_is_sent_one_prompt_after_the_other_and_an_urgent_one_waits_for_one_at_most():
+async def bulk_ends_at_once_beside_an_urgent_one(story: Story) -> None:
+    """Three of bulk have ended in one moment, and an urgent one is there since before."""
+    await fill(story, 10, 0.1)
+    await story.submit("urgent", SHORT, 100.0)
+    await story.settled()
+    assert story.server.runs(said("urgent")), "it goes at once"
+    for request_id in [i for i, body in story.server.has.items() if body != said("urgent")]:
+        story.server.ends(request_id)
+    await story.settled()
+
+
+def test_while_urgent_ones_come_bulk_is_sent_one_prompt_after_the_other():
     async def play(story: Story) -> None:
-        for number in range(6):
-            await story.submit(f"bulk {number}", weight=0.1)
+        await bulk_ends_at_once_beside_an_urgent_one(story)
+        assert len(story.server.has) == 2, "with the urgent one"
+        await story.submit("another", SHORT, 100.0)
         await story.settled()
-        for sent in (1, 2, 3, 3):
-            assert len(story.server.has) == sent
+        assert story.server.runs(said("another")), "behind one prompt"
+        story.server.ends(max(story.server.has))
+        for sent in (2, 3, 3):
+            await story.settled()
+            assert len(story.server.has) == sent, "one place is kept"
             await story.draw()
-        for request_id in [*story.server.has]:  # all three end at once
-            story.server.ends(request_id)
-        await story.settled()
-        assert len(story.server.has) == 1
-        await story.submit("urgent", SHORT, 100.0)
-        await story.settled()
-        assert story.server.runs(said("urgent")), "it goes at once, behind one prompt"
-        story.server.ends(min(story.server.has))
-        await story.settled()
-        assert len(story.server.has) == 2, "one that ends without a token is read, too"
+        assert story.server.most <= 4
 
     Story(4).play(play)
 
 
-@pytest.mark.parametrize(("places", "weight", "sent"), [(4, 1.0, 4), (3, 0.1, 3), (64, 0.1, 4)])
-def test_ordinary_requests_and_few_or_many_places_are_not_held_back(places, weight, sent):
-    """A fresh server gets four; of 64 places four may have unread prompts of bulk."""
+def test_one_of_bulk_that_ends_without_a_token_was_read():
+    async def play(story: Story) -> None:
+        await bulk_ends_at_once_beside_an_urgent_one(story)
+        for _ in range(5):
+            assert len(story.server.has) == 2
+            story.server.ends(max(story.server.has))
+            await story.settled()
+
+    Story(4).play(play)
+
+
+def test_bulk_whose_answers_come_whole_has_its_places_once_the_server_has_begun_them():
+    """A call of a tool is kept until it is whole: before its first token is the role alone."""
+
+    async def play(story: Story) -> None:
+        await bulk_ends_at_once_beside_an_urgent_one(story)
+        for sent in (2, 3, 3):
+            assert len(story.server.has) == sent
+            for request_id in [*story.server.has]:
+                story.server.tell(Piece(request_id, {"delta": {"role": "assistant"}}, 0))
+            await story.settled()
+
+    Story(4).play(play)
+
+
+def test_a_server_that_says_nothing_before_an_answer_is_whole_is_waited_for_two_seconds():
+    async def play(story: Story) -> None:
+        await bulk_ends_at_once_beside_an_urgent_one(story)
+        for sent in (2, 3, 3):
+            assert len(story.server.has) == sent
+            story.clock.now += 2.1
+            story.pool._capacity.look()
+            story.pool._asking.schedule(*story.pool._lanes.values())
+            await story.settled()
+
+    Story(4).play(play)
+
+
+@pytest.mark.parametrize(("places", "weight", "sent"), [(4, 1.0, 4), (4, 0.1, 3), (64, 0.1, 4)])
+def test_where_no_urgent_ones_come_nobody_is_held_back(places, weight, sent):
+    """A fresh server gets four at first; of four places bulk leaves one."""
 
     async def play(story: Story) -> None:
         for number in range(6):

@@ -104,6 +104,20 @@ NOT_BEGUN = {
 }
 
 
+def test_a_server_that_is_done_and_never_said_why_has_stopped():
+    """`[DONE]` ends an answer; what ends without either was cut, and runs again."""
+    script = sending(HEAD, says("all"), END)
+    with raw_serving(script) as server, serving_engines(engine_at(server.port)) as rig:
+        (choice,) = rig.post(COMPLETIONS, BODY).json()["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("all", "stop")
+        text = rig.post(COMPLETIONS, BODY | {"stream": True}).text
+        events = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
+        assert events[-1] == "[DONE]"
+        assert "error" not in text
+        reasons = [c["finish_reason"] for e in events[:-1] for c in json.loads(e)["choices"]]
+        assert [reason for reason in reasons if reason] == ["stop"]
+
+
 @pytest.mark.parametrize("name", NOT_BEGUN)
 def test_a_whole_answer_that_can_not_be_had_is_an_error_with_a_status(name):
     script, status, words = NOT_BEGUN[name]

@@ -15,7 +15,7 @@ from llmtaskpool_worker.engines.protocol import Engine, Gauges, Ready
 from llmtaskpool_worker.execution.engine_memory import EngineMemory
 from llmtaskpool_worker.scheduling.hindrance import Unhindered
 from llmtaskpool_worker.scheduling.latency_guard import LatencyGuard
-from llmtaskpool_worker.scheduling.reserve import unread
+from llmtaskpool_worker.scheduling.reserve import UNREAD_SECONDS, kept, unread
 from llmtaskpool_worker.scheduling.seats import Seats
 from llmtaskpool_worker.scheduling.suspicion import Suspicion
 
@@ -68,8 +68,10 @@ class EngineSlots:
     """The bound of a server behind the model; None where the engine is our own."""
     gauges: Gauges | None = None
     """What that server said last of itself."""
-    unread: set[int] = field(default_factory=set)
-    """Requests that yield and have no token yet: a server may have few of those at once."""
+    unread: dict[int, float] = field(default_factory=dict)
+    """Requests that yield and have no chunk yet, with the time when they were sent."""
+    _unread: int | None = None
+    """So many of those a server may have at once; None: any."""
     _bound: int | None = None
     _open: int = 0
     _with_urgent: int = 0
@@ -103,9 +105,10 @@ class EngineSlots:
             return 0
         if self.seats is None:
             return max(0, self.holds - len(self.in_flight))
-        if self.unread and len(self.unread) >= unread(self.ready.max_threads):
-            return 0
-        return max(0, min(self._open, self.ready.max_threads) - len(self.in_flight))
+        places = min(self._open, self.ready.max_threads) - len(self.in_flight)
+        if self.unread and self._unread is not None:
+            places = min(places, self._unread - len(self.unread))
+        return max(0, places)
 
     def free_for_urgent(self, leaving: int = 0) -> bool:
         """Whether a server has a place beyond its N, once so many of its requests have left."""
@@ -153,6 +156,11 @@ class EngineSlots:
             self._open = self.seats.open(now)
             self._with_urgent = self.seats.with_urgent(self._bound, now)
             self._paused = self.seats.paused(now)
+            keeps = self.seats.urgent_lately(now) and kept(self.ready.max_threads) > 0
+            self._unread = unread(self.holds) if keeps else None
+            for request_id, sent_at in [*self.unread.items()]:
+                if now - sent_at > UNREAD_SECONDS:
+                    del self.unread[request_id]
 
     def group_of(self, task_id: str) -> str:
         """The group of the queue that a task of this model waits in."""
@@ -183,7 +191,7 @@ class EngineSlots:
         """A request left the engine; its task's id."""
         self.shared_until(now)
         task_id = self.in_flight.pop(request_id, None)
-        self.unread.discard(request_id)
+        self.unread.pop(request_id, None)
         self._count(now)
         if not self.in_flight:
             self.idle_since = now

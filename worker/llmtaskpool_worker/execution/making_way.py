@@ -118,7 +118,7 @@ class MakingWay:
             slots.seats.yielding_came(now)
             payload = task.request.payload
             if isinstance(payload, Forward) and payload.route not in WHOLE_ROUTES:
-                slots.unread.add(task.request_id)
+                slots.unread[task.request_id] = now
             slots.bound(now)
 
     def parked(self, task: ActiveTask) -> None:

@@ -40,6 +40,7 @@ class ServerEvents:
         match happened:
             case Piece(id=request_id, choice=choice, tokens=tokens):
                 slots.moved(self._clock())
+                slots.unread.pop(request_id, None)
                 task = self._ledger.active.get(slots.in_flight.get(request_id, ""))
                 if task is not None and task.forwarded is not None:
                     self._took(slots)
@@ -79,7 +80,6 @@ class ServerEvents:
         now, threads = self._clock(), self._lane.threads
         delivery = slots.seats.delivery
         if not task.told_tokens:
-            slots.unread.discard(task.request_id)
             slots.seats.take_in(delivery.read(self._prompt(task), now), threads, now)
         task.told_tokens += tokens
         slots.seats.take_in(delivery.drew(tokens, now), threads, now)

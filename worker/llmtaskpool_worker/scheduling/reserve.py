@@ -10,8 +10,12 @@ loses nothing, and one with both loses a place of four, or a sixteenth of many.
 
 A server reads what it was sent before it goes on: behind the prompts of four bulk requests that
 came at once, as they do when four of equal length end at once, an urgent one waits for all four in
-the place that was kept for it. So those that yield are sent one (of many places, a sixteenth) at a
-time, the next when the one before has its first token.
+the place that was kept for it. So while urgent ones come those that yield are sent one (where N is
+large, a sixteenth) at a time, the next when the one before has its first chunk. Not its first
+token: a server that has read a prompt says so with a chunk of the role alone, and may keep a call
+of a tool until it is whole. A server that says nothing for UNREAD_SECONDS is not waited for: its
+answers may come in one piece. What this costs is of the bulk, and most where its answers are a few
+tokens long.
 
 Urgent is who could have the place of a running one, too (preemption.py): its P = W / T is
 ``factor`` times as high. Pure; seconds are of the caller's clock.
@@ -22,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 KEPT_SECONDS = 300.0
+UNREAD_SECONDS = 2.0
 ONE_IN = 16
 LEAST_PLACES = 4
 """Of fewer, one would be too much of what the server can do."""
@@ -37,9 +42,9 @@ def kept(places: int) -> int:
     return 0 if places < LEAST_PLACES else max(1, places // ONE_IN)
 
 
-def unread(places: int) -> int:
-    """So many requests that yield may be at a server at once whose prompts it has not read yet."""
-    return places if places < LEAST_PLACES else max(1, places // ONE_IN)
+def unread(threads: int) -> int:
+    """Of N so many may be at a server at once that yield and whose prompts it has not read yet."""
+    return max(1, threads // ONE_IN)
 
 
 def is_urgent(waiting: float, running: Iterable[float], factor: float) -> bool:

@@ -59,6 +59,10 @@ class Seats:
         """An urgent request found none of the N places free."""
         self._urgent_at = now
 
+    def urgent_lately(self, now: float) -> bool:
+        """Whether one came in the last KEPT_SECONDS."""
+        return now - self._urgent_at < KEPT_SECONDS
+
     def yielding_came(self, now: float) -> None:
         """One began that says of itself that ordinary ones may go before it."""
         self._yielding_at = now
@@ -71,7 +75,7 @@ class Seats:
     def _for_all(self, wanted: int, places: int, now: float) -> int:
         """So many of ``wanted`` may be any requests: some places are kept for urgent ones."""
         back = 0
-        if now - self._urgent_at < KEPT_SECONDS:
+        if self.urgent_lately(now):
             back = kept(places)
         elif now - self._yielding_at < KEPT_SECONDS:
             back = min(1, kept(places))

@@ -154,6 +154,8 @@ class Conversation:
                         return garbled(message.id, self._model, "sent more than 64 MiB"), False
                     for event in reader.feed(data):
                         if event == b"[DONE]":
+                            if gathered.reason is None:
+                                self._tell(gathered.done(message.route))
                             return gathered.end(), True
                         if (piece := gathered.take(event)) is not None:
                             self._drew(message.id, piece.tokens)
@@ -203,6 +205,7 @@ class _Gathered:
         self.reason: str | None = None
         self.failed: RequestFailed | None = None
         self._usage: dict[str, Any] | None = None
+        self._calls = False
 
     def take(self, event: bytes) -> Piece | None:
         """One chunk; what it adds to the answer. ``failed`` is set when it is none."""
@@ -225,8 +228,16 @@ class _Gathered:
                 reason = choice.get("finish_reason")
                 if isinstance(reason, str):
                     self.reason = reason
+                delta = choice.get("delta")
+                self._calls |= isinstance(delta, dict) and bool(delta.get("tool_calls"))
                 return Piece(self._id, choice, _tokens_of(choice))
         return None
+
+    def done(self, route: str) -> Piece:
+        """The server says that it is done and never said why: the last chunk that it owed."""
+        self.reason = "tool_calls" if self._calls else "stop"
+        said: dict[str, Any] = {"delta": {}} if route == "chat/completions" else {"text": ""}
+        return Piece(self._id, said | {"finish_reason": self.reason}, 0)
 
     def end(self) -> Outcome:
         """A stream that ended without a reason was cut."""
