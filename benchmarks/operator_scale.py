@@ -149,7 +149,9 @@ async def measure(plane: Any, folder: Path, args: argparse.Namespace, found: Tol
     await web.TCPSite(runner, "0.0.0.0", 8001, backlog=4096).start()  # noqa: S104  all pods
     async with reached(plane) as client:
         kubeconfig = account_kubeconfig(plane, folder / "operator.kubeconfig")
-        operator = OperatorProcess(kubeconfig, folder / "operator.log", identity="bench")
+        operator = OperatorProcess(
+            kubeconfig, folder / "operator.log", forked=False, identity="bench"
+        )
         operator.start()
         try:
             await asyncio.to_thread(operator.wait_ready, 60)

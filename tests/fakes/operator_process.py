@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,21 +21,34 @@ DIES_WITH_ITS_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 
 
 class OperatorProcess:
-    """``log`` is a file that all its lives write to."""
+    """``log`` is a file that all its lives write to.
 
-    def __init__(self, kubeconfig: Path, log: Path, **settings: str) -> None:
-        self._kubeconfig = kubeconfig
+    ``forked`` from a process that has imported all of the CLI it starts at once; else it is a
+    process as in a pod, whose memory and time can be measured.
+    """
+
+    def __init__(
+        self, kubeconfig: Path, log: Path, *, forked: bool = True, **settings: str
+    ) -> None:
+        self._kubeconfig, self._forked = kubeconfig, forked
         self.log = log
         self._settings = settings
         (self.port,) = ports.choose("127.0.0.1", 1)  # it stays its own through all its lives
-        self.process: Forked | None = None
+        self.process: Forked | subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("LLMTASKPOOL_")}
         given = {"host": "127.0.0.1", "port": str(self.port)} | self._settings
         settings = {f"LLMTASKPOOL_OPERATOR_{k.upper()}": v for k, v in given.items()}
         environment = clean | settings | {"KUBECONFIG": str(self._kubeconfig)}
-        self.process = Forked("operate", environment=environment, log=self.log)
+        if self._forked:
+            self.process = Forked("operate", environment=environment, log=self.log)
+            return
+        command = [sys.executable, "-m", "llmtaskpool_operator", "operate"]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*DIES_WITH_ITS_PARENT, *command], env=environment, stdout=log, stderr=log
+            )
 
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
