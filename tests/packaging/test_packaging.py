@@ -100,7 +100,9 @@ def test_the_wheel_carries_the_three_packages_and_nothing_else(install: Install)
     others = {str(f) for f in files if f.parts[0] in PACKAGES and f.suffix not in (".py", ".pyc")}
     scripts = {file for file in others if file.endswith(".lua")}  # what Redis runs of the queue
     assert all(file.startswith("llmtaskpool_worker/brokers/redis/lua/") for file in scripts)
-    assert others - scripts == {f"{package}/py.typed" for package in PACKAGES}
+    digits = {file for file in others if file.startswith("llmtaskpool_operator/local/digits/")}
+    assert {Path(file).suffix for file in digits} == {".json", ".safetensors", ".png"}, "the demo's"
+    assert others - scripts - digits == {f"{package}/py.typed" for package in PACKAGES}
 
 
 def test_the_folders_named_operator_and_worker_shadow_nothing() -> None:
