@@ -57,6 +57,10 @@ def wait_for(what: str, look: Callable[[], Found], within: float) -> Found:
     raise AssertionError(f"not within {within:.0f} s: {what}")
 
 
+BUSY_TRIES = 4
+"""Of ten seconds each: two cores have the node, its pods and sixteen clients."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """A cluster with one node."""
@@ -71,8 +75,17 @@ class Node:
         return run(self.programs["helm"], *arguments, KUBECONFIG=self.kubeconfig)
 
     def get(self, *arguments: str) -> dict[str, Any]:
-        found = self.kubectl("get", *arguments, "--ignore-not-found", "-o", "json")
-        return json.loads(found) if found.strip() else {}
+        """What is there. A server that is too busy to shake hands is asked again."""
+        wanted = ("get", *arguments, "--ignore-not-found", "-o", "json")
+        for _ in range(BUSY_TRIES):
+            try:
+                found = self.kubectl(*wanted)
+            except AssertionError as error:
+                if "Unable to connect to the server" not in str(error):
+                    raise
+            else:
+                return json.loads(found) if found.strip() else {}
+        return json.loads(self.kubectl(*wanted) or "{}")
 
 
 @pytest.fixture(scope="session")
