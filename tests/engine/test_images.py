@@ -14,7 +14,7 @@ from fakes.pictures import bomb, picture
 from llmtaskpool_worker.engines.image_files import BadImage, opened
 from llmtaskpool_worker.engines.one_pass.load import load_one_pass
 from llmtaskpool_worker.engines.one_pass.loop import OnePassLoop
-from llmtaskpool_worker.engines.protocol import AdmitInputs, RequestFailed, Step, TextRow, Values
+from llmtaskpool_worker.engines.protocol import AdmitInputs, RequestFailed, TextRow, Values
 from llmtaskpool_worker.engines.resolve import resolve
 from llmtaskpool_worker.engines.sources import SourceRefused
 from llmtaskpool_worker.engines.weights import ModelRefused
@@ -28,6 +28,8 @@ from transformers import (
     ViTImageProcessorPil,
     YolosImageProcessorPil,
 )
+
+from .answers import told
 
 LABELS = {0: "red", 1: "green", 2: "blue"}
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
@@ -57,15 +59,6 @@ def write_detector(folder: Path) -> Path:
     size = {"shortest_edge": 48, "longest_edge": 64}
     YolosImageProcessorPil(size=size).save_pretrained(folder)
     return folder
-
-
-def told(loop: OnePassLoop) -> dict[int, Any]:
-    found = {}
-    while loop.busy():
-        for event in loop.step():
-            if not isinstance(event, Step):
-                found[event.id] = event
-    return found
 
 
 def values(loop: OnePassLoop, pictures: list[bytes], **options: Any) -> list[Any]:

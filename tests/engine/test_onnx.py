@@ -21,7 +21,6 @@ from llmtaskpool_worker.engines.one_pass.onnx_model import OnnxModel
 from llmtaskpool_worker.engines.protocol import (
     AdmitInputs,
     RequestFailed,
-    Step,
     Tensor,
     TextRow,
     Values,
@@ -32,6 +31,7 @@ from llmtaskpool_worker.engines.weights import ModelRefused
 from onnx import helper
 from transformers import AutoConfig, AutoImageProcessor, ViTImageProcessorPil
 
+from .answers import told
 from .onnx_models import (
     FLOAT,
     HIDDEN,
@@ -75,15 +75,6 @@ def write(folder: Path, made: onnx.ModelProto, task: str = "tensor") -> Path:
         config.save_pretrained(folder)
         write_pair_tokenizer(folder, token_types=True)
     return folder
-
-
-def told(loop: OnePassLoop) -> dict[int, Any]:
-    found = {}
-    while loop.busy():
-        for event in loop.step():
-            if not isinstance(event, Step):
-                found[event.id] = event
-    return found
 
 
 def values(loop: OnePassLoop, message: AdmitInputs) -> list[Any]:
