@@ -224,6 +224,7 @@ def _load(spec: ModelSpec, connection: socket.socket) -> EngineLoop:
     """The loop of a model. Raises _CanNotLoad."""
     from llmtaskpool_worker.engines.resolve import resolve
     from llmtaskpool_worker.engines.sources import SourceRefused
+    from llmtaskpool_worker.engines.spared_imports import spare
 
     def progress(stage: str, fraction: float) -> None:
         _send(connection, Loading(stage, fraction))
@@ -235,6 +236,7 @@ def _load(spec: ModelSpec, connection: socket.socket) -> EngineLoop:
     try:
         folder = resolve(spec.source, progress)
         progress("loading", 0.0)
+        spare(folder, sys.modules)
         from llmtaskpool_worker.engines.weights import ModelRefused
 
         set_up_torch(options)
