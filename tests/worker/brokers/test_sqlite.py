@@ -106,6 +106,20 @@ def test_a_task_that_takes_its_worker_along_three_times_is_a_dead_letter(tmp_pat
     play(story())
 
 
+def test_a_claim_and_an_end_write_a_few_kilobytes_to_the_disk(tmp_path: Path) -> None:
+    async def story() -> None:
+        file = tmp_path / "queue.db"
+        log = tmp_path / "queue.db-wal"
+        async with opened(file) as rig:
+            for number in range(50):
+                await rig.broker.accept(task(f"t{number}", value="x" * 500))
+            written = log.stat().st_size
+            await rig.end(await rig.take())
+            assert 0 < log.stat().st_size - written < 6 * 1024  # one page of 4 kB each was more
+
+    play(story())
+
+
 def test_time_goes_on_while_no_worker_is_there(tmp_path: Path) -> None:
     async def story() -> None:
         file, clock = tmp_path / "queue.db", Clock()
