@@ -215,21 +215,21 @@ async def pool_seconds_per_step(threads: int, queued: int, steps: int) -> tuple[
     await asyncio.sleep(0.05)
     draw = random.Random(7)
 
-    async def submit() -> str:
+    async def submit(weight: float) -> str:
         prompt = tuple(range(draw.choice((16, 64, 256))))
         generate = Generate(prompt, TOKENS_EACH)
-        request = TaskRequest("chat", generate, attended=True)  # as the HTTP routes do
+        request = TaskRequest("chat", generate, weight=weight, attended=True)  # as HTTP does
         return (await pool.submit(request)).id
 
     async def read() -> None:
         while True:
-            task_id = await submit()
+            task_id = await submit(1.0)
             async for _ in pool.events(task_id):
                 pass
             pool.let_go(task_id)
 
     for _ in range(queued):
-        await submit()
+        await submit(0.001)  # so that it waits, and those that are read go first
     readers = [asyncio.create_task(read()) for _ in range(threads)]
     await asyncio.sleep(0.2)
     at, made, began = pool.state().steps_total, engine.making_seconds, time.thread_time()

@@ -67,6 +67,7 @@ class Lines:
             for name in LaneName
         }
         self._tenants = limits.tenants
+        self._bound_running = limits.tenants.bound_running
         self._counts: dict[str, list[int]] = {}
         """Of each tenant: tasks that wait, and tasks that are claimed."""
         self._blocked: dict[str, Record] = {}
@@ -211,7 +212,7 @@ class Lines:
         """Those who go next, in order; and those who have waited as long as they may."""
         self._load = wanted.load
         queue = self._lanes[wanted.lane].queue
-        serves = self._serves if self._tenants.bound_running else None
+        serves = self._serves if self._bound_running else None
         terms = None if serves is None else Terms(lambda line: serves(line, started))
         started: list[Waiting] = []
         started += self._exception(queue, wanted, now, terms)
@@ -274,7 +275,7 @@ class Lines:
     def head(self, wanted: Wanted) -> Head | None:
         """The most urgent of the groups; it stays."""
         self._load = wanted.load
-        terms = Terms(lambda line: self._serves(line, ())) if self._tenants.bound_running else None
+        terms = Terms(lambda line: self._serves(line, ())) if self._bound_running else None
         queue = self._lanes[wanted.lane].queue
         best = queue.most_urgent(lambda group: group in wanted.groups, terms)
         if best is None:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from llmtaskpool_worker.brokers.memory import MemoryBroker
-from llmtaskpool_worker.brokers.protocol import Broker, Durability, LaneDepth
+from llmtaskpool_worker.brokers.protocol import Broker, Depth, Durability, LaneDepth
 from llmtaskpool_worker.contract import (
     DrainAnswer,
     GpuReading,
@@ -280,19 +280,20 @@ class Dispatcher:
         return DrainAnswer(
             phase=self._phase(),
             active=sum(len(lane.running) for lane in self._lanes.values()),
-            queued=sum(lane.queued for lane in self._states().values()),
+            queued=sum(lane.queued for lane in self._states(self._ledger.broker.depth()).values()),
         )
 
     def state(self) -> WorkerState:
         """See TaskPool."""
+        depth = self._ledger.broker.depth()
         return WorkerState(
             worker_id=self._worker_id,
             started_at=self._started_at,
             observed_at=self._wall_clock(),
             phase=self._phase(),
             threads_generation=self._generation,
-            lanes=self._states(),
-            work=self._ledger.work(),
+            lanes=self._states(depth),
+            work=self._ledger.work(depth),
             totals=self._ledger.totals,
             gpus=self._gpus(),
             models=tuple(self._slots),
@@ -307,9 +308,9 @@ class Dispatcher:
             model_problems=self.problems(),
             upstreams=told(self._slots, EngineSlots.upstream),
             queue=queue_state(
-                self._ledger.broker, self._clock(), self._wall_clock(), self.batches()
+                self.durability, depth, self._clock(), self._wall_clock(), self.batches()
             ),
-            tenants=self._ledger.tenants.states(self._ledger.broker.depth()),
+            tenants=self._ledger.tenants.states(depth),
         )
 
     def alive(self) -> bool:
@@ -378,8 +379,8 @@ class Dispatcher:
 
     # --- what others read -------------------------------------------------------------------
 
-    def _states(self) -> dict[LaneName, LaneState]:
-        now, depths = self._clock(), self._ledger.broker.depth().lanes
+    def _states(self, depth: Depth) -> dict[LaneName, LaneState]:
+        now, depths = self._clock(), depth.lanes
         return {
             name: lane.state(self._capacity.of(name), now, depths.get(name, LaneDepth()))
             for name, lane in self._lanes.items()

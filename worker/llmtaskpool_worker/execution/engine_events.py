@@ -130,7 +130,10 @@ class EngineEvents:
         for token in step.tokens:
             task = self._ledger.active.get(slots.in_flight.get(token.id, ""))
             if task is not None:
-                self._decode(task, partial(self._draw, task, token))
+                try:  # as _decode, written out: each token of each stream comes by here
+                    self._draw(task, token)
+                except Exception:
+                    self._undecodable(task)
         for end in step.finished:
             task = self._of(slots, end.id)
             if task is not None and end.reason == "parked":
@@ -144,11 +147,12 @@ class EngineEvents:
         try:
             take_in()
         except Exception:
-            if task.id in self._ledger.active:
-                self._ledger.commit(
-                    task, TaskError("decoding_failed", "the answer can't be decoded")
-                )
-                self._ledger.stop_running(task)
+            self._undecodable(task)
+
+    def _undecodable(self, task: ActiveTask) -> None:
+        if task.id in self._ledger.active:
+            self._ledger.commit(task, TaskError("decoding_failed", "the answer can't be decoded"))
+            self._ledger.stop_running(task)
 
     def _draw(self, task: ActiveTask, token: Token) -> None:
         text, logprob = task.text, None
@@ -157,8 +161,8 @@ class EngineEvents:
         if token.logprob is not None:
             logprob = TokenLogprob(token.token, token.logprob, tuple(token.top))
         delta = text.push(token.token, logprob)
-        if delta is not None:
-            self._ledger.publish(task, delta)
+        if delta is not None:  # as TaskLedger.publish: who has a text runs
+            self._ledger.broker.publish(task.held, delta)
         if text.stopped:
             self._generated(task, "stop")
             self._ledger.stop_running(task)

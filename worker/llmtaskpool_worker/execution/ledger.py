@@ -12,6 +12,7 @@ from llmtaskpool_worker.brokers.protocol import (
     Claim,
     Commit,
     Committed,
+    Depth,
     Held,
     Outcome,
     Release,
@@ -50,7 +51,7 @@ class TaskLedger:
         self.tenants = TenantBooks(tenants or Tenants(), clock)
         self.desk = Desk(broker)
         self.active: dict[str, ActiveTask] = {}
-        self.totals = Totals()
+        self._counts: dict[str, int] = {}
         self.on_ended: Callable[[TaskView], None] = lambda _: None
         self.emptied = asyncio.Event()
         self._clock = clock
@@ -63,15 +64,20 @@ class TaskLedger:
         """How many tasks are not ended and end with this worker, or are at work in it."""
         return len(self.active) + self.desk.untold + self.broker.depth().bound
 
-    def work(self) -> Work:
-        """Offered work, in pod-seconds."""
-        lanes = self.broker.depth().lanes.values()
+    def work(self, depth: Depth | None = None) -> Work:
+        """Offered work, in pod-seconds; ``depth``: the broker's, of just now."""
+        lanes = (depth or self.broker.depth()).lanes.values()
         waiting = sum(lane.work_seconds for lane in lanes) + self._held_work
         return Work(
             arrived_seconds_total=self._arrived,
             done_seconds_total=self._done,
             waiting_seconds=max(0.0, waiting),
         )
+
+    @property
+    def totals(self) -> Totals:
+        """How many were taken in, turned away, and ended how."""
+        return Totals(**self._counts)
 
     def arrived(self, work_seconds: float) -> None:
         """Work was offered; if its task is rejected it is demand all the same."""
@@ -222,5 +228,5 @@ class TaskLedger:
             self.emptied.set()
 
     def _count(self, **more: int) -> None:
-        counted = {name: getattr(self.totals, name) + n for name, n in more.items()}
-        self.totals = self.totals.model_copy(update=counted)
+        for name, n in more.items():
+            self._counts[name] = self._counts.get(name, 0) + n

@@ -55,7 +55,9 @@ class MakingWay:
 
         ``wanted``: the broker is asked by it who is the most urgent in line.
         """
-        in_line = await self._ledger.broker.peek(replace(wanted, groups=tuple(self._slots)))
+        if self._ledger.broker.shared:  # its groups are kinds too, for which nobody makes way
+            wanted = replace(wanted, groups=tuple(self._slots))
+        in_line = await self._ledger.broker.peek(wanted)
         waiting = self._most_urgent(in_line)
         if waiting is None:
             return

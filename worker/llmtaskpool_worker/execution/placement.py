@@ -49,7 +49,9 @@ class Placement:
         """The request with its model named, and its lane. Raises Rejected."""
         if request.kind in ENGINE_KINDS or isinstance(request.payload, Forward):
             slots = self._engine_for(request)
-            return replace(request, model=slots.name), self._lanes[LaneName.COMPUTE]
+            if request.model != slots.name:
+                request = replace(request, model=slots.name)
+            return request, self._lanes[LaneName.COMPUTE]
         kind = self._kinds.get(request.kind)
         if kind is None:
             known = ", ".join(sorted({*ENGINE_KINDS, *self._kinds.names()}))

@@ -66,10 +66,13 @@ class Curve:
         if size < 1 or not 0 < seconds < 3600:
             return
         at = _nearest(size)
-        # Carried along the prior to the grid point, so that its neighbours don't blur it.
-        self._points.setdefault(at, RobustMean()).observe(
-            seconds * self.prior(at) / self.prior(size)
-        )
+        point = self._points.get(at)
+        if point is None:
+            point = self._points[at] = RobustMean()
+        if at != size:
+            # Carried along the prior to the grid point, so that its neighbours don't blur it.
+            seconds *= self.prior(at) / self.prior(size)
+        point.observe(seconds)
         self._table = None
 
     def seconds(self, size: float) -> float:

@@ -265,20 +265,22 @@ class TaskQueue:
     def _best(self, groups: Collection[_Group], terms: Terms | None = None) -> Waiting | None:
         """Falling P, ties by arrival."""
         best: Waiting | None = None
-        best_key = (inf, 0)
+        highest, load = -inf, self._load
         for group in groups:
-            for cost_class, heap in group.classes.items():
-                top = heap.top()
+            for cost_class, heap in group.classes.items():  # each decision looks at all of them
+                entries = heap.entries
+                top = entries[0][2] if entries and not entries[0][2].gone else heap.top()
                 if top is None:
                     continue
-                rank = priority(top.weight, self._load(cost_class))
+                rank = priority(top.weight, load(cost_class))
                 if terms is not None:
                     if not terms.serves(cost_class):
                         continue
                     rank *= terms.favour(cost_class)
-                key = (-rank, top.sequence)
-                if best is None or key < best_key:
-                    best, best_key = top, key
+                if rank < highest:
+                    continue
+                if best is None or rank > highest or top.sequence < best.sequence:
+                    best, highest = top, rank
         return best
 
     def _remove(self, item: Waiting) -> None:

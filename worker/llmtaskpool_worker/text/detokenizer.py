@@ -16,8 +16,9 @@ _LONGEST_CHARACTER = 4
 class Detokenizer:
     """Text of tokens as they come; halves of a letter wait for the rest of it.
 
-    ``token_bytes`` gives the bytes of a token, ``spelled`` the text with tokens' own names;
-    ``byte_level`` tells byte-level BPE from others, whose half letters are tokens of one byte.
+    ``token_bytes`` gives the bytes of a token, ``spelled`` the text with tokens' own names, where
+    ``mark`` is in it; ``byte_level`` tells byte-level BPE from others, whose half letters are
+    tokens of one byte.
     """
 
     def __init__(
@@ -25,12 +26,13 @@ class Detokenizer:
         tokenizer: tokenizers.Tokenizer,
         token_bytes: Callable[[int], bytes],
         spelled: Callable[[str], str],
+        mark: str,
         *,
         byte_level: bool,
     ) -> None:
         self._tokenizer = tokenizer
         self._token_bytes = token_bytes
-        self._spelled = spelled
+        self._spelled, self._mark = spelled, mark
         self._byte_level = byte_level
         self._stream = DecodeStream(skip_special_tokens=True)
         self._tokens: list[int] = []
@@ -41,7 +43,7 @@ class Detokenizer:
         self._tokens.append(token)
         text: str = self._stream.step(self._tokenizer, token) or ""
         self._length += len(text)
-        return self._spelled(text)
+        return self._spelled(text) if self._mark in text else text
 
     def finish(self) -> str:
         """What is left, without a last letter whose bytes aren't all there.

@@ -30,18 +30,15 @@ class GenerationText:
     def __init__(self, payload: Generate, detokenizer: Detokenizes) -> None:
         self._prompt_tokens = len(payload.prompt)
         self._detokenizer = detokenizer
-        self._stops = StopMatcher(payload.stop)
+        self._stops = StopMatcher(payload.stop) if payload.stop else None
+        self.stopped = False
+        """Whether a stop string came: nothing after it belongs to the answer."""
         self._text: list[str] = []
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._told = 0
         self.cached_tokens = 0
         """Of the prompt, as the engine told when it began."""
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop string came: nothing after it belongs to the answer."""
-        return self._stops.stopped
 
     @property
     def tokens(self) -> int:
@@ -53,12 +50,18 @@ class GenerationText:
         self._tokens.append(token)
         if logprob is not None:
             self._logprobs.append(logprob)
-        return self._delta(self._stops.push(self._detokenizer.push(token)))
+        text = self._detokenizer.push(token)
+        if self._stops is not None:
+            text = self._stops.push(text)
+            self.stopped = self._stops.stopped
+        return self._delta(text) if text else None
 
     def finish(self) -> TextDelta | None:
         """The text that was held back, and log-probabilities not told, once no token follows."""
-        rest = self._stops.push(self._detokenizer.finish())
-        text = rest + self._stops.finish()
+        text = self._detokenizer.finish()
+        if self._stops is not None:
+            text = self._stops.push(text) + self._stops.finish()
+            self.stopped = self._stops.stopped
         return self._delta(text, even_without_text=self._told < len(self._logprobs))
 
     def result(self, reason: FinishReason) -> Generated:
@@ -76,6 +79,8 @@ class GenerationText:
         if not text and not even_without_text:
             return None
         self._text.append(text)
-        since, self._told = self._told, len(self._tokens)
+        tokens, since = self._tokens, self._told
+        self._told = len(tokens)
         logprobs = tuple(self._logprobs[since:]) if self._logprobs else ()
-        return TextDelta(text, tuple(self._tokens[since:]), logprobs)
+        new = (tokens[-1],) if since == len(tokens) - 1 else tuple(tokens[since:])
+        return TextDelta(text, new, logprobs)

@@ -189,12 +189,13 @@ class Tokenizer:
             self._tokenizer,
             self.token_bytes,
             self._with_tokens_spelled,
+            self._mark_begins,
             byte_level=self._byte_level,
         )
 
     def _with_tokens_spelled(self, text: str) -> str:
         """Control tokens that aren't special are part of an answer (``<tool_call>``)."""
-        if self._mark_begins not in text:  # each token of each answer comes by here
+        if self._mark_begins not in text:
             return text
         return self._mark.sub(lambda match: self._spelled[match.group()], text)
 
