@@ -14,6 +14,7 @@ import pytest
 from .conftest import READY_SECONDS, ROOT, SYSTEM, TEAM, Node, apply, say, status, wait_for
 
 CHATS, TASKS = 16, 100
+WINDOW_SECONDS, DECIDED_EACH_SECONDS = 20, 5
 ENDED = re.compile(r'"finish_reason": ?"(stop|length)"')
 HELLO = [{"role": "user", "content": "Say hello."}]
 SLEEPING = {
@@ -27,7 +28,7 @@ SLEEPING = {
             "maxReplicas": 1,
             "averagingSeconds": 5,
             "drainSeconds": 30,
-            "behavior": {"scaleDown": {"stabilizationWindowSeconds": 20}},
+            "behavior": {"scaleDown": {"stabilizationWindowSeconds": WINDOW_SECONDS}},
         },
         "threads": {"compute": {"initial": 8, "min": 4, "max": 16}},
         "slo": {"tpotSeconds": 10},
@@ -101,6 +102,8 @@ def test_a_burst_at_a_sleeping_pool_is_answered_in_full_and_then_it_sleeps_again
         "it sleeps again", lambda: reason(node) == "Asleep" and not workers(node), READY_SECONDS
     )
     say(capsys, f"asleep again {time.monotonic() - idle:.0f} s after the last answer")
+    last_ended = max(view["ended_at"] for view in views)
+    assert time.time() - last_ended > WINDOW_SECONDS - DECIDED_EACH_SECONDS, "within its window"
     gate = node.get("pods", "-n", TEAM)["items"]
     assert [one["metadata"]["labels"]["app.kubernetes.io/name"] for one in gate] == [
         "llmtaskpool-gate"
