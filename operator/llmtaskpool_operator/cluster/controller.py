@@ -205,13 +205,19 @@ class Controller:
         if due:
             ours.agreed = None
         # A pod of a new pool can't start without the others, and the claim comes before all.
+        lost, missed = ours.child_lost and due, ours.warnings.missed
         if due:
-            ours.problems = await backend.ensure_children(ours.applied, new=new)
-        problems = await backend.ensure_deployment(ours.agreed, new=new, written=ours.applied)
-        problems += await backend.gate.ensure()
+            ours.child_lost = False  # before they are looked at: one may go when it was seen
+        try:
+            if due:
+                ours.problems = await backend.ensure_children(ours.applied, new=new)
+            problems = await backend.ensure_deployment(ours.agreed, new=new, written=ours.applied)
+            problems += await backend.gate.ensure()
+        except BaseException:
+            ours.child_lost |= lost  # not all of them were looked at
+            raise
         if due:
-            ours.children_of, ours.children_at = revision, now
-            ours.warned, ours.child_lost = ours.warnings.missed, False
+            ours.children_of, ours.children_at, ours.warned = revision, now, missed
         same = self._access.store.deployment(key) is before
         ours.agreed = self._access.store.drop_template(key) if same and not problems else None
         if self._access.rollouts.waits(key):
