@@ -36,6 +36,7 @@ from llmtaskpool_worker.engines.protocol import (
     Step,
     Vector,
 )
+from llmtaskpool_worker.engines.spared_imports import SPARED
 from llmtaskpool_worker.execution.dispatcher import Dispatcher
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.task import Generate, TaskRequest, TaskState
@@ -64,6 +65,12 @@ def play(spec: ModelSpec, story: Callable) -> None:
     asyncio.run(run())
 
 
+def read_in_by(engine: EngineProcess) -> set[str]:
+    """The packages whose compiled code an engine's process has in its memory."""
+    files = {Path(region.path).parts for region in psutil.Process(engine.pid).memory_maps()}
+    return {part for parts in files for part in parts}
+
+
 def spec(folder: Path, **options: object) -> ModelSpec:
     return ModelSpec("tiny", str(folder), options={"torch_threads": 1} | options)
 
@@ -72,6 +79,7 @@ def test_it_generates_cancels_and_refuses_what_it_can_not_do(tiny: Callable[[str
     async def story(engine: EngineProcess) -> None:
         ready = await next_of(engine, Ready)
         assert ready.context_length == 256
+        assert read_in_by(engine).isdisjoint(SPARED)  # installed here, and nothing to it
         engine.send(Admit(1, [5, 6, 7], 4, ignore_eos=True))
         engine.send(Admit(2, [5, 6, 7], 240, ignore_eos=True))
         engine.send(Admit(3, [9999], 4))
