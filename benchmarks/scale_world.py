@@ -29,6 +29,14 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "hack" / "cluster")]
 
 import rig  # noqa: E402  found through the line above
+from llmtaskpool_worker.contract import (  # noqa: E402
+    KindState,
+    LaneName,
+    LaneState,
+    Phase,
+    QueueState,
+    WorkerState,
+)
 
 SYSTEM, NAMESPACES = "llmtaskpool-system", 20
 """In one namespace Kubernetes' own controller of PodDisruptionBudgets compares every pod's labels
@@ -49,10 +57,22 @@ rules:
   - level: None
 """
 
+LANE = LaneState(threads=1, threads_cap=64, active=0, queued=0, queue_limit=100)
+KIND_STATE = KindState(
+    lane=LaneName.COMPUTE,
+    declared=True,
+    compute_seconds=0.0,
+    waiting_seconds=0.0,
+    runs=0,
+    reason="declared by its kind",
+)
+RSS_BYTES = 130 * 2**20
+
 
 @dataclass(slots=True)
 class Stub:
-    """Answers the control routes for every address; remembers when each was asked."""
+    """Answers the control routes for every address as a worker at rest does, whose clocks go on;
+    remembers when each was asked."""
 
     asked: dict[str, float]
     since: float = field(default_factory=time.time)
@@ -61,17 +81,22 @@ class Stub:
         """GET /control/v1/state."""
         name = request.transport.get_extra_info("sockname")[0]
         self.asked[name] = time.monotonic()
-        lane = {"threads": 4, "threads_cap": 64, "active": 0, "queued": 0, "queue_limit": 100}
-        return web.json_response(
-            {
-                "worker_id": name,
-                "started_at": self.since,
-                "observed_at": time.time(),
-                "phase": "ready",
-                "threads_generation": 1,
-                "lanes": {"compute": lane | {"threads": 1}, "io": lane | {"threads": 1}},
-            }
+        now = time.time()
+        said = WorkerState(
+            worker_id=name,
+            started_at=self.since,
+            observed_at=now,
+            phase=Phase.READY,
+            threads_generation=1,
+            lanes=dict.fromkeys(LaneName, LANE),
+            models=("model",),
+            rss_bytes=RSS_BYTES + 4096 * int(now / 30),
+            kv_cache_usage=0.0,
+            kinds=dict.fromkeys(("chat", "complete", "embed", "http", "sleep"), KIND_STATE),
+            model_devices={"model": "cpu"},
+            queue=QueueState(durability="memory", durable=False, observed_at=now),
         )
+        return web.Response(text=said.model_dump_json(), content_type="application/json")
 
     async def threads(self, request: web.Request) -> web.Response:
         """PUT /control/v1/threads."""

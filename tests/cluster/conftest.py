@@ -40,6 +40,7 @@ OPERATOR_NAMESPACE = "llmtaskpool-system"
 LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{OPERATOR_NAMESPACE}/leases/llmtaskpool-operator"
 CONVERGED_WITHIN = 30.0
 """Seconds from the end of a fault to the state that a run without it ends in."""
+LONGEST_PAUSE_SECONDS = 0.3
 Found = TypeVar("Found")
 
 
@@ -67,12 +68,16 @@ def connected(kubeconfig: Path) -> Cluster:
 
 
 def wait_for(what: str, look: Callable[[], Found], within: float = 20.0) -> Found:
-    """What `look` returns once it is truthy; fails with `what` after `within` seconds."""
-    deadline = time.monotonic() + within
+    """What `look` returns once it is truthy; fails with `what` after `within` seconds.
+
+    It looks less and less often: each look is a request, and the servers share two cores.
+    """
+    deadline, pause = time.monotonic() + within, 0.05
     while time.monotonic() < deadline:
         if found := look():
             return found
-        time.sleep(0.05)
+        time.sleep(pause)
+        pause = min(1.2 * pause, LONGEST_PAUSE_SECONDS)
     raise AssertionError(f"not within {within:.0f} s: {what}")
 
 

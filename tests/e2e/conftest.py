@@ -57,8 +57,10 @@ def wait_for(what: str, look: Callable[[], Found], within: float) -> Found:
     raise AssertionError(f"not within {within:.0f} s: {what}")
 
 
-BUSY_TRIES = 4
-"""Of ten seconds each: two cores have the node, its pods and sixteen clients."""
+BUSY_SECONDS = 120.0
+"""How long a server may be too busy: two cores have the node, its pods and sixteen clients."""
+NEVER_HEARD = ("net/http: TLS handshake timeout", "was refused - did you specify the right host")
+MAYBE_HEARD = ("Unable to connect to the server", "error from a previous attempt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,23 +71,32 @@ class Node:
     programs: dict[str, str]
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
-        return run(self.programs["kubectl"], *arguments, stdin=stdin, KUBECONFIG=self.kubeconfig)
+        """What it says. A server that is too busy to hear it is told again."""
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                return run(
+                    self.programs["kubectl"], *arguments, stdin=stdin, KUBECONFIG=self.kubeconfig
+                )
+            except AssertionError as error:
+                if time.monotonic() > deadline or not _again(arguments[0], str(error)):
+                    raise
+            time.sleep(1)
 
     def helm(self, *arguments: str) -> str:
         return run(self.programs["helm"], *arguments, KUBECONFIG=self.kubeconfig)
 
     def get(self, *arguments: str) -> dict[str, Any]:
-        """What is there. A server that is too busy to shake hands is asked again."""
-        wanted = ("get", *arguments, "--ignore-not-found", "-o", "json")
-        for _ in range(BUSY_TRIES):
-            try:
-                found = self.kubectl(*wanted)
-            except AssertionError as error:
-                if "Unable to connect to the server" not in str(error):
-                    raise
-            else:
-                return json.loads(found) if found.strip() else {}
-        return json.loads(self.kubectl(*wanted) or "{}")
+        """What is there."""
+        found = self.kubectl("get", *arguments, "--ignore-not-found", "-o", "json")
+        return json.loads(found) if found.strip() else {}
+
+
+def _again(verb: str, told: str) -> bool:
+    """Whether a command that failed may be said again: it was not heard, or changes nothing."""
+    if verb == "get":
+        return any(one in told for one in NEVER_HEARD + MAYBE_HEARD)
+    return any(one in told for one in NEVER_HEARD) and MAYBE_HEARD[1] not in told
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +14,8 @@ import pytest
 from .conftest import READY_SECONDS, ROOT, SYSTEM, TEAM, Node, apply, say, status, wait_for
 
 CHATS, TASKS = 16, 100
+WINDOW_SECONDS, DECIDED_EACH_SECONDS = 20, 5
+ENDED = re.compile(r'"finish_reason": ?"(stop|length)"')
 HELLO = [{"role": "user", "content": "Say hello."}]
 SLEEPING = {
     "apiVersion": "llmtaskpool.io/v1alpha1",
@@ -24,7 +28,7 @@ SLEEPING = {
             "maxReplicas": 1,
             "averagingSeconds": 5,
             "drainSeconds": 30,
-            "behavior": {"scaleDown": {"stabilizationWindowSeconds": 20}},
+            "behavior": {"scaleDown": {"stabilizationWindowSeconds": WINDOW_SECONDS}},
         },
         "threads": {"compute": {"initial": 8, "min": 4, "max": 16}},
         "slo": {"tpotSeconds": 10},
@@ -79,9 +83,13 @@ def test_a_burst_at_a_sleeping_pool_is_answered_in_full_and_then_it_sleeps_again
         assert [code for code, _, _ in accepted] == [202] * TASKS, accepted
         streams = [text for number, (_, text, _) in enumerate(answered) if number % 2 == 0]
         assert all(text.rstrip().endswith("data: [DONE]") for text in streams)
+        assert [text for _, text, _ in answered if '"error"' in text] == []
+        assert all(ENDED.search(text) for _, text, _ in answered), answered
         ids = [body["id"] for _, body, _ in accepted]
+        assert len({*ids}) == TASKS
         views = [client.get(f"/v1/tasks/{one}", params={"wait": 300}).json() for one in ids]
-        assert {view["state"] for view in views} == {"succeeded"}
+        assert Counter(view["state"] for view in views) == {"succeeded": TASKS}, views
+        assert all(view["result"]["usage"]["completion_tokens"] for view in views)
     first = min(passed for _, _, passed in answered)
     last = max(passed for _, _, passed in answered)
     say(
@@ -94,6 +102,8 @@ def test_a_burst_at_a_sleeping_pool_is_answered_in_full_and_then_it_sleeps_again
         "it sleeps again", lambda: reason(node) == "Asleep" and not workers(node), READY_SECONDS
     )
     say(capsys, f"asleep again {time.monotonic() - idle:.0f} s after the last answer")
+    last_ended = max(view["ended_at"] for view in views)
+    assert time.time() - last_ended > WINDOW_SECONDS - DECIDED_EACH_SECONDS, "within its window"
     gate = node.get("pods", "-n", TEAM)["items"]
     assert [one["metadata"]["labels"]["app.kubernetes.io/name"] for one in gate] == [
         "llmtaskpool-gate"

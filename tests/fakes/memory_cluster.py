@@ -68,6 +68,13 @@ class MemoryCluster:
             if kind in (KIND, "Deployment", "Pod"):
                 self.store.seen(kind, body)
 
+    def look_at_deployment(self) -> None:
+        """Kubernetes' controller has looked at the last change, and all pods are of it."""
+        live = self.deployment
+        seen = {"observedGeneration": live["metadata"]["generation"]}
+        if live.get("status", {}) != seen:
+            self.put(live | {"status": seen})
+
     @property
     def deployment(self) -> Any:
         return self.api.find("Deployment", NAMESPACE, NAME)

@@ -3,7 +3,8 @@
 Written from what was seen of vLLM 0.32 (its answers to a priority, to a full queue and to clients
 that leave). It is strict where the pool has promises: it answers only streams with usage, and
 refuses fields that are the pool's own. A token is a letter of the prompt; a step draws one for
-each request that has a seat. Run as a program it serves until it is killed.
+each request that has a seat. Run as a program it serves until it is killed; SIGUSR1 has it hang,
+and SIGUSR2 go on.
 """
 
 from __future__ import annotations
@@ -367,7 +368,10 @@ async def _main(host: str, port: int, seats: int, step_seconds: float) -> None:
     sys.stdout.write(f"{stub.port}\n")
     sys.stdout.flush()
     over = asyncio.Event()  # the first process of a container is ended by nothing else
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, over.set)
+    loop.add_signal_handler(signal.SIGUSR1, setattr, stub, "hangs", True)
+    loop.add_signal_handler(signal.SIGUSR2, setattr, stub, "hangs", False)
     await over.wait()
 
 

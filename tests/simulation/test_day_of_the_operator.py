@@ -93,6 +93,7 @@ class Day:
         if len(self.rig.api.calls) != self.caught_up:
             self.caught_up = len(self.rig.api.calls)
             cluster.catch_up()
+            cluster.look_at_deployment()
             self.asked = cluster.deployment["spec"]["replicas"]
         asked = self.asked
         for _ in range(asked - len(self.starts)):

@@ -12,6 +12,9 @@ from pathlib import Path
 from rig.errors import RigError
 
 GONE_WITHIN = 10.0
+WEIGHTS = {"cpu.shares": 8 * 1024, "cpu.weight": 8 * 100}
+"""A cluster's part of the CPU: that of 8 processes. As one of many, which is what a cgroup beside
+processes is, its API server doesn't answer its own probes on a machine with 30 that compute."""
 
 
 def name_of(state: Path) -> str:
@@ -35,7 +38,11 @@ def create(state: Path) -> str:
         )
     for root in mounted:
         try:
-            (root / name_of(state)).mkdir(exist_ok=True)
+            made = root / name_of(state)
+            made.mkdir(exist_ok=True)
+            for name, weight in WEIGHTS.items():
+                if (made / name).exists():  # the hierarchy of the CPU
+                    (made / name).write_text(str(weight))
         except OSError as error:
             raise RigError(
                 f"no cgroup can be made in {root}: {error.strerror}",

@@ -178,6 +178,13 @@ class History:
             for pod in seen.pods
             if pod.state is not None and pod.fresh
         }
+        return self._with(now, counters, window_seconds)
+
+    def again(self, now: float, window_seconds: float) -> History:
+        """With the last sample again: the pods say the same now."""
+        return self._with(now, self.samples[-1][1], window_seconds) if self.samples else self
+
+    def _with(self, now: float, counters: dict[str, Counters], window_seconds: float) -> History:
         samples = [*self.samples, (now, counters)]
         while len(samples) > 2 and now - samples[1][0] >= window_seconds:
             samples.pop(0)

@@ -183,7 +183,7 @@ class KubernetesBackend:
         live, every = self._live(), self._access.store.pods(self._key)
         pods = tuple(pod for pod in every if not pod_facts.is_over(pod))
         silent = pod_problems.starting_in_silence(pods, now)
-        answers = await self._states.read(self._clients(pods))
+        answers = await self._states.read(self.clients(pods))
         warned = await self._warnings.of(silent, now)
         gate = await self.gate.observe(now)
         pool, memory = self._pool, self._pool.spec.resources.limits.get("memory")
@@ -211,7 +211,7 @@ class KubernetesBackend:
                 if await self._ensured_child(wanted, {}, new=False) is None:
                     self.gate.lead(to_gate=action.to_gate)
             case SetThreads():
-                clients = self._clients(self._access.store.pods(self._key))
+                clients = self.clients()
                 if action.pod not in clients:
                     raise WorkerUnreachable(f"{action.pod} is gone")
                 await clients[action.pod].set_threads(action.generation, action.threads)
@@ -292,7 +292,9 @@ class KubernetesBackend:
         live = self._access.store.deployment(self._key)
         return live if live is not None and owned_by(live, self._pool.metadata.uid) else None
 
-    def _clients(self, pods: tuple[Manifest, ...]) -> dict[str, WorkerClient]:
+    def clients(self, pods: tuple[Manifest, ...] | None = None) -> dict[str, WorkerClient]:
+        """Of those ``pods`` that have an address, by name; None: of all."""
+        pods = self._access.store.pods(self._key) if pods is None else pods
         token = self._around.control_token
         return {
             pod_facts.name_of(pod): self._access.worker(address, token)

@@ -5,22 +5,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from llmtaskpool_operator.api.manifest_file import BadPool, parse_pool
-from llmtaskpool_operator.api.names import API_VERSION, KIND
 from llmtaskpool_operator.api.pool import LLMTaskPool
 from llmtaskpool_operator.api.status import LLMTaskPoolStatus
 from llmtaskpool_operator.api.worker_defaults import WorkerDefaults
+from llmtaskpool_operator.autoscaler.decide import replica_policy
 from llmtaskpool_operator.autoscaler.law import DEFAULTS
 from llmtaskpool_operator.autoscaler.observation import Problem
 from llmtaskpool_operator.autoscaler.reconcile import LoopMemory, ReconcileResult, reconcile
+from llmtaskpool_operator.autoscaler.rest import next_turn_seconds, rests
 from llmtaskpool_operator.autoscaler.status import invalid_status
-from llmtaskpool_operator.autoscaler.telling import Note, notes, rfc3339, worth_writing
+from llmtaskpool_operator.autoscaler.telling import Note, notes, rfc3339
 from llmtaskpool_operator.cluster import manifests, pod_facts
 from llmtaskpool_operator.cluster.access import ClusterAccess
 from llmtaskpool_operator.cluster.api_client import ApiFailure, Fenced
@@ -31,10 +30,13 @@ from llmtaskpool_operator.cluster.manifests import Manifest, Surroundings
 from llmtaskpool_operator.cluster.metrics import OperatorMetrics
 from llmtaskpool_operator.cluster.problem_backend import BackendWithProblems, ReplicasRefused
 from llmtaskpool_operator.cluster.refusals import Refusals
+from llmtaskpool_operator.cluster.resting import Resting
 from llmtaskpool_operator.cluster.rivals import ScaleWrites
 from llmtaskpool_operator.cluster.start_warnings import StartWarnings
 from llmtaskpool_operator.cluster.store import PoolKey, status_in
+from llmtaskpool_operator.cluster.teller import Teller, Told
 from llmtaskpool_operator.replay.record import Recorder
+from llmtaskpool_operator.workers.client import WorkerClient
 from llmtaskpool_operator.workers.states import PodStates
 
 CHILDREN_SECONDS = 600.0
@@ -90,12 +92,9 @@ class _Remembered:
     applied: Written = field(default_factory=dict)
     agreed: Manifest | None = None
     """The Deployment as it was when it was as it should be: to compare is dear."""
-    written: str | None = None
-    """The status as it was written, in JSON: as objects it is four times as large."""
-    told: LLMTaskPoolStatus | None = None
-    """The same as an object: at rest the next turn's is this one."""
-    told_at: float = float("-inf")
-    """When the status was written, or of a new pool, when it could first have been."""
+    told: Told = field(default_factory=Told)
+    rest: Resting | None = None
+    """The pool as it was, while it is at rest."""
 
 
 class Controller:
@@ -117,6 +116,7 @@ class Controller:
         self._identity = identity
         self._metrics = metrics
         self._clock = clock
+        self._teller = Teller(access.api, identity.name, clock)
         self._pools: dict[PoolKey, _Remembered] = {}
 
     async def turn(self, key: PoolKey) -> float | None:
@@ -124,11 +124,13 @@ class Controller:
 
         Raises ApiFailure and Fenced: the turn is to be done again.
         """
+        if await self._rests_on(key):
+            return DEFAULTS.period_seconds
         body = self._access.store.pool(key)
         if body is None or body["metadata"].get("deletionTimestamp"):
             self.forget(key)  # its children go with it: their owner is gone
             return None
-        ours = self._remembered(key, body)
+        ours, objects = self._remembered(key, body), self._access.store.objects(key)
         try:
             pool = _parsed(ours, body)
         except BadPool as bad:
@@ -136,9 +138,9 @@ class Controller:
             before = ours.memory.status or LLMTaskPoolStatus()
             status = invalid_status(before, bad.faults, generation, rfc3339(self._clock()))
             ours.memory = replace(ours.memory, status=status)
-            await self._write_status(body, ours, status)
+            await self._teller.status(body, ours.told, status)
             for note in notes(before, status, 0, ()):
-                await self._write_event(body, note)
+                await self._teller.event(body, note)
             return CHILDREN_SECONDS
         around = self._around(ours)
         backend = KubernetesBackend(
@@ -170,8 +172,50 @@ class Controller:
             self._recorder.turn(pool, began.decided, result)
         await self._tell(body, ours, began.status, result)
         _raise_failed_writes(key, result)
+        ours.rest = self._resting(ours, pool, began, result, objects, backend.clients)
         wait = next_turn_seconds(result)
         return min(wait, CHILD_SECONDS) if ours.child_lost else wait
+
+    async def _rests_on(self, key: PoolKey) -> bool:
+        """Whether a pool at rest is as it was: its pods are asked, and all else is known."""
+        ours, store, now = self._pools.get(key), self._access.store, self._clock()
+        if ours is None or (rest := ours.rest) is None:
+            return False
+        ours.rest = None
+        if not rest.sees(store.objects(key)) or not rest.lasts(now):
+            return False
+        answers = await ours.states.read(rest.clients)
+        if not rest.hears(answers, now):
+            ours.states.hurry()
+            return False
+        # While pods were waited for, something else may have come.
+        over = ours.child_lost or ours.warned != ours.warnings.missed
+        if over or not rest.sees(store.objects(key)):
+            return False
+        ours.memory = replace(ours.memory, decided=rest.remembered(ours.memory.decided, now))
+        ours.rest = rest
+        return True
+
+    def _resting(
+        self,
+        ours: _Remembered,
+        pool: LLMTaskPool,
+        before: LoopMemory,
+        result: ReconcileResult,
+        objects: tuple[Manifest, ...],
+        clients: Callable[[], dict[str, WorkerClient]],
+    ) -> Resting | None:
+        """What the next turns need, where this one was as the one before. ``objects`` are those
+        that the store had when it began."""
+        meta, settled = pool.metadata, ours.agreed is not None and ours.told.status is result.status
+        if not settled or (self._recorder and self._recorder.wants(meta.namespace, meta.name)):
+            return None
+        policy = replica_policy(pool.spec, result.memory.decided.replicas_at)
+        if not rests(pool.spec, policy, before, result):
+            return None
+        states = {pod.name: pod.state for pod in result.observed.pods if pod.state is not None}
+        until = ours.children_at + CHILDREN_SECONDS
+        return Resting(pool.spec, policy, objects, clients(), states, until)
 
     def child_lost(self, key: PoolKey) -> None:
         """A child of the pool is gone, or changed by somebody: the next turn looks at them."""
@@ -205,13 +249,19 @@ class Controller:
         if due:
             ours.agreed = None
         # A pod of a new pool can't start without the others, and the claim comes before all.
+        lost, missed = ours.child_lost and due, ours.warnings.missed
         if due:
-            ours.problems = await backend.ensure_children(ours.applied, new=new)
-        problems = await backend.ensure_deployment(ours.agreed, new=new, written=ours.applied)
-        problems += await backend.gate.ensure()
+            ours.child_lost = False  # before they are looked at: one may go when it was seen
+        try:
+            if due:
+                ours.problems = await backend.ensure_children(ours.applied, new=new)
+            problems = await backend.ensure_deployment(ours.agreed, new=new, written=ours.applied)
+            problems += await backend.gate.ensure()
+        except BaseException:
+            ours.child_lost |= lost  # not all of them were looked at
+            raise
         if due:
-            ours.children_of, ours.children_at = revision, now
-            ours.warned, ours.child_lost = ours.warnings.missed, False
+            ours.children_of, ours.children_at, ours.warned = revision, now, missed
         same = self._access.store.deployment(key) is before
         ours.agreed = self._access.store.drop_template(key) if same and not problems else None
         if self._access.rollouts.waits(key):
@@ -258,7 +308,7 @@ class Controller:
             "of them see it: the chart's `namespaces`, or uninstall one"
         )
         log.warning("%s/%s: %s", meta["namespace"], meta["name"], text)
-        await self._write_event(body, Note("Warning", "OtherOperator", "Observe", text))
+        await self._teller.event(body, Note("Warning", "OtherOperator", "Observe", text))
 
     async def _tell(
         self,
@@ -270,92 +320,17 @@ class Controller:
         meta = body["metadata"]
         for action in result.plan:
             log.info("%s/%s: %s", meta["namespace"], meta["name"], action.reason)
-        await self._write_status(body, ours, result.status)
+        await self._teller.status(body, ours.told, result.status)
         undone = [failure.action for failure in result.failures]
         done = [action for action in result.plan if action not in undone]
         for note in notes(before, result.status, result.observed.replicas, done):
-            await self._write_event(body, note)
-
-    async def _write_status(
-        self, body: Manifest, ours: _Remembered, status: LLMTaskPoolStatus
-    ) -> None:
-        if status is ours.told:
-            return
-        wanted, now = status.wire(), self._clock()
-        text = json.dumps(wanted)
-        if text == ours.written:
-            ours.told = status
-            return
-        known = status_in(body) if ours.written is None else json.loads(ours.written)
-        if ours.told_at == float("-inf") and _never_seen(body):
-            ours.told_at = now
-        if not worth_writing(known, wanted, now - ours.told_at):
-            return
-        meta = body["metadata"]
-        manifest = {
-            "apiVersion": API_VERSION,
-            "kind": KIND,
-            "metadata": {name: meta[name] for name in ("name", "namespace", "uid")},
-            "status": wanted,
-        }
-        await self._access.api.apply(manifest, subresource="status", whole=False)
-        ours.written, ours.told, ours.told_at = text, status, now
-
-    async def _write_event(self, body: Manifest, note: Note) -> None:
-        """Events are for people: one that can't be written stops nothing."""
-        meta, at = body["metadata"], self._clock()
-        event = {
-            "apiVersion": "events.k8s.io/v1",
-            "kind": "Event",
-            "metadata": {"generateName": f"{meta['name']}-", "namespace": meta["namespace"]},
-            "eventTime": rfc3339(at, microseconds=True),
-            "reportingController": "llmtaskpool.io/operator",
-            "reportingInstance": self._identity.name[:128],
-            "type": note.type,
-            "reason": note.reason,
-            "action": note.action,
-            "note": note.text[:1024],
-            "regarding": {
-                "apiVersion": API_VERSION,
-                "kind": KIND,
-                "name": meta["name"],
-                "namespace": meta["namespace"],
-                "uid": meta["uid"],
-            },
-        }
-        try:
-            await self._access.api.create(event)
-        except ApiFailure as failure:
-            log.warning("%s/%s: event not written: %s", meta["namespace"], meta["name"], failure)
+            await self._teller.event(body, note)
 
 
 def control_token(key: bytes, uid: str) -> str:
     """The token of one pool's workers: HMAC-SHA256 of its uid, so that it need not be read back."""
     digest = hmac.new(key, uid.encode(), hashlib.sha256).digest()
     return base64.urlsafe_b64encode(digest).decode().rstrip("=")
-
-
-def next_turn_seconds(result: ReconcileResult) -> float:
-    """A second while anything moves; an idle pool at rest is looked at every five."""
-    seen = result.observed
-    if not seen.scalable:
-        return DEFAULTS.period_seconds  # somebody else's Deployment: nobody tells us when it goes
-    if seen.replicas == 0 and seen.gate is not None and seen.gate.ready:
-        return result.requeue_after  # whoever comes to the gate of a pool that sleeps is waiting
-    resting = (
-        not result.plan
-        and not seen.problems
-        and len(seen.pods) == seen.replicas
-        and all(
-            pod.ready and not pod.draining and pod.state is not None and not _busy(pod.state.lanes)
-            for pod in seen.pods
-        )
-    )
-    return DEFAULTS.period_seconds if resting else result.requeue_after
-
-
-def _busy(lanes: Any) -> bool:
-    return any(lane.active or lane.queued for lane in lanes.values())
 
 
 def _parsed(ours: _Remembered, body: Manifest) -> LLMTaskPool:
@@ -372,12 +347,6 @@ def _parsed(ours: _Remembered, body: Manifest) -> LLMTaskPool:
 
 def _revision(generation: int, labels: Mapping[str, str]) -> _Revision:
     return generation, tuple(sorted(labels.items()))
-
-
-def _never_seen(body: Manifest) -> bool:
-    """Whether the pool's status is none of an operator's: absent, or the CRD's default."""
-    status = status_in(body)
-    return not status.get("observedGeneration") and isinstance(status.get("conditions", []), list)
 
 
 def _status_of(body: Manifest) -> LLMTaskPoolStatus | None:

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TypeVar
 
 from llmtaskpool_operator.api.names import KIND
@@ -46,6 +46,8 @@ STUCK_SECONDS = 120.0
 GATHER_SECONDS = 0.5
 """What happens to a pool's pods comes in crowds: a rollout of 25 is over 200 events."""
 WAIT_FOR_CRD_SECONDS = 5.0
+CLIENTS = 10_000
+"""Clients of pods that are kept: each knows what its pod said last, and need not read it again."""
 
 COLLECT_EVERY = 2_000, 10, 1_000_000_000
 """Of Python's generations of objects: the oldest, which has thousands of pods, is looked through
@@ -96,6 +98,7 @@ class Operator:
             unfenced = KubernetesApi(client, failed=self.metrics.api_error)
             port = self._settings.control_port
 
+            @lru_cache(maxsize=CLIENTS)
             def worker(address: str, token: str) -> WorkerClient:
                 return WorkerClient(http, f"http://{address}:{port}", token, limits)
 

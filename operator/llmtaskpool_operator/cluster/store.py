@@ -73,6 +73,12 @@ class ClusterStore:
         """The Deployment of the pool's gate, which is called so."""
         return self._known["Deployment"].by_pool.get(key, {}).get(name)
 
+    def objects(self, key: PoolKey) -> tuple[Manifest, ...]:
+        """All that is known of a pool: the very same objects, in the same order, while none of
+        them has changed, come or gone."""
+        kinds = self._known.values()
+        return tuple(one for known in kinds for one in known.by_pool.get(key, {}).values())
+
     def drop_template(self, key: PoolKey) -> Manifest | None:
         """Keep the pool's Deployment without its template, which is as it should be; return that.
 

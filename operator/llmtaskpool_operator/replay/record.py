@@ -129,6 +129,10 @@ class Recorder:
     pools: Collection[str] = (ALL,)
     _whole: dict[str, tuple[float, int]] = field(default_factory=dict)
 
+    def wants(self, namespace: str, name: str) -> bool:
+        """Whether that pool is recorded."""
+        return ALL in self.pools or f"{namespace}/{name}" in self.pools
+
     def turn(self, pool: LLMTaskPool, before: PoolMemory, turn: Turn) -> None:
         """A turn was done, ``before`` which this was remembered; most decide threads alone."""
         after = turn.memory.decided
@@ -136,7 +140,7 @@ class Recorder:
             return
         meta = pool.metadata
         name, now = f"{meta.namespace}/{meta.name}", after.replicas_at
-        if name not in self.pools and ALL not in self.pools:
+        if not self.wants(meta.namespace, meta.name):
             return
         began = before.replicas_at == -inf
         since, generation = self._whole.get(name, (-inf, -1))

@@ -36,6 +36,7 @@ class PodStates:
         self._clock = clock
         self._answers: dict[str, Answer] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
+        self._hurries = False
 
     async def read(
         self, clients: Mapping[str, WorkerClient], wait_seconds: float = WAIT_SECONDS
@@ -45,13 +46,19 @@ class PodStates:
         The last answers of all.
         """
         self.forget(set(self._answers) - set(clients))
-        fresh = self._clock() - FRESH_SECONDS
+        fresh, new = self._clock() - FRESH_SECONDS, False
         for name, client in clients.items():
             if name not in self._asking and self._answers.get(name, Answer()).at <= fresh:
-                self._asking[name] = asyncio.create_task(self._ask(name, client))
+                self._asking[name], new = asyncio.create_task(self._ask(name, client)), True
         if self._asking:
+            wait_seconds = 0.0 if self._hurries and not new else wait_seconds
             await asyncio.wait(self._asking.values(), timeout=wait_seconds)
+        self._hurries = False
         return {name: self._answers.get(name, Answer()) for name in clients}
+
+    def hurry(self) -> None:
+        """The next read does not wait for those who are asked already: they have had their time."""
+        self._hurries = True
 
     def changed(self, name: str) -> None:
         """What the pod said is over: it was told to do something else."""

@@ -12,6 +12,7 @@ from fakes.memory_cluster import KEY
 from llmtaskpool_operator.api.names import KIND
 from llmtaskpool_operator.cluster.api_client import ApiFailure, Fenced
 from llmtaskpool_operator.cluster.controller import (
+    CHILD_SECONDS,
     CHILDREN_SECONDS,
     control_token,
 )
@@ -136,6 +137,27 @@ def test_a_child_that_is_said_to_be_gone_comes_back_at_the_next_turn() -> None:
     assert rig.api.find("Service", NAMESPACE, NAME) is None  # one word is good for one look
     rig.controller.child_lost(KEY)
     rig.now += 1.5
+    rig.turn()
+    assert rig.api.find("Service", NAMESPACE, NAME) is not None
+
+
+def test_a_child_that_goes_when_it_was_just_looked_at_comes_back_too() -> None:
+    rig = Rig(**AT_REST).settled()
+    seen: list[str] = []
+    gone: list[Any] = []
+
+    def taken_away(call: Any) -> None:
+        if "Service" in seen and not gone:
+            gone.append(rig.api.objects.pop(("Service", NAMESPACE, NAME)))
+            rig.controller.child_lost(KEY)
+        seen.append(call[1])
+
+    rig.controller.child_lost(KEY)
+    rig.now += 3
+    rig.api.before = taken_away
+    assert rig.turn() == CHILD_SECONDS
+    assert gone
+    rig.now += CHILD_SECONDS
     rig.turn()
     assert rig.api.find("Service", NAMESPACE, NAME) is not None
 

@@ -77,6 +77,63 @@ def test_a_good_state_is_read():
     assert ask(answers(GOOD % "2")).lanes[LaneName.COMPUTE].active == 2
 
 
+AT = '{"worker_id":"w","started_at":1,"observed_at":%s,"phase":"ready","lanes":%s%s}'
+LANES = '{"compute":{"threads":4,"threads_cap":8,"active":%s,"queued":0,"queue_limit":9}}'
+QUEUE = ',"queue":{"durability":"memory","durable":false,"observed_at":%s,"running":%s}'
+
+
+def read_in_turn(*texts: str):
+    """What one client makes of answers that come one after the other."""
+    left = list(texts)
+
+    async def handler(_request):
+        return web.Response(text=left.pop(0))
+
+    async def call(client):
+        found = []
+        for _ in texts:
+            try:
+                found.append(await client.state())
+            except WorkerUnreachable as error:
+                found.append(str(error))
+        return found
+
+    return ask(handler, call)
+
+
+def test_a_worker_that_says_the_same_but_for_its_clock_is_read_with_its_clock():
+    texts = [AT % (at, LANES % 0, QUEUE % (at - 0.5, 0)) for at in (2, 7.25, 12.5)]
+    states = read_in_turn(*texts)
+    assert [state.observed_at for state in states] == [2, 7.25, 12.5]
+    assert states[2].lanes == states[0].lanes
+    assert states[2].queue.running == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        (AT % (7, LANES % 3, QUEUE % (1, 0)), lambda s: s.lanes[LaneName.COMPUTE].active == 3),
+        (AT % (7, LANES % 0, QUEUE % (1, 2)), lambda s: s.queue.running == 2),
+        (AT % (7, LANES % 0, ""), lambda s: s.queue is None),
+        (AT % (7, "{}", QUEUE % (1, 0)), lambda s: "lanes.compute: missing" in s),
+        (AT % ('"x"', LANES % 0, QUEUE % (1, 0)), lambda s: "observed_at" in s),
+        (AT % (7, LANES % 0, QUEUE % (1, 0)) + "}", lambda s: "answered oddly" in s),
+        ("", lambda s: "answered oddly" in s),
+    ],
+)
+def test_whatever_else_a_worker_says_after_the_same_answers_is_seen(text, seen):
+    same = [AT % (at, LANES % 0, QUEUE % (at, 0)) for at in (2, 3)]
+    *_, third, fourth = read_in_turn(*same, text, AT % (9, LANES % 0, QUEUE % (9, 0)))
+    assert seen(third)
+    assert (fourth.observed_at, fourth.lanes[LaneName.COMPUTE].active) == (9, 0)
+
+
+def test_a_clock_of_a_part_that_comes_first_is_not_taken_for_the_workers():
+    queue = QUEUE % (5, 0)
+    texts = ["{" + queue[1:] + "," + (AT % (at, LANES % 0, ""))[1:] for at in (2, 3)]
+    assert [state.observed_at for state in read_in_turn(*texts)] == [2, 3]
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-1", '"many"', "null", "2.5"])
 def test_numbers_that_can_not_be_are_errors_that_name_their_place(number):
     with pytest.raises(WorkerUnreachable, match=r"answered oddly"):

@@ -214,6 +214,13 @@ def set_up_torch(options: Mapping[str, Any]) -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
+def sees_gpu() -> bool:
+    """Whether torch has one here to run on."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def keep_to(processors: list[int]) -> None:
     """Run this process on these alone. Where that can't be, it runs where it may."""
     with suppress(OSError, AttributeError):  # they were taken away, or it isn't Linux
@@ -236,10 +243,10 @@ def _load(spec: ModelSpec, connection: socket.socket) -> EngineLoop:
     try:
         folder = resolve(spec.source, progress)
         progress("loading", 0.0)
-        spare(folder, sys.modules)
+        set_up_torch(options)
+        spare(folder, sys.modules, gpu=sees_gpu())
         from llmtaskpool_worker.engines.weights import ModelRefused
 
-        set_up_torch(options)
         try:
             loop = load_loop(spec.task, folder, threads, options)
         except ModelRefused as error:
