@@ -18,7 +18,7 @@ import sys
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -117,12 +117,15 @@ def in_a_loop(weights: str, threads: int) -> None:
 
 @contextmanager
 def started(*command: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A process of ours, ended at the end."""
+    """A process of ours, ended at the end with those that it has started."""
     process = subprocess.Popen([sys.executable, *command], text=True, **options)
     try:
         yield process
     finally:
-        process.terminate()
+        whole = psutil.Process(process.pid)
+        for one in (*whole.children(recursive=True), whole):
+            with suppress(psutil.NoSuchProcess):
+                one.terminate()
         process.wait()
 
 
@@ -171,6 +174,8 @@ def image_rows(
         answers = await asyncio.gather(
             *(http.post("/predict", json={"image": packed[place]}) for place in places)
         )
+        for one in answers:
+            assert one.status_code == 200, one.text
         return [one.json()["probs"] for one in answers]
 
     told = {name: Told() for name in ("ours", "torchvision in a loop", "LitServe")}
@@ -196,6 +201,7 @@ def image_rows(
                 probabilities = [found[place] for place in range(len(pictures))]
                 taken[name] = (seconds, cpu_seconds(process) - before, probabilities)
             for name, (seconds, cpu, probabilities) in taken.items():
+                sys.stderr.write(f"round {turn}, {name}: {seconds:.1f} s, {cpu:.1f} s of CPU\n")
                 if turn:
                     told[name].note(len(pictures), seconds, cpu)
                 difference = np.abs(np.array(probabilities) - np.array(expected)).max()

@@ -74,7 +74,9 @@ class Classifier(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    server = litserve.LitServer(Classifier(sys.argv[2], int(sys.argv[3])), accelerator="cpu")
+    served = Classifier(sys.argv[2], int(sys.argv[3]))
+    # Its own 30 s for a request are too few on a busy machine, where ours waits as well.
+    server = litserve.LitServer(served, accelerator="cpu", timeout=False)
     server.run(
         port=int(sys.argv[1]), host="127.0.0.1", generate_client_file=False, log_level="error"
     )

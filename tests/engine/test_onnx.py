@@ -15,6 +15,7 @@ import torch
 from fakes.pictures import picture
 from llmtaskpool_worker.engines import onnx_files
 from llmtaskpool_worker.engines.child import load_loop
+from llmtaskpool_worker.engines.one_pass import onnx_tensors
 from llmtaskpool_worker.engines.one_pass.load import load_one_pass
 from llmtaskpool_worker.engines.one_pass.loop import OnePassLoop
 from llmtaskpool_worker.engines.one_pass.onnx_model import OnnxModel
@@ -174,6 +175,37 @@ def test_tensors_that_an_onnx_model_does_not_take_are_told(
     (failed,) = loop.accept(AdmitInputs(1, tensors=tensors))
     assert isinstance(failed, RequestFailed)
     assert said in failed.message
+
+
+def test_tensors_beyond_what_memory_holds_are_refused_with_the_numbers(tmp_path: Path) -> None:
+    loop = load_one_pass(write(tmp_path, scorer()), "tensor")
+    loop.head.fit_into(128 << 10)
+    most = loop.head.most_numbers
+    assert 5 <= most <= 128 << 10, "what it was measured to hold"
+    fits = request(most // 5)  # three numbers and two ids of each row
+    ask(loop, 1, fits)
+    expected = plain(tmp_path / "model.onnx", fits)["scores"]
+    np.testing.assert_allclose(outputs(told(loop)[1])["scores"], expected, atol=1e-6)
+    tensors = [tensor(name, one) for name, one in request(most // 5 + 1).items()]
+    (failed,) = loop.accept(AdmitInputs(2, tensors=tensors))
+    assert isinstance(failed, RequestFailed)
+    assert (failed.id, failed.code) == (2, "too_large")
+    assert f"{5 * (most // 5 + 1)} numbers, and memory holds {most} here: send" in failed.message
+
+
+def test_outputs_that_no_answer_holds_fail_their_request_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = load_one_pass(write(tmp_path, scorer()), "tensor")
+    ten_rows = 10 * (4 * 4 + 8)  # of each four scores and a place
+    monkeypatch.setattr(onnx_tensors, "ANSWER_BYTES", ten_rows)
+    ask(loop, 1, request(11))
+    ask(loop, 2, request(10))
+    found = told(loop)
+    assert isinstance(found[1], RequestFailed)
+    assert found[1].code == "too_large"
+    assert f"264 bytes, and {ten_rows} are answered at once: send" in found[1].message
+    assert isinstance(found[2], Values)
 
 
 def expected_of(task: str, file: Path, text: list[int]) -> Any:
