@@ -162,5 +162,7 @@ class Asking:
     async def _renew(self) -> None:
         """What makes progress keeps its lease; a task of an engine that stands still loses it."""
         held = self._running.progressing()
-        for task_id in await self._broker.renew(held, LEASE_SECONDS):
-            self._ledger.lost(task_id)
+        lost = await self._broker.renew(held, LEASE_SECONDS)
+        for one in held:
+            if one.id in lost:
+                self._ledger.lost(one.id, one.fence)

@@ -365,8 +365,8 @@ class Dispatcher:
                 for slots in self._slots.values():
                     slots.slept(late)
             for lane in self._lanes.values():
-                for task_id in [*lane.running.values()]:
-                    task = self._ledger.active.get(task_id)
+                for request_id, task_id in [*lane.running.items()]:
+                    task = self._ledger.at_work(task_id, request_id)
                     if task is not None and task.runs and task.deadline <= now:
                         error = TaskError("timeout", "the task ran longer than it may")
                         self._ledger.stop(task, error)

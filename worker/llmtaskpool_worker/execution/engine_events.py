@@ -124,12 +124,12 @@ class EngineEvents:
             slots.name, step.decode_batch, step.prefill_tokens, step.seconds, own
         )
         for request_id, tokens in step.reused:
-            task = self._ledger.active.get(slots.in_flight.get(request_id, ""))
+            task = self._ledger.at_work(slots.in_flight.get(request_id), request_id)
             if task is not None and isinstance(task.text, GenerationText):
                 task.text.cached_tokens = tokens
         for token in step.tokens:
             task = self._ledger.active.get(slots.in_flight.get(token.id, ""))
-            if task is not None:
+            if task is not None and task.request_id == token.id:  # as at_work
                 try:  # as _decode, written out: each token of each stream comes by here
                     self._draw(task, token)
                 except Exception:
@@ -150,7 +150,7 @@ class EngineEvents:
             self._undecodable(task)
 
     def _undecodable(self, task: ActiveTask) -> None:
-        if task.id in self._ledger.active:
+        if self._ledger.holds(task):
             self._ledger.commit(task, TaskError("decoding_failed", "the answer can't be decoded"))
             self._ledger.stop_running(task)
 
@@ -209,8 +209,8 @@ class EngineEvents:
     def _crashed(self, slots: EngineSlots) -> None:
         """The engine died: tell whose output can't be unsaid, suspect the others."""
         slots.ready, slots.asked_at = None, None
-        active = self._ledger.active
-        lost = [active[i] for i in slots.in_flight.values() if i in active]
+        at_work = (self._ledger.at_work(one, request) for request, one in slots.in_flight.items())
+        lost = [task for task in at_work if task is not None]
         lost.sort(key=lambda task: (task.claim.submitted_at, task.number))
         alone = len(slots.in_flight) == 1
         for request_id in slots.in_flight:
@@ -259,4 +259,4 @@ class EngineEvents:
         """The task of a request that left the engine; None when it has ended meanwhile."""
         task_id = slots.ended(request_id, self._clock())
         self._lane.left(request_id)
-        return None if task_id is None else self._ledger.active.get(task_id)
+        return self._ledger.at_work(task_id, request_id)

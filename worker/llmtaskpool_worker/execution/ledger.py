@@ -92,7 +92,8 @@ class TaskLedger:
         self._count(rejected=1)
 
     def claimed(self, claim: Claim, lane: Lane, cost_class: CostClass) -> ActiveTask:
-        """A task is this worker's from now on."""
+        """A task is this worker's from now on; an earlier claim of it isn't any more."""
+        self.lost(claim.id)
         task = ActiveTask(claim, lane, cost_class, Held(claim.id, claim.fence), next(self._numbers))
         self.active[claim.id] = task
         return task
@@ -172,11 +173,26 @@ class TaskLedger:
             self.ended(committed.view)
         self._look_empty()
 
-    def lost(self, task_id: str) -> None:
-        """The claim of a task is not in force any more: whatever runs for it is to end."""
+    def lost(self, task_id: str, fence: str | None = None) -> None:
+        """A claim of a task is not in force any more: whatever runs for it is to end.
+
+        With ``fence``, that claim alone: the task may have been claimed again since.
+        """
         task = self.active.get(task_id)
-        if task is not None and self._left(task):
+        if task is not None and fence in (None, task.claim.fence) and self._left(task):
             self.stop_running(task)
+
+    def at_work(self, task_id: str | None, request_id: int) -> ActiveTask | None:
+        """The task that a request is of; None when that has ended, or runs by another request.
+
+        A task may run anew here while what ran for an earlier claim of it has not ended.
+        """
+        task = self.active.get(task_id or "")
+        return task if task is not None and task.request_id == request_id else None
+
+    def holds(self, task: ActiveTask) -> bool:
+        """Whether this claim of the task is this worker's."""
+        return self.active.get(task.id) is task
 
     def cancelled(self, answer: Committed) -> None:
         """The broker has cancelled a task, if it still could."""
@@ -213,8 +229,9 @@ class TaskLedger:
 
     def _left(self, task: ActiveTask) -> bool:
         """It is this worker's no more; False: it wasn't."""
-        if self.active.pop(task.id, None) is None:
+        if not self.holds(task):
             return False
+        del self.active[task.id]
         if task.waiting is not None:
             task.lane.held.cancel(task.id)
             if task.parked_at is None:

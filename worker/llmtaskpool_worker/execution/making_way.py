@@ -9,7 +9,7 @@ when these are full.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 
 from llmtaskpool_worker.brokers.protocol import Head, Wanted
@@ -98,9 +98,7 @@ class MakingWay:
     def _goes_beyond(self, slots: EngineSlots, urgent: float) -> bool:
         """Whether one of P ``urgent`` is to be sent to a server beyond its N, now."""
         assert slots.seats is not None  # noqa: S101 - the caller has looked
-        active = self._ledger.active
-        running = (active[one] for one in slots.in_flight.values() if one in active)
-        if not is_urgent(urgent, map(self._rank, running), self._rule.factor):
+        if not is_urgent(urgent, map(self._rank, self._of(slots)), self._rule.factor):
             return False
         now = self._clock()
         slots.seats.urgent_came(now)
@@ -153,8 +151,14 @@ class MakingWay:
 
     def _outranks_any(self, slots: EngineSlots, urgent: float) -> bool:
         """Whether there is anybody for ``who_makes_way`` to choose from: it is cheaper to ask."""
-        active = (self._ledger.active.get(task_id) for task_id in slots.in_flight.values())
-        return any(urgent >= self._rule.factor * self._rank(task) for task in active if task)
+        return any(urgent >= self._rule.factor * self._rank(task) for task in self._of(slots))
+
+    def _of(self, slots: EngineSlots) -> Iterator[ActiveTask]:
+        """The tasks whose requests an engine has."""
+        for request_id, task_id in slots.in_flight.items():
+            task = self._ledger.at_work(task_id, request_id)
+            if task is not None:
+                yield task
 
     def _rank(self, task: ActiveTask) -> float:
         return priority(task.request.weight, self._cost.load(task.cost_class))
@@ -162,15 +166,14 @@ class MakingWay:
     def _occupants(self, slots: EngineSlots) -> list[Occupant]:
         step = self._cost.step_seconds(slots.name, len(slots.in_flight))
         found = []
-        for task_id in slots.in_flight.values():
-            task = self._ledger.active.get(task_id)
-            most = None if task is None else self._most_tokens(task)
-            if task is None or most is None:
+        for task in self._of(slots):
+            most = self._most_tokens(task)
+            if most is None:
                 continue
             expected = self._cost.expected_tokens(task.cost_class)
             left = expected_tokens_left(expected, task.drawn, most)
             rank = self._rank(task)
-            found.append(Occupant(task_id, rank, left * step, task.made_way, task.drawn))
+            found.append(Occupant(task.id, rank, left * step, task.made_way, task.drawn))
         return found
 
     def _most_tokens(self, task: ActiveTask) -> int | None:

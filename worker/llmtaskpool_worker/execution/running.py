@@ -216,7 +216,7 @@ class Running:
     def _stands_aside(self) -> bool:
         """Whether a task runs alone now, or does so as soon as all others have ended."""
         task = self._alone
-        if task is None or task.id not in self._ledger.active:
+        if task is None or not self._ledger.holds(task):
             return False
         nobody = not any(lane.running for lane in self._lanes.values())
         group = task.claim.group if task.waiting is None else task.waiting.group
@@ -324,7 +324,7 @@ class Running:
     def _call_ended(self, task: ActiveTask, calling: asyncio.Task[Result | TaskError]) -> None:
         """A handler let go of its task, however: by its end, cancelled, or never begun."""
         task.lane.left(task.request_id)
-        if task.id in self._ledger.active:
+        if self._ledger.holds(task):
             if calling.cancelled():  # by itself: what we cancel has ended before
                 outcome: Result | TaskError = TaskError(
                     "handler_failed", "the handler raised CancelledError"

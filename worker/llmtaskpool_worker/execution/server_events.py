@@ -41,7 +41,7 @@ class ServerEvents:
             case Piece(id=request_id, choice=choice, tokens=tokens):
                 slots.moved(self._clock())
                 slots.unread.pop(request_id, None)
-                task = self._ledger.active.get(slots.in_flight.get(request_id, ""))
+                task = self._ledger.at_work(slots.in_flight.get(request_id), request_id)
                 if task is not None and task.forwarded is not None:
                     self._took(slots)
                     self._drew(slots, task, tokens)
@@ -88,7 +88,7 @@ class ServerEvents:
         self, slots: EngineSlots, request_id: int, answered: Answered
     ) -> ActiveTask | None:
         """The task of a request that ended; what its usage adds to what its chunks told."""
-        task = self._ledger.active.get(slots.in_flight.get(request_id, ""))
+        task = self._ledger.at_work(slots.in_flight.get(request_id), request_id)
         seats, usage = slots.seats, answered.usage or {}
         if task is not None and seats is not None and answered.reason not in LEFT:
             now, threads = self._clock(), self._lane.threads
@@ -178,7 +178,7 @@ class ServerEvents:
         """The task of a request that the server has no more; None when it has ended meanwhile."""
         task_id = slots.ended(request_id, self._clock())
         self._lane.left(request_id)
-        return None if task_id is None else self._ledger.active.get(task_id)
+        return self._ledger.at_work(task_id, request_id)
 
 
 def _whole(told: object) -> int:
