@@ -69,7 +69,7 @@ rig: ## Build the test cluster's control plane and helm: 12 minutes once, then s
 
 unit: ## All tests but those of tests/e2e
 	$(call packages,$(QUEUE_TOOLS))
-	$(RUN) pytest --ignore=tests/e2e -n 4
+	$(RUN) pytest --ignore=tests/e2e -n 5
 
 e2e: install ## Our images on a real node, as root: 20 minutes once, then a few
 	$(call packages,$(IMAGE_TOOLS))

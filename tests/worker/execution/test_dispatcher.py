@@ -582,3 +582,19 @@ def test_whatever_happens_each_task_ends_once_and_nothing_is_held(operations: li
 async def _listen(pool: Dispatcher, task_id: str) -> None:
     async for _ in pool.events(task_id):
         pass
+
+
+def test_after_everything_has_run_no_work_waits_not_even_a_rounding_error_of_it() -> None:
+    async def story() -> None:
+        async with running(bounds=limits(2)) as pool:
+            tasks = [
+                await pool.submit(chat("x" * (1 + n % 7), tokens=3 + 5 * n, weight=0.1 + n % 3))
+                for n in range(60)
+            ]
+            assert pool.state().work.waiting_seconds > 0
+            for task in tasks:
+                await pool.wait(task.id)
+            # A pool sleeps when nothing waits: with 1e-16 of a second it stayed awake for ever.
+            assert pool.state().work.waiting_seconds == 0
+
+    play(story())

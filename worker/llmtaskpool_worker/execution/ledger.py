@@ -71,7 +71,8 @@ class TaskLedger:
         return Work(
             arrived_seconds_total=self._arrived,
             done_seconds_total=self._done,
-            waiting_seconds=max(0.0, waiting),
+            # What adding and taking away leaves of floats is no work: a pool sleeps only at 0.
+            waiting_seconds=max(0.0, round(waiting, 6)),
         )
 
     @property
