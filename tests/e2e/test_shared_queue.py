@@ -32,7 +32,7 @@ from .conftest import (
     say,
     wait_for,
 )
-from .test_upstream_sidecar import IMAGE, RUN, SCRIPT
+from .test_upstream_sidecar import IMAGE, SCRIPT, stub_beside
 
 THREADS, WAITING = 4, 20
 LEASE_SECONDS = 15.0
@@ -128,23 +128,7 @@ POOL = {
                 "options": {"max_threads": "8"},
             }
         ],
-        "upstream": {
-            "image": IMAGE,
-            "command": ["python3", "-c", RUN],
-            "args": [
-                *("--host", "0.0.0.0", "--port", "8002"),  # noqa: S104 - for the kubelet's probes
-                *("--step-seconds", str(STEP_SECONDS)),
-            ],
-            "env": [
-                {
-                    "name": "STUB",
-                    "valueFrom": {"configMapKeyRef": {"name": "stub", "key": "stub.py"}},
-                }
-            ],
-            "startupSeconds": 120,
-            "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
-            "securityContext": {"readOnlyRootFilesystem": True},
-        },
+        "upstream": stub_beside("--step-seconds", str(STEP_SECONDS)),
         "queue": {"redis": {"secretRef": {"name": "queue", "key": "url"}}},
         "scaling": {"minReplicas": 2, "maxReplicas": 2, "drainSeconds": 30},
         "threads": {"compute": {"mode": "Fixed", "initial": THREADS, "max": 8}},

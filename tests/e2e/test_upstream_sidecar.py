@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import openai
 import pytest
@@ -36,6 +37,27 @@ SCRIPT = {
     "data": {"stub.py": (ROOT / "tests" / "fakes" / "vllm_stub.py").read_text()},
 }
 SEATS = 4
+
+
+def stub_beside(*options: str) -> dict[str, Any]:
+    """A pool's ``upstream``: the stub of SCRIPT beside each worker, at 127.0.0.1:8002."""
+    return {
+        "image": IMAGE,
+        "command": ["python3", "-c", RUN],
+        # 0.0.0.0: for the kubelet's probes
+        "args": ["--host", "0.0.0.0", "--port", "8002", *options],  # noqa: S104
+        "env": [
+            {
+                "name": "STUB",
+                "valueFrom": {"configMapKeyRef": {"name": "stub", "key": "stub.py"}},
+            }
+        ],
+        "startupSeconds": 120,
+        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
+        "securityContext": {"readOnlyRootFilesystem": True},
+    }
+
+
 POOL = {
     "apiVersion": "llmtaskpool.io/v1alpha1",
     "kind": "LLMTaskPool",
@@ -48,23 +70,7 @@ POOL = {
                 "options": {"max_threads": str(SEATS)},
             }
         ],
-        "upstream": {
-            "image": IMAGE,
-            "command": ["python3", "-c", RUN],
-            "args": [
-                *("--host", "0.0.0.0"),  # noqa: S104 - for the kubelet's probes
-                *("--port", "8002", "--seats", str(SEATS), "--step-seconds", "0.05"),
-            ],
-            "env": [
-                {
-                    "name": "STUB",
-                    "valueFrom": {"configMapKeyRef": {"name": "stub", "key": "stub.py"}},
-                }
-            ],
-            "startupSeconds": 120,
-            "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
-            "securityContext": {"readOnlyRootFilesystem": True},
-        },
+        "upstream": stub_beside("--seats", str(SEATS), "--step-seconds", "0.05"),
         "scaling": {
             "minReplicas": 1,
             "maxReplicas": 2,

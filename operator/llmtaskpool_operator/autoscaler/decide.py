@@ -71,7 +71,7 @@ def decide_pool(
     if due:
         history = memory.history.extended(seen, now, scaling.averaging_seconds)
         memory = replace(memory, history=history, replicas_at=now)
-        if scaling.mode in (ScalingMode.AUTO, ScalingMode.ADVISE):
+        if decides_replicas(spec):
             observed = observed_replicas(spec, seen, history)
             decision, carried = law.decide(
                 replica_policy(spec, now), observed, memory.replicas, now
@@ -88,6 +88,11 @@ def decide_pool(
     made = tuple(d for d, _ in decided if d is not None)
     memory = replace(memory, threads=threads)
     return PoolDecision(decision, made, _sleeps(spec, memory)), memory
+
+
+def decides_replicas(spec: LLMTaskPoolSpec) -> bool:
+    """Whether the law is asked for replicas; in the mode Advise to be told, and not done."""
+    return spec.scaling.mode in (ScalingMode.AUTO, ScalingMode.ADVISE)
 
 
 def _sleeps(spec: LLMTaskPoolSpec, memory: PoolMemory) -> bool:

@@ -15,9 +15,8 @@ from typing import Any
 from llmtaskpool_worker.contract import QueueState, WorkerState
 
 from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
-from llmtaskpool_operator.api.scaling import ScalingMode
 from llmtaskpool_operator.autoscaler import law
-from llmtaskpool_operator.autoscaler.decide import PoolMemory
+from llmtaskpool_operator.autoscaler.decide import PoolMemory, decides_replicas
 from llmtaskpool_operator.autoscaler.observation import History, PodObservation, PoolObservation
 from llmtaskpool_operator.autoscaler.reconcile import LoopMemory, ReconcileResult
 
@@ -49,7 +48,7 @@ def rests(
     if result.plan or result.status is not before.status or not _undisturbed(seen):
         return False
     decided = [one.decision for one in result.decisions.threads]
-    if _decides_replicas(spec):
+    if decides_replicas(spec):
         if result.decisions.replicas is None:
             return False
         decided.append(result.decisions.replicas)
@@ -68,7 +67,7 @@ def rested(spec: LLMTaskPoolSpec, policy: law.Policy, memory: PoolMemory, now: f
         return memory
     history, replicas = memory.history.again(now, spec.scaling.averaging_seconds), memory.replicas
     windows = policy.up.stabilization_seconds > 0 or policy.down.stabilization_seconds > 0
-    if windows and _decides_replicas(spec):
+    if windows and decides_replicas(spec):
         # The same is wanted again, so that windows end as late as if it had been decided again.
         most = tuple((now, value) for _, value in replicas.most)
         least = tuple((now, value) for _, value in replicas.least)
@@ -116,7 +115,3 @@ def _does_nothing(pod: PodObservation) -> bool:
     if not pod.ready or pod.draining or pod.state is None:
         return False
     return not any(lane.active or lane.queued for lane in pod.state.lanes.values())
-
-
-def _decides_replicas(spec: LLMTaskPoolSpec) -> bool:
-    return spec.scaling.mode in (ScalingMode.AUTO, ScalingMode.ADVISE)

@@ -365,9 +365,8 @@ class Dispatcher:
                 for slots in self._slots.values():
                     slots.slept(late)
             for lane in self._lanes.values():
-                for request_id, task_id in [*lane.running.items()]:
-                    task = self._ledger.at_work(task_id, request_id)
-                    if task is not None and task.runs and task.deadline <= now:
+                for task in [*self._ledger.all_at_work(lane.running)]:
+                    if task.runs and task.deadline <= now:
                         error = TaskError("timeout", "the task ran longer than it may")
                         self._ledger.stop(task, error)
             self._capacity.look()

@@ -209,9 +209,8 @@ class EngineEvents:
     def _crashed(self, slots: EngineSlots) -> None:
         """The engine died: tell whose output can't be unsaid, suspect the others."""
         slots.ready, slots.asked_at = None, None
-        at_work = (self._ledger.at_work(one, request) for request, one in slots.in_flight.items())
-        lost = [task for task in at_work if task is not None]
-        lost.sort(key=lambda task: (task.claim.submitted_at, task.number))
+        at_work = self._ledger.all_at_work(slots.in_flight)
+        lost = sorted(at_work, key=lambda task: (task.claim.submitted_at, task.number))
         alone = len(slots.in_flight) == 1
         for request_id in slots.in_flight:
             self._lane.left(request_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 from llmtaskpool_worker.brokers.protocol import (
@@ -190,6 +190,13 @@ class TaskLedger:
         """
         task = self.active.get(task_id or "")
         return task if task is not None and task.request_id == request_id else None
+
+    def all_at_work(self, requests: Mapping[int, str]) -> Iterator[ActiveTask]:
+        """The tasks of requests, which are given with their tasks' ids."""
+        for request_id, task_id in requests.items():
+            task = self.at_work(task_id, request_id)
+            if task is not None:
+                yield task
 
     def holds(self, task: ActiveTask) -> bool:
         """Whether this claim of the task is this worker's."""

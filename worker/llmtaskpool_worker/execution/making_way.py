@@ -9,7 +9,7 @@ when these are full.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
 from llmtaskpool_worker.brokers.protocol import Head, Wanted
@@ -98,7 +98,8 @@ class MakingWay:
     def _goes_beyond(self, slots: EngineSlots, urgent: float) -> bool:
         """Whether one of P ``urgent`` is to be sent to a server beyond its N, now."""
         assert slots.seats is not None  # noqa: S101 - the caller has looked
-        if not is_urgent(urgent, map(self._rank, self._of(slots)), self._rule.factor):
+        running = self._ledger.all_at_work(slots.in_flight)
+        if not is_urgent(urgent, map(self._rank, running), self._rule.factor):
             return False
         now = self._clock()
         slots.seats.urgent_came(now)
@@ -151,14 +152,8 @@ class MakingWay:
 
     def _outranks_any(self, slots: EngineSlots, urgent: float) -> bool:
         """Whether there is anybody for ``who_makes_way`` to choose from: it is cheaper to ask."""
-        return any(urgent >= self._rule.factor * self._rank(task) for task in self._of(slots))
-
-    def _of(self, slots: EngineSlots) -> Iterator[ActiveTask]:
-        """The tasks whose requests an engine has."""
-        for request_id, task_id in slots.in_flight.items():
-            task = self._ledger.at_work(task_id, request_id)
-            if task is not None:
-                yield task
+        running = self._ledger.all_at_work(slots.in_flight)
+        return any(urgent >= self._rule.factor * self._rank(task) for task in running)
 
     def _rank(self, task: ActiveTask) -> float:
         return priority(task.request.weight, self._cost.load(task.cost_class))
@@ -166,7 +161,7 @@ class MakingWay:
     def _occupants(self, slots: EngineSlots) -> list[Occupant]:
         step = self._cost.step_seconds(slots.name, len(slots.in_flight))
         found = []
-        for task in self._of(slots):
+        for task in self._ledger.all_at_work(slots.in_flight):
             most = self._most_tokens(task)
             if most is None:
                 continue
