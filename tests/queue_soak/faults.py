@@ -67,9 +67,13 @@ FAULTS: dict[str, Fault] = {
         ("order",),
         (("claim", BEST, "if r > 0 and (not best or r < highest) then best, highest = i, r"),),
     ),
-    "one fence for all": Fault(("old claim",), (("claim", "fence .. '.' .. taken", "'7'"),)),
+    "one fence for all": Fault(
+        ("old claim",),
+        (("claim", "fence .. '.' .. taken", "'7'"),),
+        frozenset({"stale commits"}),
+    ),
     "the fence is a counter": Fault(
-        ("old claim", "committed twice"),
+        ("old claim", "committed twice", "another's"),
         (
             (
                 "claim",

@@ -26,7 +26,6 @@ from queue_soak.power import Power
 
 POOL = "soak/pool"
 MIX = Mix(long=0.03, long_seconds=(0.3, 1.0))
-LONG = Mix(long=0.15, long_seconds=(0.5, 1.5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +39,7 @@ class Plan:
     lease: float = 0.4
     crash_every: float = 0.5
     freeze_every: float = 0.7
+    freeze_leases: float = 2.0
     kills: tuple[float, ...] = ()
     cut: bool = False
     ageing: float = 0.0
@@ -57,12 +57,24 @@ def plan_for(fault: str) -> Plan:
     if "poison" in needs:
         return Plan(mix=Mix(poisonous=0.02), crash_every=1e9, lease=0.25)
     if "cut" in needs:
-        everysec = {"appendfsync": "everysec"}
+        # At other parts of the second after which it is written; tasks outlive the server's death.
+        kills = (2.0, 3.3, 4.6, 5.9, 7.2)
         return Plan(
-            seconds=5.5, kills=(2.0, 3.5, 5.0), cut=True, server=everysec, mix=LONG, crash_every=1e9
+            seconds=7.7,
+            workers=4,
+            slots=16,
+            lease=1.5,
+            crash_every=1e9,
+            freeze_every=1e9,
+            kills=kills,
+            cut=True,
+            mix=Mix(long=0.3, long_seconds=(1.0, 2.0)),
+            server={"appendfsync": "everysec"},
         )
     if "stale commits" in needs:
-        return Plan(freeze_every=0.3, crash_every=1e9)
+        # The next claimer, who runs it alone, has to end before the frozen one says its own.
+        short = Mix(long=0.3, long_seconds=(0.1, 0.3), cancelled=0.0)
+        return Plan(seconds=4.0, freeze_every=0.8, freeze_leases=4.0, mix=short, crash_every=1e9)
     if "volatile" in needs:
         return Plan(seconds=3.0, kills=(2.0,), server={"appendonly": "no"})
     if "ageing" in needs:
@@ -232,7 +244,7 @@ class Run:
                 worker, _ = self.workers[self.rng.choice(list(self.workers))]
                 worker.frozen = True
                 loop = asyncio.get_running_loop()
-                loop.call_later(2 * plan.lease, setattr, worker, "frozen", False)
+                loop.call_later(plan.freeze_leases * plan.lease, setattr, worker, "frozen", False)
             if kills and now >= kills[0]:
                 kills.pop(0)
                 self._kill_server()

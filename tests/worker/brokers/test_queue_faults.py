@@ -12,7 +12,7 @@ from queue_soak.inside import Plan, Run, aged_plan, plan_for
 from queue_soak.outside import Breaking, Soak
 
 AT_ONCE = 15
-TRIES = 3
+TRIES = 8
 """A fault does harm when something happens at the wrong time, which a short run may miss."""
 
 
