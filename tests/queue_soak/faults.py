@@ -21,7 +21,8 @@ class Fault:
 
 COMMIT = "if m[1] == 'r' and m[2] == fence and not here[id] then"
 LEASE = "leased[#leased + 1], leased[#leased + 2] = t + lease, id"
-BEST = "if r > highest then best, highest = i, r"
+BEST = "if r > highest then best, highest, second = i, r, highest"
+WORST = "if r > 0 and (not best or r < highest) then best, highest, second = i, r, math.huge"
 _STILL_RUNS = """  elseif b.s == 'r' then
     out[#out + 1] = '+' .. s
   else
@@ -35,8 +36,8 @@ FAULTS: dict[str, Fault] = {
     "attempts are not counted": Fault(
         ("attempts",),
         (
-            ("claim", "'a', 1, 'f'", "'a', 0, 'f'"),
             ("claim", "'a', attempts + 1, 'f'", "'a', 0, 'f'"),
+            ("common", "'a', counted and b.a or b.a - 1", "'a', 0"),
         ),
         frozenset({"poison"}),
     ),
@@ -65,7 +66,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "the weakest goes first": Fault(
         ("order",),
-        (("claim", BEST, "if r > 0 and (not best or r < highest) then best, highest = i, r"),),
+        (("claim", BEST, WORST),),
     ),
     "one fence for all": Fault(
         ("old claim",),
@@ -92,7 +93,7 @@ FAULTS: dict[str, Fault] = {
             (
                 "commit",
                 "    out[#out + 1] = 0\n",
-                "    call('SET', p .. ':r:' .. id, ARGV[i + 4], 'PX', ttl)\n"
+                "    call('SET', p .. ':r:' .. id, ARGV[3 + i], 'PX', ttl)\n"
                 "    out[#out + 1] = 0\n",
             ),
         ),

@@ -112,10 +112,13 @@ def encode_request(request: TaskRequest, *, whole: bool = True, weighed: bool = 
     return _SCHEMA + _pack((request.kind, *_packed(payload), *more[:kept]))
 
 
-def decode_request(data: bytes, weight: float | None = None) -> TaskRequest:
-    """What ``encode_request`` made; ``weight`` is one kept beside it. Raises Unreadable."""
+def decode_request(data: bytes, weight: float | None = None, begin: int = 0) -> TaskRequest:
+    """What ``encode_request`` made; ``weight`` is one kept beside it. Raises Unreadable.
+
+    It stands in ``data`` from ``begin`` on.
+    """
     try:
-        read = _request(_body(data))
+        read = _request(_body(data, begin))
         payload: Payload = _one_of(_PAYLOADS, read.sort, read.payload)
     except (msgspec.MsgspecError, UnicodeError):
         raise Unreadable("the request is damaged") from None
@@ -147,17 +150,18 @@ def decode_result(data: bytes) -> Result | TaskError:
     return value
 
 
-def _body(data: bytes) -> bytes:
-    if not data:
+def _body(data: bytes, begin: int = 0) -> memoryview:
+    if len(data) <= begin:
         raise Unreadable("there is nothing in it")
-    if data[0] > SCHEMA:
+    schema = data[begin]
+    if schema > SCHEMA:
         raise Unreadable(
-            f"it is of schema {data[0]} and this version reads up to {SCHEMA}: a newer worker "
+            f"it is of schema {schema} and this version reads up to {SCHEMA}: a newer worker "
             "wrote it"
         )
-    if data[0] != SCHEMA:
-        raise Unreadable(f"it is of schema {data[0]}, which nobody ever wrote")
-    return data[1:]
+    if schema != SCHEMA:
+        raise Unreadable(f"it is of schema {schema}, which nobody ever wrote")
+    return memoryview(data)[begin + 1 :]
 
 
 def _packed(value: Payload | Result | TaskError) -> tuple[str, msgspec.Raw]:

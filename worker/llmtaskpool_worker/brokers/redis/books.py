@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -73,10 +73,57 @@ _HEAD = struct.Struct("<fH")
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_ids = msgspec.msgpack.Decoder(tuple[str, ...]).decode
 
-CLAIM_HEAD = 3
-"""How many values claim.lua gives before them."""
-CLAIM_FIELDS = 13
-"""How many values claim.lua gives for each task."""
+CLAIM_HEAD = 4
+"""How many values claim.lua gives before the inputs."""
+
+
+class Given(msgspec.Struct, array_like=True, gc=False):
+    """What claim.lua gives of a task beside its input; times are the server's, in milliseconds."""
+
+    id: str
+    fence: str
+    attempt: int
+    alone: str
+    accepted_ms: float
+    until_ms: float
+    weight: float
+    work_us: float
+    line: str
+    group: str
+    began_ms: float
+    shown: str
+
+
+# The books' numbers are texts there.
+_given = msgspec.msgpack.Decoder(list[Given], strict=False).decode
+_given_apart = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_given_one = msgspec.msgpack.Decoder(Given, strict=False).decode
+_text = msgspec.msgpack.Decoder(str).decode
+
+
+class Foreign(NamedTuple):
+    """A task that is not as this version writes it."""
+
+    id: str
+    fence: str
+
+
+def given_in(packed: bytes) -> Sequence[Given | Foreign]:
+    """What claim.lua gives of tasks; one that is damaged leaves the others readable."""
+    if not packed:
+        return []
+    try:
+        return _given(packed)
+    except msgspec.MsgspecError:
+        return [_given_or_foreign(one) for one in _given_apart(packed)]
+
+
+def _given_or_foreign(packed: msgspec.Raw) -> Given | Foreign:
+    try:
+        return _given_one(packed)
+    except msgspec.MsgspecError:
+        task_id, fence = _given_apart(packed)[:2]
+        return Foreign(_text(task_id), _text(fence))
 
 
 def group_key(lane: LaneName, group: str, version: int | None = None) -> str:
@@ -201,7 +248,7 @@ class Run:
     """
 
     claim: Claim
-    shown: bytes
+    shown: str
     began_at: float
     more: int = 0
 
@@ -210,68 +257,68 @@ class Run:
     ) -> TaskView:
         """Of its task, once this run has ended it."""
         claim = self.claim
-        request, load = claim.request, float(self.shown.partition(b"\t")[0])
-        return TaskView(
-            id=claim.id,
-            kind=request.kind,
-            lane=claim.lane,
-            model=request.model,
-            state=state,
-            weight=request.weight,
-            load_seconds=load,
-            priority=priority(request.weight, load),
-            submitted_at=claim.submitted_at,
-            started_at=self.began_at,
-            ended_at=ended_at,
-            attempts=claim.attempt + self.more,
-            result=None if isinstance(outcome, TaskError) else outcome,
-            error=outcome if isinstance(outcome, TaskError) else None,
-            result_expires_at=None if request.attended else ended_at + ttl_seconds,
-            depends_on=claim.parents,
-            labels=request.labels,
-            tenant=claim.line.tenant,
+        request, load = claim.request, float(self.shown.partition("\t")[0])
+        error = outcome if isinstance(outcome, TaskError) else None
+        return TaskView(  # by place: by name it takes longer, and each task comes by here
+            claim.id,
+            request.kind,
+            claim.lane,
+            request.model,
+            state,
+            request.weight,
+            load,
+            priority(request.weight, load),
+            claim.submitted_at,
+            self.began_at,
+            ended_at,
+            claim.attempt + self.more,
+            None if isinstance(outcome, TaskError) else outcome,
+            error,
+            None if request.attended else ended_at + ttl_seconds,
+            claim.parents,
+            request.labels,
+            claim.line.tenant,
         )
 
 
 def run_of(
-    values: Sequence[Any], lane: LaneName, lease_until: float, at: Callable[[float], float]
+    given: Given | Foreign, data: bytes, lane: LaneName, lease_until: float, ahead: float
 ) -> Run:
-    """What claim.lua gave for one task. ``at`` makes a time of ours of the server's.
+    """What claim.lua gave for one task, and its input. ``ahead``: of our clock, in seconds.
 
     Raises Unreadable.
     """
-    task_id, fence, attempt, alone, accepted, until, weight, work, line, group = values[:10]
-    began, shown, data = values[10:]
+    if isinstance(given, Foreign):
+        raise Unreadable("its books are damaged")
     if len(data) <= _HEAD.size:
         raise Unreadable("there is nothing in it")
     run_seconds, size = _HEAD.unpack_from(data)
     begin = _HEAD.size + size
-    request = decode_request(data[begin:], float(weight))
-    parents = _ids(data[_HEAD.size : begin]) if size else ()
-    submitted_at = at(float(accepted))
-    if attempt > 1:
+    request = decode_request(data, given.weight, begin)
+    submitted_at = given.accepted_ms / 1000 + ahead
+    if given.attempt > 1:
         expires_at = inf
-    elif until == b"0":
+    elif not given.until_ms:
         expires_at = submitted_at + USUAL_PATIENCE_SECONDS
     else:
-        expires_at = at(float(until))
-    claim = Claim(
-        id=task_id.decode(),
-        fence=fence.decode(),
-        attempt=attempt,
-        lease_until=lease_until,
-        request=request,
-        lane=lane,
-        group=_group_name(group),
-        line=_line_name(line),
-        submitted_at=submitted_at,
-        expires_at=expires_at,
-        run_seconds=run_seconds,
-        work_seconds=float(work) / 1e6,
-        alone=alone == b"1",
-        parents=parents,
+        expires_at = given.until_ms / 1000 + ahead
+    claim = Claim(  # by place: by name it takes longer, and each task comes by here
+        given.id,
+        given.fence,
+        given.attempt,
+        lease_until,
+        request,
+        lane,
+        _group_name(given.group),
+        _line_name(given.line),
+        submitted_at,
+        expires_at,
+        run_seconds,
+        given.work_us / 1e6,
+        given.alone == "1",
+        _ids(data[_HEAD.size : begin]) if size else (),
     )
-    return Run(claim, shown, at(float(began)))
+    return Run(claim, given.shown, given.began_ms / 1000 + ahead)
 
 
 def _ids(data: bytes) -> tuple[str, ...]:
@@ -282,14 +329,14 @@ def _ids(data: bytes) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1024)
-def _group_name(key: bytes) -> str:
-    known = group_of(key.decode())
+def _group_name(key: str) -> str:
+    known = group_of(key)
     return known[1] if known is not None else ""
 
 
 @lru_cache(maxsize=1024)
-def _line_name(key: bytes) -> Line:
-    return line_of(key.decode())
+def _line_name(key: str) -> Line:
+    return line_of(key)
 
 
 def view_of(

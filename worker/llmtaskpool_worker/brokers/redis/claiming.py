@@ -50,6 +50,7 @@ class Claiming:
         self._session, self._limits, self._clock = session, limits, clock
         self._heads = heads
         self._ttl_ms, self._dead_ms = ttl_ms, dead_ms
+        self._asked = 0
         self._lines: dict[LaneName, dict[str, Line]] = {lane: {} for lane in LaneName}
         """Lines by their names: what the server asked T of."""
         self._named: dict[LaneName, tuple[tuple[str, ...], list[tuple[str, str]]]] = {}
@@ -62,8 +63,9 @@ class Claiming:
         """See Broker. Raises Unavailable."""
         names = self._names(wanted)
         seen = [name for name, group in names if wanted.free(group) > 0]
-        for round_ in range(ROUNDS):
-            fence = f"{wanted.fence}.{round_}" if round_ else wanted.fence
+        for _ in range(ROUNDS):
+            self._asked += 1  # no process had this pod's name before: so no call had this text
+            fence = f"{self._session.pod}/{self._asked:x}"
             call = self._session.call(
                 "claim", self._arguments(wanted, fence, names), seconds=CLAIM_SECONDS
             )
@@ -105,7 +107,7 @@ class Claiming:
         return _pack(
             (
                 self._session.pod,
-                f"{self._session.pod}.{fence}",
+                fence,
                 round(wanted.lease_seconds * 1000),
                 wanted.most,
                 round(limits.ageing_seconds * 1000) if by_age else 0,
@@ -150,16 +152,17 @@ class Claiming:
         return False
 
     async def _read(self, wanted: Wanted, answer: list[Any]) -> list[books.Run]:
-        until = self._session.at(answer[1]) + wanted.lease_seconds
+        ahead = self._session.ahead
+        until = answer[1] / 1000 + ahead + wanted.lease_seconds
         runs: list[books.Run] = []
-        unreadable: list[bytes] = []
-        for place in range(books.CLAIM_HEAD, len(answer), books.CLAIM_FIELDS):
-            values = answer[place : place + books.CLAIM_FIELDS]
+        unreadable: list[bytes | str] = []
+        inputs = answer[books.CLAIM_HEAD :]
+        for given, data in zip(books.given_in(answer[3]), inputs, strict=True):
             try:
-                runs.append(books.run_of(values, wanted.lane, until, self._session.at))
+                runs.append(books.run_of(given, data, wanted.lane, until, ahead))
             except Unreadable as why:
                 error = TaskError("quarantined", f"it can't be run: {why}")
-                unreadable += (values[0], values[1], str(why).encode(), encode_result(error))
+                unreadable += (given.id, given.fence, str(why), encode_result(error))
         if runs:
             self._session.given([run.claim.fence for run in runs])
         if unreadable:
@@ -174,7 +177,7 @@ class Claiming:
         if values[0] != b"ok":
             return
         back: list[bytes | str] = []
-        for place in range(books.CLAIM_HEAD, len(values), books.CLAIM_FIELDS):
-            back += (values[place], values[place + 1], "unwanted", "0", "0")
+        for given in books.given_in(values[3]):
+            back += (given.id, given.fence, "unwanted", "0", "0")
         if back:
             self._session.call("release", self._ttl_ms, self._dead_ms, *back)

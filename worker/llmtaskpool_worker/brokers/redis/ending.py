@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import NamedTuple
+
+import msgspec
 
 from llmtaskpool_worker.brokers.codec import encode_result
 from llmtaskpool_worker.brokers.protocol import Commit, Committed, Outcome
@@ -16,6 +17,7 @@ from llmtaskpool_worker.scheduling.task import Result, TaskError, TaskState, Tas
 
 LARGEST_BYTES = 8 * 1024 * 1024
 """Of a task's input, and of its result."""
+_pack = msgspec.msgpack.Encoder().encode
 _TOO_LARGE = TaskError(
     "result_lost",
     f"the task succeeded and its result was given up: it has more than {LARGEST_BYTES >> 20} MiB",
@@ -45,29 +47,27 @@ class Ending:
         if not outcomes:
             return []
         self._following.send()
-        ends = [_End.of(one) for one in outcomes]
-        times = (self._ttl_ms, self._soon_ms)
-        told: list[tuple[str | bytes, ...]] = [one.told for one in ends]
-        answer = await self._session.call("commit", *times, *chain.from_iterable(told))
+        ends = [_end_of(one) for one in outcomes]
+        asked = self._asked(ends)
+        answer = await self._session.call("commit", *asked)
         became = answer[1:]
         if not all(became):
-            told = [one for one, how in zip(told, became, strict=True) if how]
-        if told:
-            self._session.done("commit", *times, *chain.from_iterable(told))
+            asked = self._asked([one for one, how in zip(ends, became, strict=True) if how])
+        if any(became):
+            self._session.done("commit", *asked)
         ended_at, kept = self._session.at(answer[0]), self._ttl_ms / 1000
         taken: list[Committed] = []
         rest: list[int] = []
-        for end, how in zip(ends, became, strict=True):
-            task_id, fence, *_, why, _ = end.told
+        for (task_id, fence, state, why, result, _), how in zip(ends, became, strict=True):
             run = self._runs.get(task_id)
             mine = run is not None and run.claim.fence == fence
             if mine:
                 del self._runs[task_id]
             view = None
             if how:
-                self._following.ended(task_id, end.state, why)
+                self._following.ended(task_id, state, why)
                 if run is not None and mine:
-                    view = run.view(end.state, ended_at, kept, end.result)
+                    view = run.view(state, ended_at, kept, result)
             elif mine:
                 self._following.lost(task_id)
             if view is None:
@@ -78,6 +78,13 @@ class Ending:
             for place, view in zip(rest, views, strict=True):
                 taken[place] = Committed(taken[place].commit, view)
         return taken
+
+    def _asked(self, ends: Sequence[_End]) -> tuple[int | bytes, ...]:
+        """The arguments of commit.lua. One text of many costs less than as many arguments."""
+        texts: list[str] = []
+        for one in ends:
+            texts += (one.id, one.fence, books.LETTERS[one.state], one.why)
+        return (self._ttl_ms, self._soon_ms, _pack(texts), *[one.data for one in ends])
 
     async def cancel(self, task_id: str) -> Committed:
         """See Broker."""
@@ -125,19 +132,20 @@ _BECAME = (Commit.LOST, Commit.TAKEN, Commit.HAD)
 
 
 class _End(NamedTuple):
-    """How a task ended here. ``told``: id, fence, state, why and result, as commit.lua takes it."""
+    """How a task ended here. ``data``: the result as it is kept."""
 
+    id: str
+    fence: str
     state: TaskState
+    why: str
     result: Result | TaskError
-    told: tuple[str, str, str, str, bytes]
+    data: bytes
 
-    @staticmethod
-    def of(outcome: Outcome) -> _End:
-        result, data = outcome.result, encode_result(outcome.result)
-        if len(data) > LARGEST_BYTES:
-            result, data = _TOO_LARGE, encode_result(_TOO_LARGE)
-        if isinstance(result, TaskError):
-            told = (outcome.id, outcome.fence, "F", result.code, data)
-            return _End(TaskState.FAILED, result, told)
-        told = (outcome.id, outcome.fence, "S", "", data)
-        return _End(TaskState.SUCCEEDED, result, told)
+
+def _end_of(outcome: Outcome) -> _End:
+    result, data = outcome.result, encode_result(outcome.result)
+    if len(data) > LARGEST_BYTES:
+        result, data = _TOO_LARGE, encode_result(_TOO_LARGE)
+    if isinstance(result, TaskError):
+        return _End(outcome.id, outcome.fence, TaskState.FAILED, result.code, result, data)
+    return _End(outcome.id, outcome.fence, TaskState.SUCCEEDED, "", result, data)

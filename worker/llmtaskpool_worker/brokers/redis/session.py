@@ -90,6 +90,11 @@ class Session:
         """A time of the server's on our clock."""
         return server_ms / 1000 + self._ahead
 
+    @property
+    def ahead(self) -> float:
+        """What our clock is ahead of the server's, in seconds."""
+        return self._ahead
+
     def server_ms(self) -> int:
         """The server's time, as we reckon; 0 before it was told."""
         return round((self._clock() - self._ahead) * 1000) if self._run_id is not None else 0

@@ -6,9 +6,9 @@
 -- claim's own: a counter kept here would go back with a lost second of the file, and two claims
 -- would hold the same number.
 -- Answers {'loads', lines whose T is not known} and takes nothing, or {'ok', server's time, {of each
--- group that has a free slot and has more: group, line, id and score of its best}, then of each id,
+-- group that has a free slot and has more: group, line, id and score of its best}, msgpack {{id,
 -- fence, attempt, runs alone, accepted at, patient until, weight, work, line, group, began at, what
--- is shown, input}.
+-- is shown}, ...}, then the input of each}. As values of an answer each would cost more than here.
 local worker, fence, lease, most, ageing, share, newest, lane, groups, T, above, only, ttl,
   heads, bounds, F = unpack(cmsgpack.unpack(ARGV[1]), 1, 16)
 local t = now()
@@ -182,17 +182,20 @@ end
 local credit_was = some_aged and tonumber(call('HGET', p .. ':s', 'credit:' .. lane) or 0) or 0
 local credit = credit_was
 local first_in_line = {}
-local out, lost = { 'ok', t, first_in_line }, {}
+local out, given, lost = { 'ok', t, first_in_line, '' }, {}, {}
 local taken, alone, bytes, work = 0, false, 0, {}
+local best, second -- ranks only fall: the best that was is the best while it is above the second
 while taken < most and not alone do
-  local best, highest
   repeat
-    best, highest = nil, above
-    for i = 1, n do
-      local r = rank[i]
-      if r > highest then best, highest = i, r
-      elseif r == highest and best and hid[best] and (not hid[i] or hid[i] < hid[best]) then
-        best = i
+    if not best or rank[best] <= second then
+      local highest = above
+      best, second = nil, above
+      for i = 1, n do
+        local r = rank[i]
+        if r > highest then best, highest, second = i, r, highest
+        elseif r > second then second = r end
+        if r == highest and best ~= i and best and hid[best] and (not hid[i] or hid[i] < hid[best])
+        then best = i end
       end
     end
     local known = not best or hid[best]
@@ -239,21 +242,19 @@ while taken < most and not alone do
         count('held:' .. lane, -1)
       else
         local own, began = fence .. '.' .. taken, t
-        if attempts == 0 then
-          call('HSET', tk, 's', 'r', 'a', 1, 'f', own, 'o', worker, 'h', t)
+        if not m[3] then
+          call('HSET', tk, 's', 'r', 'f', own, 'h', t)
         else
-          began = call('HGET', tk, 'h') or t
-          call('HSET', tk, 's', 'r', 'a', attempts + 1, 'f', own, 'o', worker, 'h', began)
+          began = attempts > 0 and call('HGET', tk, 'h') or t
+          call('HSET', tk, 's', 'r', 'a', attempts + 1, 'f', own, 'h', began)
         end
         leased[#leased + 1], leased[#leased + 2] = t + lease, id
-        local o = #out
-        out[o + 1], out[o + 2], out[o + 3], out[o + 4] = id, own, attempts + 1, m[9] or '0'
-        out[o + 5], out[o + 6], out[o + 7], out[o + 8] = m[6], until_ms or '0', m[5], m[7]
-        out[o + 9], out[o + 10], out[o + 11], out[o + 12] = k, g, began, m[10]
-        out[o + 13] = input
         if m[11] then tell(id, { 'running', id, worker }) end
         free[g] = free[g] - 1
         taken = taken + 1
+        given[taken] = { id, own, attempts + 1, m[9] or '0', m[6], until_ms or '0', m[5], m[7], k,
+          g, began, m[10] or '' }
+        out[4 + taken] = input
         local tenant = bounded and tenant_of(k)
         if tenant and room[tenant] then
           room[tenant] = room[tenant] - 1
@@ -330,5 +331,6 @@ if taken > 0 then
     end
   end
 end
+if taken > 0 then out[4] = cmsgpack.pack(given) end
 settle()
 return out

@@ -17,7 +17,7 @@ for i = 7, #ARGV do
       hold(b, -1)
     elseif b.s == 'r' then
       call('ZREM', p .. ':l', id)
-      call('PUBLISH', p .. ':w:' .. b.o, cmsgpack.pack({ 'stop', id, b.f }))
+      call('PUBLISH', p .. ':w:' .. owner_of(b), cmsgpack.pack({ 'stop', id, b.f }))
     elseif b.s == 'd' then
       call('ZREM', p .. ':d', id)
       hold(b, -1)

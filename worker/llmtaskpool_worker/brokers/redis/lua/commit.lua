@@ -1,12 +1,14 @@
--- ARGV: ttl_ms, soon_ms, then id, fence, state (S or F), why, result of each.
+-- ARGV: ttl_ms, soon_ms, msgpack {id, fence, state (S or F), why of each, one after the other}, then
+-- the result of each.
 -- Answers the server's time, then for each 1 (this ended it), 2 (said again after a lost answer: it
 -- was this that ended it) or 0 (lost: the fence is not the one in force).
 local t, ttl, soon = now(), ARGV[1], ARGV[2]
 local out, done, here, leases = { t }, {}, {}, {}
 local plain, inputs = {}, {} -- those of whose end nobody else is to be told
-for i = 3, #ARGV, 5 do
-  local id, fence, s = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  local tk, why, keep = p .. ':t:' .. id, ARGV[i + 3], ttl
+local ends = cmsgpack.unpack(ARGV[3])
+for i = 1, #ARGV - 3 do
+  local id, fence, s, why = unpack(ends, 4 * i - 3, 4 * i)
+  local tk, keep = p .. ':t:' .. id, ttl
   local m = try('HMGET', tk, 's', 'f', 'k', 'R')
   if m[1] == 'r' and m[2] == fence and not here[id] then
     local k = m[3] or ''
@@ -24,7 +26,7 @@ for i = 3, #ARGV, 5 do
       plain[#plain + 1], inputs[#inputs + 1] = id, p .. ':b:' .. id
     end
     -- The server would make this of PX, which takes longer.
-    call('SET', p .. ':r:' .. id, ARGV[i + 4], 'PXAT', t + keep)
+    call('SET', p .. ':r:' .. id, ARGV[3 + i], 'PXAT', t + keep)
     here[id] = s
     out[#out + 1] = 1
   elseif m[2] == fence and (here[id] or m[1]) == s then

@@ -29,7 +29,9 @@
 -- Books: v version, s state (q waiting, b blocked, d delayed, r running; ended: S succeeded,
 -- F failed, C cancelled, X expired, D dead letter), g group, k line, w weight, u accepted at,
 -- x end of its patience where it is not the usual, y work in microseconds, z bytes,
--- a attempts, 2 runs more under one claim, f fence, o owner, h began at, e ended at, l why, 1 runs
+-- a attempts where it is not as many as h says (none without h, one with it), 2 runs more under one
+-- claim, f fence (the pod that holds the claim, /, and what is the claim's own), h began at, e ended
+-- at, l why, 1 runs
 -- alone, R that it has i, p, t, W or N, m, L and D what is shown of it, W that it is watched, N that others depend on it, i hash of
 -- its key, p pod of its connection, K attempts at most where it is not the usual, t that it goes
 -- soon after its end, M who makes way for it and since when; need, of, part, ok, bad, pat (patience from then on): of those that it
@@ -81,12 +83,15 @@ end
 -- A task's books; a task that is none has err.
 local function books(id)
   local m = try('HMGET', p .. ':t:' .. id, 's', 'g', 'k', 'w', 'u', 'x', 'y', 'z', 'a', 'f',
-    'o', '1', 'v', 'i', 'p', 'K', 't', 'W', 'N')
+    'h', '1', 'v', 'i', 'p', 'K', 't', 'W', 'N')
   if m.err then return { err = m.err, s = false } end
   return { s = m[1], g = m[2], k = m[3], w = m[4], u = m[5], x = m[6], y = m[7], z = m[8],
-    a = tonumber(m[9] or 0), f = m[10], o = m[11], alone = m[12] == '1', v = m[13], i = m[14],
+    a = tonumber(m[9] or (m[11] and 1 or 0)), f = m[10], alone = m[12] == '1', v = m[13], i = m[14],
     p = m[15], most = tonumber(m[16] or ATTEMPTS), soon = m[17], watched = m[18], needed = m[19] }
 end
+
+-- The pod that holds a claim.
+local function owner_of(b) return string.match(b.f or '', '^(.*)/') or '' end
 
 local function wake(g)
   if call('LLEN', p .. ':m:' .. g) == 0 then call('LPUSH', p .. ':m:' .. g, '1') end
@@ -119,8 +124,7 @@ end
 -- Back in line. `counted`: the attempt was one; `patient`: it waits no longer than it would have.
 local function wait_again(id, b, why, counted, alone)
   local tk = p .. ':t:' .. id
-  call('HSET', tk, 's', 'q', 'f', '', 'l', why)
-  if not counted then call('HINCRBY', tk, 'a', -1) end
+  call('HSET', tk, 's', 'q', 'f', '', 'l', why, 'a', counted and b.a or b.a - 1)
   if alone then call('HSET', tk, '1', '1') end
   hold(b, 1)
   billed(b.k, 0, -1)

@@ -7,7 +7,7 @@ for i = 2, #ARGV do known[ARGV[i]] = true end
 for _, id in ipairs(call('ZRANGE', p .. ':l', 0, -1)) do
   if not known[id] then
     local b = books(id)
-    if b.s == 'r' and b.o == ARGV[1] and not known[b.f] then
+    if b.s == 'r' and owner_of(b) == ARGV[1] and not known[b.f] then
       call('ZREM', p .. ':l', id)
       wait_again(id, b, 'answer_lost', false, false)
       back = back + 1

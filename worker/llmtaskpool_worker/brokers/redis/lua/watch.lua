@@ -7,6 +7,6 @@ if not ENDED[b.s] then
   call('SADD', p .. ':v:' .. id, pod)
   if not b.watched then call('HSET', p .. ':t:' .. id, 'W', '1', 'R', '1') end
   call('PEXPIRE', p .. ':v:' .. id, ttl)
-  if b.s == 'r' then call('PUBLISH', p .. ':w:' .. b.o, cmsgpack.pack({ 'watch', id, pod })) end
+  if b.s == 'r' then call('PUBLISH', p .. ':w:' .. owner_of(b), cmsgpack.pack({ 'watch', id, pod })) end
 end
-return { b.s, b.o or '', call('HGET', p .. ':t:' .. id, 'l') or '' }
+return { b.s, owner_of(b), call('HGET', p .. ':t:' .. id, 'l') or '' }
