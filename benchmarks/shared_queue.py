@@ -1,13 +1,14 @@
 """The shared queue beside SAQ, arq, Celery and Dramatiq: four processes, a job that does nothing.
 
-    python benchmarks/shared_queue.py               # all, three times, in turn: 20 minutes
-    python benchmarks/shared_queue.py --only ours-8 --fsync always
+    python benchmarks/shared_queue.py               # all, into shared_queue.md: under 12 minutes
+    python benchmarks/shared_queue.py --only ours-8 saq --repeat 5
 
 All on one server of this machine. Workers start on an empty queue, run a few tasks, and are stopped
-(SIGSTOP) while 10,000 tasks of 512 B are put in; then the time from the first that is done until
-none is left is measured, and the CPU of the server and of all worker processes. Peers run in
-environments of their own, made by uv. With `--fsync always` the server has each write on disk
-before it answers.
+(SIGSTOP) while 10,000 tasks of 512 B are put in; then they go on. Measured is from when a tenth is
+done until none is left, the time and the CPU of the server and of all worker processes: while they
+stood still connections have run out of time, and each has to make its own anew. Peers run in
+environments of their own, made by uv. With `always` the server has each write on disk before it
+answers. What would begin too late for the time that there is (`--minutes`) is left out.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +36,10 @@ from fakes.queue_servers import QueueServer  # noqa: E402
 
 WORKERS = 4
 GIVE_UP_SECONDS = 240.0
+BEGUN = 0.1
+"""From this share of the tasks on is measured."""
+PAGE = HERE / "shared_queue.md"
+BEGIN, END = "<!-- measured -->", "<!-- end of what is measured -->"
 
 
 def _sum(*parts: Callable[[redis.Redis], int]) -> Callable[[redis.Redis], int]:
@@ -79,6 +84,12 @@ CONTESTANTS = (
         "claims of 8: priority, lease, fence, result kept",
     ),
     Contestant(
+        "saq",
+        ("saq[redis]==0.26.4", "hiredis", "typing_extensions"),
+        lambda c: c.zcard("saq:default:incomplete"),
+        note="FIFO, result kept",
+    ),
+    Contestant(
         "ours-1",
         (),
         _sum(lambda c: int(c.hget(f"{OURS}:s", "held:io") or 0), lambda c: c.zcard(f"{OURS}:l")),
@@ -89,12 +100,6 @@ CONTESTANTS = (
         "sqlite-8", (), lambda _: 0, 8, "a file of one process, each step synced to disk", file=True
     ),
     Contestant("sqlite-1", (), lambda _: 0, 1, "the same, one task a claim", file=True),
-    Contestant(
-        "saq",
-        ("saq[redis]==0.26.4", "hiredis", "typing_extensions"),
-        lambda c: c.zcard("saq:default:incomplete"),
-        note="FIFO, result kept",
-    ),
     Contestant(
         "arq", ("arq==0.28.0",), lambda c: c.zcard("arq:queue"), note="by time, result kept"
     ),
@@ -200,53 +205,54 @@ def run(contestant: Contestant, a: argparse.Namespace, folder: Path) -> Measured
                 command = contestant.command("fill", server.url, tasks, a.body)
                 subprocess.run(command, env=env, check=True, **quiet)
 
-            def finish() -> float:
-                """Tasks a second, from the first that has ended on."""
-                since = began = time.perf_counter()
-                first = before = contestant.left(client)
-                while left := contestant.left(client):
-                    now = time.perf_counter()
-                    if now - began > GIVE_UP_SECONDS:
+            def come_to(most: int) -> int:
+                """Wait until at most so many are left; answers how many are."""
+                began = time.perf_counter()
+                while (left := contestant.left(client)) > most:
+                    if time.perf_counter() - began > GIVE_UP_SECONDS:
                         raise TimeoutError(f"{contestant.name} doesn't come to an end")
-                    if left >= before == first:  # nobody has begun
-                        since = now
-                    elif before == first:
-                        before, since = left, now
                     time.sleep(0.005)
-                return before / (time.perf_counter() - since)
+                return left
+
+            def spent() -> tuple[float, float, float]:
+                """Seconds until now: of time, of the server's CPU and of the workers'."""
+                return time.perf_counter(), server.cpu_seconds(), workers.cpu_seconds()
 
             time.sleep(2)
             fill(WORKERS * 25)
-            finish()
+            come_to(0)
             time.sleep(1)
             workers.signal(signal.SIGSTOP)
             empty = server.used_memory()
             fill(a.tasks)
             held = server.used_memory() - empty
-            server_cpu, clients_cpu = server.cpu_seconds(), workers.cpu_seconds()
             workers.signal(signal.SIGCONT)
-            rate = finish()
-            server_cpu = server.cpu_seconds() - server_cpu
-            clients_cpu = workers.cpu_seconds() - clients_cpu
+            tasks = come_to(round((1 - BEGUN) * a.tasks))
+            before = spent()
+            come_to(0)
+            took, of_server, of_clients = (
+                now - then for then, now in zip(before, spent(), strict=True)
+            )
         finally:
             workers.end()
-    return Measured(
-        rate,
-        1e6 * server_cpu / a.tasks,
-        1e6 * clients_cpu / a.tasks,
-        held / a.tasks,
-    )
+    return Measured(tasks / took, 1e6 * of_server / tasks, 1e6 * of_clients / tasks, held / a.tasks)
 
 
-def enqueue(a: argparse.Namespace, folder: Path) -> list[float]:
-    """Seconds of 2,000 enqueues of one client, one after the other, with all the tasks waiting."""
+def enqueue(a: argparse.Namespace, where: str, folder: Path) -> str:
+    """p50 and p99 of 2,000 enqueues of one client, one after the other, with all tasks waiting."""
     ours = CONTESTANTS[0]
-    with QueueServer(folder, a.server, appendfsync=a.fsync) as server:
-        subprocess.run(ours.command("fill", server.url, a.tasks, a.body), check=True)
-        told = subprocess.run(
-            ours.command("enqueue", server.url, 2000, a.body), check=True, capture_output=True
-        )
-    return [float(one) for one in json.loads(told.stdout)]
+    if where in ("memory", "sqlite"):
+        place = "memory" if where == "memory" else str(folder / "queue.db")
+        folder.mkdir()
+        command = ours.command("enqueue-here", place, a.tasks, a.body)
+        told = subprocess.run(command, check=True, capture_output=True).stdout
+    else:
+        with QueueServer(folder, a.server, appendfsync=where) as server:
+            subprocess.run(ours.command("fill", server.url, a.tasks, a.body), check=True)
+            command = ours.command("enqueue", server.url, 2000, a.body)
+            told = subprocess.run(command, check=True, capture_output=True).stdout
+    took = [1e3 * float(one) for one in json.loads(told)]
+    return f"| {where} | {quantile(took, 0.5):.2f} | {quantile(took, 0.99):.2f} |"
 
 
 def quantile(values: list[float], q: float) -> float:
@@ -260,7 +266,7 @@ def table(rows: dict[str, list[Measured]]) -> str:
     def ratios(ours: str, other: list[Measured], of: Callable[[Measured], float]) -> str:
         if ours not in rows:
             return ""
-        pairs = list(zip(rows[ours], other, strict=True))
+        pairs = list(zip(rows[ours], other, strict=False))  # of one repetition
         return f"{statistics.median(of(mine) / of(its) for mine, its in pairs):.2f}"
 
     lines = [
@@ -285,36 +291,83 @@ def table(rows: dict[str, list[Measured]]) -> str:
     return "\n".join(lines)
 
 
+def repeated(
+    a: argparse.Namespace, names: Sequence[str], ends_at: float, folder: Path
+) -> dict[str, list[Measured]]:
+    """All of these in turn, as often as is asked for and there is time for."""
+    rows: dict[str, list[Measured]] = {}
+    lasted: dict[str, float] = {}
+    for repetition in range(a.repeat):
+        for contestant in CONTESTANTS:
+            name = contestant.name
+            began = time.monotonic()
+            missed = repetition > 0 and len(rows.get(name, ())) < repetition
+            if name not in names or missed or began + lasted.get(name, 0.0) > ends_at:
+                continue
+            got = run(contestant, a, folder / f"{a.server}-{a.fsync}-{name}-{repetition}")
+            rows.setdefault(name, []).append(got)
+            lasted[name] = time.monotonic() - began
+            print(f"{a.server}, {a.fsync}, {name}: {got}", file=sys.stderr, flush=True)
+    return rows
+
+
 def main() -> None:
     """See the head of this file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", 1)[0])
     names = [contestant.name for contestant in CONTESTANTS]
-    parser.add_argument("--only", nargs="*", choices=names, default=names)
+    parser.add_argument("--only", nargs="*", choices=names, help="one table of these, to stdout")
     parser.add_argument("--tasks", type=int, default=10_000)
     parser.add_argument("--body", type=int, default=512)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=11.0)
     parser.add_argument("--fsync", choices=["everysec", "always"], default="everysec")
     parser.add_argument("--server", choices=["valkey", "redis"], default="valkey")
     a = parser.parse_args()
-    rows: dict[str, list[Measured]] = {}
-    with tempfile.TemporaryDirectory(prefix="queue-bench-") as folder:
-        for repetition in range(a.repeat):
-            for contestant in CONTESTANTS:
-                if contestant.name not in a.only:
-                    continue
-                place = Path(folder) / f"{contestant.name}-{repetition}"
-                got = run(contestant, a, place)
-                rows.setdefault(contestant.name, []).append(got)
-                print(f"{contestant.name}: {got}", file=sys.stderr, flush=True)
-        took = enqueue(a, Path(folder) / "enqueue")
-    cores, load = os.cpu_count(), os.getloadavg()[0]
-    print(f"{a.tasks:,} tasks of {a.body} B, {a.server}, fsync {a.fsync}, {cores} cores,")
-    print(f"load average {load:.1f} at the end.\n")
-    print(table(rows))
-    print(
-        f"\nEnqueue, one client, {a.tasks:,} waiting: p50 {1e3 * quantile(took, 0.5):.2f} ms, "
-        f"p99 {1e3 * quantile(took, 0.99):.2f} ms."
-    )
+    began, load_before = time.monotonic(), os.getloadavg()[0]
+    ends_at = began + 60 * a.minutes
+    with tempfile.TemporaryDirectory(prefix="queue-bench-") as temporary:
+        folder = Path(temporary)
+        if a.only:
+            print(table(repeated(a, a.only, ends_at, folder)))
+            return
+        # What is short comes first, so that the slow ones get what time is left.
+        a.fsync = "always"
+        always = repeated(a, ["ours-8", "ours-1"], began + 12 * a.minutes, folder)
+        took = [
+            enqueue(a, where, folder / f"enqueue-{where}")
+            for where in ("memory", "sqlite", "everysec", "always")
+        ]
+        a.fsync, a.server = "everysec", "redis"
+        redis_too = repeated(a, ["ours-8", "saq"], began + 24 * a.minutes, folder)
+        a.server = "valkey"
+        everysec = repeated(a, names, ends_at, folder)
+    minutes = (time.monotonic() - began) / 60
+    said = f"{time.strftime('%d %b %Y', time.gmtime())}, {a.tasks:,} tasks of {a.body} B"
+    load = f"load average {load_before:.1f} before and {os.getloadavg()[0]:.1f} after"
+    measured = f"""{BEGIN}
+{said}, {os.cpu_count()} cores, {load}, {minutes:.0f} minutes.
+
+### Valkey 9, `everysec`
+
+{table(everysec)}
+
+### Redis 7.0 of Debian, `everysec`
+
+{table(redis_too)}
+
+### Valkey 9, `always`
+
+{table(always)}
+
+### One client that enqueues, {a.tasks:,} waiting
+
+| | p50 ms | p99 ms |
+| --- | ---: | ---: |
+{chr(10).join(took)}
+{END}"""
+    print(measured)
+    head, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(head + measured + rest.partition(END)[2])
 
 
 if __name__ == "__main__":

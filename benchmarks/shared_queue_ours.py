@@ -3,9 +3,11 @@
 python benchmarks/shared_queue_ours.py fill URL TASKS BODY_BYTES
 python benchmarks/shared_queue_ours.py work URL NUMBER A_CALL
 python benchmarks/shared_queue_ours.py enqueue URL TASKS BODY_BYTES
+python benchmarks/shared_queue_ours.py enqueue-here memory|PATH TASKS BODY_BYTES
 python benchmarks/shared_queue_ours.py file PATH TASKS BODY_BYTES A_CALL
 
-`enqueue` enqueues one at a time, and prints how many seconds each took. `file` is the broker of one
+`enqueue` enqueues one at a time, and prints how many seconds each took; `enqueue-here` does it with
+a broker of this process, in which so many wait already. `file` is the broker of one
 file: it fills it and runs all that is in it, and prints tasks a second and CPU seconds of that.
 """
 
@@ -23,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from llmtaskpool_worker.brokers.memory import MemoryBroker
 from llmtaskpool_worker.brokers.protocol import (
     Broker,
     Claim,
@@ -96,6 +99,24 @@ async def fill_up(broker: Broker, tasks: int, size: int) -> None:
 async def enqueue(url: str, tasks: int, size: int) -> None:
     """Enqueue one after the other; prints how long each took."""
     broker = await connected(url, "client")
+    await time_each(broker, tasks, size)
+
+
+async def enqueue_here(place: str, tasks: int, size: int) -> None:
+    """The same with a broker of this process, in which so many wait already."""
+    broker: Broker = (
+        MemoryBroker(LIMITS, time.monotonic)
+        if place == "memory"
+        else SqliteBroker(Path(place), LIMITS, time.monotonic, time.time)
+    )
+    await broker.start("w", lambda _: None)
+    await fill_up(broker, tasks, size)
+    gc.freeze()
+    await time_each(broker, 2000, size)
+
+
+async def time_each(broker: Broker, tasks: int, size: int) -> None:
+    """Enqueue one after the other; prints how long each took, and closes the broker."""
     rng, new_id, took = random.Random(2), short_ids(), []
     for _ in range(tasks):
         one = submission(new_id(), rng, os.urandom(size // 2).hex())
@@ -188,7 +209,8 @@ def main() -> None:
     elif what == "file":
         asyncio.run(on_file(url, *map(int, rest)))
     else:
-        asyncio.run({"fill": fill, "enqueue": enqueue}[what](url, int(rest[0]), int(rest[1])))
+        each = {"fill": fill, "enqueue": enqueue, "enqueue-here": enqueue_here}
+        asyncio.run(each[what](url, int(rest[0]), int(rest[1])))
 
 
 if __name__ == "__main__":

@@ -465,6 +465,39 @@ def test_what_is_damaged_or_foreign_is_put_aside_with_a_reason_and_stops_nobody(
     asyncio.run(main())
 
 
+def test_a_task_whose_books_are_damaged_takes_none_along_that_was_claimed_with_it(
+    server: QueueServer,
+) -> None:
+    async def main() -> None:
+        async with worker(server.url) as broker:
+            for name in ("a", "odd", "z"):
+                await broker.accept(task(name))
+            with server.client() as client:
+                client.hset(f"{PREFIX}:t:odd", "w", "heavy")
+                claims = await broker.claim(wanted(8))
+                assert [claim.id for claim in claims] == ["a", "z"]
+                assert client.hget(f"{PREFIX}:y", "odd") == b"its books are damaged"
+
+    asyncio.run(main())
+
+
+def test_what_runs_in_a_worker_of_a_long_name_has_its_books_in_the_small_form(
+    server: QueueServer,
+) -> None:
+    name = "embeddings-of-the-search-team-7c9d8b6f5-abcde"
+
+    async def main() -> None:
+        async with worker(server.url, name) as broker:
+            await broker.accept(task("a"))
+            claim = await one(broker, worker=name, fence=f"{name}.0123456789abcdef.1")
+            with server.client() as client:
+                assert client.object("ENCODING", f"{PREFIX}:t:a") == b"listpack"
+            await broker.commit([end(claim)])
+            assert (await broker.get("a")).state is TaskState.SUCCEEDED
+
+    asyncio.run(main())
+
+
 def test_a_full_server_takes_no_task_and_lets_what_it_has_end(server: QueueServer) -> None:
     async def main() -> None:
         async with worker(server.url) as broker:
