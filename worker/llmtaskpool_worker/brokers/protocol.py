@@ -305,6 +305,14 @@ class Broker(Protocol):
         Of a shared broker as it was last seen, a second ago at most: the server isn't asked.
         """
 
+    def waiting_weights(
+        self, lane: LaneName, groups: Collection[str]
+    ) -> Sequence[tuple[str, float]]:
+        """Each of ``groups`` that has somebody in line, with the weight of its strongest.
+
+        Of a shared broker as it was last seen, as of peek.
+        """
+
     async def promise(self, head: Head) -> bool:
         """Whether somebody here may make way for a waiting task: asked just before.
 
