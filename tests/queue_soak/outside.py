@@ -213,7 +213,7 @@ class Soak:
         self.server.start()
 
     def _settle(self) -> None:
-        give_up, quiet_since = time.monotonic() + 60, None
+        give_up, quiet_since = time.monotonic() + 240, None  # on a busy machine much waits still
         prefix = f"ltp:{{{POOL}}}"
         self._look_after_workers(all_go_on=True)
         with self.server.client() as client:

@@ -253,7 +253,8 @@ class Swept:
 class Durability:
     """What is promised of a task whose result is fetched later.
 
-    ``name`` is memory, file, everysec, always or replicated; ``note`` is for people.
+    ``name`` is memory or file; of a server always, everysec, no, unknown or volatile. ``note`` is
+    for people.
     """
 
     name: str
