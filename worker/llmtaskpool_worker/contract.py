@@ -62,8 +62,15 @@ class Phase(StrEnum):
     FAILED = "failed"
 
 
+_UNTOLD: set[str] = set()
+
+
 class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    def model_post_init(self, _context: object, /) -> None:
+        """Let go of which fields were given: nobody asks, and it is half of a message's memory."""
+        object.__setattr__(self, "__pydantic_fields_set__", _UNTOLD)
 
 
 Count = Annotated[int, Field(ge=0)]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import gc
 from typing import Any
 
+import pytest
+from fakes.cluster_objects import worker_state
 from fakes.controller_rig import AT_REST, Rig
 from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
-from llmtaskpool_worker.contract import WorkerReport
+from llmtaskpool_operator.api.status import LaneStatus, LLMTaskPoolStatus
+from llmtaskpool_worker.contract import LaneName, WorkerReport
 from pydantic import BaseModel
 
 
@@ -45,6 +48,22 @@ def test_the_manifests_of_children_that_were_made_are_not_kept() -> None:
     assert "NetworkPolicy" in {kind for kind, _, _ in rig.api.objects}
     rig.api.objects.clear()  # what the server has; the rest would be the operator's
     assert {kind: manifests_of(kind) for kind in kinds} == before
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        worker_state("a"),
+        LLMTaskPoolStatus(threads=[LaneStatus(lane=LaneName.IO, desired=1, observed=1)]),
+    ],
+)
+def test_which_fields_were_given_is_kept_of_nothing_that_each_pool_has(said: BaseModel) -> None:
+    read = type(said).model_validate_json(said.model_dump_json(by_alias=True))
+    name = next(iter(type(said).model_fields))
+    changed = read.model_copy(update={name: 3})
+    assert [one.model_fields_set for one in (said, read)] == [set(), set()]
+    assert read == said
+    assert getattr(changed, name) == 3
 
 
 def test_pools_that_leave_a_part_of_the_spec_out_share_its_defaults() -> None:
