@@ -37,6 +37,8 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 HERE = Path(__file__).parent
 PROMPT_SCALE, OUTPUT_SCALE = 8, 4
+BESIDE = "\n## Beside an earlier build\n"
+"""What follows it in engine.md is of builds.py, and stays."""
 
 
 @dataclass
@@ -59,9 +61,12 @@ class Run:
         return statistics.quantiles(self.first_token_seconds, n=20)[-1]
 
 
-def requests(count: int, vocabulary: int) -> list[Admit]:
-    """Requests with the lengths of the trace and random tokens; they never end early."""
-    draw = random.Random(7)
+def requests(count: int, vocabulary: int, seed: int = 7) -> list[Admit]:
+    """Requests with the lengths of the trace and random tokens; they never end early.
+
+    With another ``seed`` they have other tokens: our engine keeps what it has computed of a prompt.
+    """
+    draw = random.Random(seed)
     with (HERE / "data" / "azure_conv_2023_sample.csv").open() as lines:
         rows = list(csv.DictReader(lines))[:count]
     made = []
@@ -183,15 +188,16 @@ def measure(folder: Path, settings: list[tuple[int, int]], rounds: int) -> list[
     peer = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa"
     ).eval()
-    rows = []
+    rows, seed = [], 7
     with Progress(transient=True) as progress:
         bar = progress.add_task("engine", total=len(settings) * (2 * rounds + 1))
         for threads, n in settings:
             torch.set_num_threads(threads)
-            wanted = requests(2 * n, loop.vocab_size)
-            run_ours(loop, wanted[:4], n)  # buffers and caches of the kernels
+            run_ours(loop, requests(4, loop.vocab_size), n)  # buffers and caches of the kernels
             ours, theirs = [], []
             for _ in range(rounds):
+                seed += 1
+                wanted = requests(2 * n, loop.vocab_size, seed)
                 ours.append(run_ours(loop, wanted, n))
                 progress.advance(bar)
                 theirs.append(run_transformers(peer, wanted, n))
@@ -305,7 +311,9 @@ def main() -> None:
     else:
         Console(width=160).print(table(rows))
     if not chosen.quick:
-        (HERE / "engine.md").write_text(markdown(rows))
+        page = HERE / "engine.md"
+        _, beside, builds = page.read_text().partition(BESIDE)
+        page.write_text(markdown(rows) + beside + builds)
 
 
 if __name__ == "__main__":

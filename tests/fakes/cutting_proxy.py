@@ -16,6 +16,8 @@ class CuttingProxy:
         self.lose_answers = False
         """Swallow what the server says, and close each connection on which it said something."""
         self.refuse = False
+        self.silent = False
+        """Let nothing pass, and say nothing of it: what is sent meanwhile arrives afterwards."""
 
     @property
     def url(self) -> str:
@@ -51,6 +53,8 @@ class CuttingProxy:
                 while data := await source.read(65536):
                     if back and self.lose_answers:
                         break
+                    while self.silent:  # noqa: ASYNC110 - set from outside
+                        await asyncio.sleep(0.01)
                     to.write(data)
                     await to.drain()
             writer.close()

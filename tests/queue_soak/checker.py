@@ -136,7 +136,9 @@ class Judge:
         ids: dict[str, set[str]] = defaultdict(set)
         for e in self.accepts:
             if e.get("key") and e["out"] in ("ok", "same"):
-                ids[e["key"]].add(e.get("known") or e["id"])
+                known = e.get("known") or e["id"]
+                if known in self.final or not self.excused(e):  # else it went, and its key with it
+                    ids[e["key"]].add(known)
         self.bad["two tasks for one key"] += [key for key, known in ids.items() if len(known) > 1]
 
     def dependants(self) -> None:

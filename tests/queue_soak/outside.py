@@ -29,7 +29,10 @@ TESTS = Path(__file__).parents[1]
 
 @dataclass(frozen=True, slots=True)
 class Breaking:
-    """How often what breaks, in seconds; a stopped worker sleeps for `stop_leases` leases."""
+    """How often what breaks, in seconds; a stopped worker sleeps for `stop_leases` leases.
+
+    One that is cut off from the server works on for `cut_off_leases`; what it says arrives then.
+    """
 
     seconds: float = 9.0
     tasks_per_second: float = 120.0
@@ -39,6 +42,8 @@ class Breaking:
     stop_every: float = 2.5
     stop_leases: float = 3.0
     server_every: float = 2.0
+    cut_off_every: float = 1e9
+    cut_off_leases: float = 5.0
     cut: bool = False
     kind: str = "valkey"
     fsync: str = "always"
@@ -137,6 +142,7 @@ class Soak:
         self.versions[name] = version
         role = Role("worker", name, self.server.url, str(self.logs), plan.lease)
         role.clock_ahead, role.version = clock, version
+        role.cut_off_leases = plan.cut_off_leases if plan.cut_off_every < plan.seconds else 0.0
         self.workers[name] = self._process(role)
 
     def _client(self, number: int) -> Born:
@@ -155,6 +161,7 @@ class Soak:
             self._kill_worker: plan.kill_every,
             self._stop_worker: plan.stop_every,
             self._kill_server: plan.server_every,
+            self._cut_worker_off: plan.cut_off_every,
         }
         due = {turn: began + 1.0 + every for turn, every in turns.items()}
         while any(client.runs() for client in clients):
@@ -192,6 +199,10 @@ class Soak:
         self.workers[name].signal(signal.SIGSTOP)
         self.stopped[name] = time.monotonic() + self.plan.stop_leases * self.plan.lease
 
+    def _cut_worker_off(self) -> None:
+        self.counts["workers cut off"] += 1
+        self.workers[self.rng.choice(list(self.workers))].signal(signal.SIGUSR1)
+
     def _kill_server(self) -> None:
         """By SIGKILL; with `cut` as by a power loss: its file loses what its last second wrote."""
         died, since, bytes_cut = self.power.take()
@@ -202,7 +213,7 @@ class Soak:
         self.server.start()
 
     def _settle(self) -> None:
-        give_up, quiet_since = time.monotonic() + 60, None
+        give_up, quiet_since = time.monotonic() + 240, None  # on a busy machine much waits still
         prefix = f"ltp:{{{POOL}}}"
         self._look_after_workers(all_go_on=True)
         with self.server.client() as client:

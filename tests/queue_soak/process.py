@@ -16,8 +16,10 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
+from fakes.cutting_proxy import CuttingProxy
 from llmtaskpool_worker.brokers.redis import books, scripts
 from llmtaskpool_worker.brokers.redis.broker import RedisBroker
 from llmtaskpool_worker.brokers.redis.link import Address
@@ -42,6 +44,8 @@ class Role(msgspec.Struct):
     rate: float = 1.0
     mix: Mix = Mix()
     slots: int = 8
+    cut_off_leases: float = 0.0
+    """So long it hears nothing of the server, nor the server of it, after a SIGUSR1."""
 
 
 def next_version() -> None:
@@ -59,10 +63,25 @@ def next_version() -> None:
 
 
 async def main(role: Role) -> None:
+    async with CuttingProxy(urlsplit(role.url).port or 0) as way:
+        url = role.url
+        if role.cut_off_leases:
+            loop, seconds = asyncio.get_running_loop(), role.cut_off_leases * role.lease
+
+            def cut_off() -> None:
+                way.silent = True
+                loop.call_later(seconds, setattr, way, "silent", False)
+
+            loop.add_signal_handler(signal.SIGUSR1, cut_off)
+            url = way.url
+        await live(role, url)
+
+
+async def live(role: Role, url: str) -> None:
     if role.version == 2:
         next_version()
     broker = RedisBroker(
-        Address(role.url),
+        Address(url),
         POOL,
         Limits(ageing_seconds=1e6),
         lambda: time.monotonic() + role.clock_ahead,
@@ -88,6 +107,7 @@ def nursery() -> None:
         pid = os.fork()
         if pid == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until it listens
             try:
                 asyncio.run(main(role))
             except BaseException:

@@ -62,8 +62,15 @@ class Phase(StrEnum):
     FAILED = "failed"
 
 
+_UNTOLD: set[str] = set()
+
+
 class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    def model_post_init(self, _context: object, /) -> None:
+        """Let go of which fields were given: nobody asks, and it is half of a message's memory."""
+        object.__setattr__(self, "__pydantic_fields_set__", _UNTOLD)
 
 
 Count = Annotated[int, Field(ge=0)]
@@ -233,40 +240,45 @@ class GateState(_Message):
     """The ready workers that it knows."""
 
 
-class WorkerState(_Message):
-    """The answer of ``GET /control/v1/state``: all that the operator reads from a worker."""
+class WorkerReport(_Message):
+    """Of a worker's state what the operator reads and keeps: it has thousands of them."""
 
     schema_version: Literal[1] = 1
-    worker_id: str
     started_at: float
     observed_at: float
     phase: Phase
     threads_generation: Count = 0
     lanes: dict[LaneName, LaneState]
     work: Work = Work()
-    totals: Totals = Totals()
     gpus: tuple[GpuReading, ...] = ()
-    models: tuple[str, ...] = ()
-    steps_total: Count = 0
     rss_bytes: Count | None = None
-    kv_cache_usage: Annotated[float, Field(ge=0, le=1)] | None = None
-    """The fullest engine's share of KV cache tokens in use; None where no engine has one."""
-    kinds: dict[str, KindState] = {}
-    """The registered kinds, by name."""
     model_devices: dict[str, str] = {}
     """Where models that are loaded run, by their names: "cpu", or a kind of accelerator."""
     model_problems: dict[str, ModelProblem] = {}
     """What is wrong with models now, by their names; one that loads for the first time is not."""
+    queue: QueueState | None = None
+    """None: of a worker that is older than this."""
+    gate: GateState | None = None
+    """None: it is a worker."""
+
+
+class WorkerState(WorkerReport):
+    """The answer of ``GET /control/v1/state``: what the operator reads, and what tells people."""
+
+    worker_id: str
+    totals: Totals = Totals()
+    models: tuple[str, ...] = ()
+    steps_total: Count = 0
+    kv_cache_usage: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The fullest engine's share of KV cache tokens in use; None where no engine has one."""
+    kinds: dict[str, KindState] = {}
+    """The registered kinds, by name."""
     model_memory: dict[str, ModelMemory] = {}
     """Of engines that have a process and have told it, by the models' names."""
     upstreams: dict[str, UpstreamState] = {}
     """The servers behind models, by the models' names."""
-    queue: QueueState | None = None
-    """None: of a worker that is older than this."""
     tenants: dict[str, TenantState] = {}
     """By their names; those that have none are called key- and a few digits of a digest."""
-    gate: GateState | None = None
-    """None: it is a worker."""
 
 
 class ThreadsRequest(_Message):

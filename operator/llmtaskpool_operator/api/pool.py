@@ -6,8 +6,7 @@ description there. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
@@ -30,7 +29,7 @@ from llmtaskpool_operator.api.quantities import number
 from llmtaskpool_operator.api.queue import Queue, Slo
 from llmtaskpool_operator.api.resources import Quantity, Resources
 from llmtaskpool_operator.api.rollout import DisruptionBudget, Rollout
-from llmtaskpool_operator.api.rules import DNS_LABEL, Name, Rule, Wire, list_map
+from llmtaskpool_operator.api.rules import DNS_LABEL, Name, Rule, Wire, list_map, shared
 from llmtaskpool_operator.api.scaling import Scaling, ScalingMode
 from llmtaskpool_operator.api.service import Service
 from llmtaskpool_operator.api.status import LLMTaskPoolStatus
@@ -41,14 +40,6 @@ from llmtaskpool_operator.api.upstream import Upstream
 OWN_LABELS = ("llmtaskpool.io/", "app.kubernetes.io/")
 ORIGIN = r"^(\*|https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?)$"
 """Of a web page, as a browser tells it."""
-
-
-_Part = TypeVar("_Part", bound=Wire)
-
-
-def _shared(default: _Part) -> Callable[[], _Part]:
-    """One object for all pools that say nothing: they are frozen, and there may be thousands."""
-    return lambda: default
 
 
 class Auth(Wire):
@@ -77,17 +68,17 @@ class LLMTaskPoolSpec(Wire):
     """Replicas when `scaling.mode` is Fixed or External; leave it out in the other modes. In
     External leave it out too: whoever scales writes it through `/scale`, and the operator puts the
     number of now there once, so that `/scale` can be read."""
-    scaling: Scaling = Field(default_factory=Scaling)
+    scaling: Scaling = Field(default_factory=shared(Scaling()))
     """How replicas are decided."""
-    threads: Threads = Field(default_factory=Threads)
+    threads: Threads = Field(default_factory=shared(Threads()))
     """Threads per lane."""
-    queue: Queue = Field(default_factory=Queue)
+    queue: Queue = Field(default_factory=shared(Queue()))
     """Limits and order of the queues."""
-    slo: Slo = Field(default_factory=Slo)
+    slo: Slo = Field(default_factory=shared(Slo()))
     """What users are promised."""
-    auth: Auth = Field(default_factory=Auth)
+    auth: Auth = Field(default_factory=shared(Auth()))
     """Who may use the pool."""
-    tenants: Tenants = Field(default_factory=_shared(Tenants()))
+    tenants: Tenants = Field(default_factory=shared(Tenants()))
     """What those who use the pool may have at once, by their API keys."""
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     """Image of the worker. Default: the one that the operator was installed with (the chart's
@@ -101,7 +92,7 @@ class LLMTaskPoolSpec(Wire):
     token_secret_ref: SecretKey | None = None
     """The model hub's token (what HF_TOKEN is elsewhere), for models that have none of their
     own."""
-    cache: Cache = Field(default_factory=_shared(Cache()))
+    cache: Cache = Field(default_factory=shared(Cache()))
     """Where weights are kept between pods, so that they come once."""
     env: Annotated[list[EnvVar], Field(max_length=64, json_schema_extra=list_map("name"))] = Field(
         default_factory=list
@@ -114,7 +105,7 @@ class LLMTaskPoolSpec(Wire):
     trusted_ca_ref: CaBundle | None = None
     """Certificate authorities that the worker trusts beside the public ones: a mirror's, a
     proxy's."""
-    resources: Resources = Field(default_factory=Resources)
+    resources: Resources = Field(default_factory=shared(Resources()))
     """What each pod asks for."""
     resource_claims: Annotated[
         list[ResourceClaim], Field(max_length=8, json_schema_extra=list_map("name"))
@@ -141,19 +132,19 @@ class LLMTaskPoolSpec(Wire):
     """Runtime class of the pods, such as `nvidia`."""
     scheduler_name: Name | None = None
     """Scheduler of the pods; none: the cluster's default."""
-    service_account: Account = Field(default_factory=_shared(Account()))
+    service_account: Account = Field(default_factory=shared(Account()))
     """Who pods are for a cloud's identity."""
-    user: User = Field(default_factory=_shared(User()))
+    user: User = Field(default_factory=shared(User()))
     """User and group ids of the worker."""
     pod_labels: OwnLabels = Field(default_factory=dict)
     """More labels of the pods."""
     pod_annotations: Annotations = Field(default_factory=dict)
     """Annotations of the pods."""
-    service: Service = Field(default_factory=_shared(Service()))
+    service: Service = Field(default_factory=shared(Service()))
     """How clients reach the pool."""
-    rollout: Rollout = Field(default_factory=_shared(Rollout()))
+    rollout: Rollout = Field(default_factory=shared(Rollout()))
     """How pods are replaced when the spec changes."""
-    disruption_budget: DisruptionBudget = Field(default_factory=_shared(DisruptionBudget()))
+    disruption_budget: DisruptionBudget = Field(default_factory=shared(DisruptionBudget()))
     """How many pods a drain of nodes may take at once."""
     upstream: Upstream | None = None
     """A server beside each worker (vLLM, SGLang, llama.cpp), which models whose source is

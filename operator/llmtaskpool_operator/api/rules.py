@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
@@ -53,6 +53,14 @@ class Wire(BaseModel):
     def wire(self) -> dict[str, Any]:
         """The object as JSON values with the names of the wire, unset fields left out."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+_Part = TypeVar("_Part", bound=Wire)
+
+
+def shared(default: _Part) -> Callable[[], _Part]:
+    """One object for all pools that say nothing: they are frozen, and there may be thousands."""
+    return lambda: default
 
 
 def rules_by_object() -> dict[str, tuple[Rule, ...]]:

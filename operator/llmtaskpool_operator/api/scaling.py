@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from llmtaskpool_operator.api.rules import INT_OR_STRING, Rule, Wire
+from llmtaskpool_operator.api.rules import INT_OR_STRING, Rule, Wire, shared
 from llmtaskpool_operator.api.schedule import CRON_PATTERN, problem_of
 
 ALPHA_PATTERN = r"^(Auto|[0-9]{1,6}(\.[0-9]{1,6})?)$"
@@ -62,9 +62,9 @@ class ScalingRules(Wire):
 class Behavior(Wire):
     """Waiting and step limits per direction, in the words of HorizontalPodAutoscaler."""
 
-    scale_up: ScalingRules = Field(default_factory=ScalingRules)
+    scale_up: ScalingRules = Field(default_factory=shared(ScalingRules()))
     """Growing. Default: at once, unlimited."""
-    scale_down: ScalingRules = Field(default_factory=ScalingRules)
+    scale_down: ScalingRules = Field(default_factory=shared(ScalingRules()))
     """Shrinking. Default: after 400 s, unlimited."""
 
 
@@ -132,7 +132,7 @@ class Scaling(Wire):
     backlog_drain_seconds: Annotated[int, Field(ge=1, le=3600)] | None = None
     """T_d: the seconds within which waiting work should be worked off.
     Default: the larger of 60 s and 4 x `slo.ttftSeconds`."""
-    behavior: Behavior = Field(default_factory=Behavior)
+    behavior: Behavior = Field(default_factory=shared(Behavior()))
     """Stabilization windows and step limits."""
     drain_seconds: Annotated[int, Field(ge=0, le=86_400)] = 120
     """The seconds that a pod that is to go has for finishing what it accepted; what is left then

@@ -24,7 +24,16 @@ class ConditionType(StrEnum):
     SCALING_CONFLICT = "ScalingConflict"
 
 
-class Condition(Wire):
+_UNTOLD: set[str] = set()
+
+
+class _Told(Wire):
+    def model_post_init(self, _context: object, /) -> None:
+        """Let go of which fields were given: nobody asks, and it is half of a status' memory."""
+        object.__setattr__(self, "__pydantic_fields_set__", _UNTOLD)
+
+
+class Condition(_Told):
     """One aspect of the pool's state."""
 
     type: Annotated[str, Field(min_length=1, max_length=63)]
@@ -42,7 +51,7 @@ class Condition(Wire):
     """The generation of the spec that this is about."""
 
 
-class LaneStatus(Wire):
+class LaneStatus(_Told):
     """Threads of one lane over the pool's pods."""
 
     lane: LaneName
@@ -60,7 +69,7 @@ class LaneStatus(Wire):
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class GpuStatus(Wire):
+class GpuStatus(_Told):
     """How much of their GPUs the pool's pods use, as NVML tells it."""
 
     pods: Annotated[int, Field(ge=0)] = 0
@@ -81,7 +90,7 @@ class GpuStatus(Wire):
     """The same of the most active pod."""
 
 
-class RecordedDecision(Wire):
+class RecordedDecision(_Told):
     """A decision that changed something."""
 
     time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
@@ -96,7 +105,7 @@ class RecordedDecision(Wire):
     """Why, in one line: what was measured, and what held it back."""
 
 
-class LLMTaskPoolStatus(Wire):
+class LLMTaskPoolStatus(_Told):
     """What the operator saw and decided."""
 
     observed_generation: Annotated[int, Field(ge=0)] = 0

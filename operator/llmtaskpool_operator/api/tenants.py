@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from llmtaskpool_operator.api.models import SecretKey
-from llmtaskpool_operator.api.rules import Wire, list_map
+from llmtaskpool_operator.api.rules import Wire, list_map, shared
 
 _TENANT = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 _Tasks = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -46,7 +46,7 @@ class Tenant(TenantLimits):
 class Tenants(Wire):
     """Limits and shares of those who use the pool, told apart by their API keys."""
 
-    each: TenantLimits = Field(default_factory=TenantLimits)
+    each: TenantLimits = Field(default_factory=shared(TenantLimits()))
     """What holds for each key of `auth.apiKeySecretRef`: it is a tenant of its own, called `key-`
     and eight digits of its digest."""
     named: Annotated[list[Tenant], Field(max_length=64, json_schema_extra=list_map("name"))] = (

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from llmtaskpool_operator.api.rules import Rule, Wire
+from llmtaskpool_operator.api.rules import Rule, Wire, shared
 
 
 class LaneThreads(Wire):
@@ -52,8 +52,8 @@ class ComputeThreads(LaneThreads):
 class Threads(Wire):
     """Threads per lane."""
 
-    compute: ComputeThreads = Field(default_factory=ComputeThreads)
+    compute: ComputeThreads = Field(default_factory=shared(ComputeThreads()))
     """The compute lane: slots of the batch that the model works on at once."""
-    io: LaneThreads = Field(default_factory=lambda: LaneThreads(initial=16))
+    io: LaneThreads = Field(default_factory=shared(LaneThreads(initial=16)))
     """The io lane: tasks that mostly wait for others. Without `io`, `initial` is
     16; with it, what it says, else 4."""

@@ -14,7 +14,7 @@ from pydantic import Field
 from llmtaskpool_operator.api.environment import EnvFrom, EnvSource
 from llmtaskpool_operator.api.pods import PullPolicy
 from llmtaskpool_operator.api.resources import Resources
-from llmtaskpool_operator.api.rules import Rule, Wire, list_map
+from llmtaskpool_operator.api.rules import Rule, Wire, list_map, shared
 
 ATOMIC = {"x-kubernetes-list-type": "atomic"}
 _PATH = r"^/[^\s]*$"
@@ -114,13 +114,13 @@ class Upstream(Wire):
     """Asked every 10 seconds afterwards; when it fails for a minute the server is started again."""
     startup_seconds: Annotated[int, Field(ge=10, le=86_400)] = 1800
     """How long it may take to be ready: pulling and loading weights."""
-    resources: Resources = Field(default_factory=Resources)
+    resources: Resources = Field(default_factory=shared(Resources()))
     """What it asks for; `nvidia.com/gpu` goes here, and not into the pool's own `resources`."""
     volume_mounts: Annotated[
         list[UpstreamMount], Field(max_length=8, json_schema_extra=list_map("mountPath"))
     ] = Field(default_factory=list)
     """Where it sees the pool's volumes. `/dev/shm` is there when `spec.sharedMemory` is set."""
-    security_context: UpstreamSecurity = Field(default_factory=UpstreamSecurity)
+    security_context: UpstreamSecurity = Field(default_factory=shared(UpstreamSecurity()))
     """What its container may do."""
 
     rules: ClassVar[tuple[Rule, ...]] = (

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
 
-from llmtaskpool_worker.contract import WorkerState
+from llmtaskpool_worker.contract import WorkerReport
 
 from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
 from llmtaskpool_operator.api.scaling import Metric
@@ -126,7 +126,7 @@ def bounds_by_gpu(spec: LLMTaskPoolSpec) -> bool:
     return by_metric or spec.threads.compute.sm_activity_target is not None
 
 
-def thread_caps(spec: LLMTaskPoolSpec, state: WorkerState, threads: int) -> list[int]:
+def thread_caps(spec: LLMTaskPoolSpec, state: WorkerReport, threads: int) -> list[int]:
     """Bounds of a pod's compute threads by its GPUs: of what the pool asks for, and it tells."""
     return caps_by_shares(spec, gpu_share(state), sm_activity(state), threads)
 

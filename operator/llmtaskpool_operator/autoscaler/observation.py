@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 
-from llmtaskpool_worker.contract import GateState, LaneName, LaneState, WorkerState
+from llmtaskpool_worker.contract import GateState, LaneName, LaneState, WorkerReport
 
 from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
 from llmtaskpool_operator.api.scaling import Metric
@@ -32,7 +32,7 @@ class PodObservation:
     ready: bool
     draining: bool = False
     lost: bool = False
-    state: WorkerState | None = None
+    state: WorkerReport | None = None
     age_seconds: float = 0.0
     error: str | None = None
     address: str | None = None
@@ -284,7 +284,7 @@ def observed_threads(lane: LaneState, sharers: int = 1) -> Observed:
     )
 
 
-def _counters(state: WorkerState) -> Counters:
+def _counters(state: WorkerReport) -> Counters:
     compute = state.lanes.get(LaneName.COMPUTE)
     saturated = compute is not None and compute.queued > 0 and compute.active >= compute.threads
     arrived, done = state.work.arrived_seconds_total, state.work.done_seconds_total
@@ -296,14 +296,14 @@ def _counters(state: WorkerState) -> Counters:
     )
 
 
-def of_pool(values: Sequence[tuple[WorkerState, float]]) -> float:
+def of_pool(values: Sequence[tuple[WorkerReport, float]]) -> float:
     """What pods say of their queues, for the pool: of one that they share each tells all of it."""
     shared = [value for state, value in values if shares_queue(state)]
     own = sum((value for state, value in values if not shares_queue(state)), 0.0)
     return own + (sum(shared) / len(shared) if shared else 0.0)
 
 
-def shares_queue(state: WorkerState) -> bool:
+def shares_queue(state: WorkerReport) -> bool:
     """Whether its queue is the pool's."""
     return state.queue is not None and state.queue.shared
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmtaskpool_worker.contract import QueueState, WorkerState
+from llmtaskpool_worker.contract import QueueState, WorkerReport
 
 from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
 from llmtaskpool_operator.autoscaler import law
@@ -84,7 +84,7 @@ def steady(history: History) -> bool:
     return len(counted) > 1 and all(one == counted[0] for one in counted)
 
 
-def unmoved(before: WorkerState, now: WorkerState) -> bool:
+def unmoved(before: WorkerReport, now: WorkerReport) -> bool:
     """Whether a worker says the same again, but for its clock and the size of its process."""
     if vars(before) | _ASIDE != vars(now) | _ASIDE:
         return False

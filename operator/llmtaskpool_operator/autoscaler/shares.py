@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from llmtaskpool_worker.contract import WorkerState
+from llmtaskpool_worker.contract import WorkerReport
 
 
-def gpu_share(state: WorkerState) -> float | None:
+def gpu_share(state: WorkerReport) -> float | None:
     """The mean utilization of its GPUs."""
     shares = [gpu.utilization for gpu in state.gpus if gpu.utilization is not None]
     return sum(shares) / len(shares) if shares else None
 
 
-def sm_activity(state: WorkerState) -> float | None:
+def sm_activity(state: WorkerReport) -> float | None:
     """The mean activity of its GPUs' multiprocessors, on chips that count it."""
     shares = [gpu.sm_activity for gpu in state.gpus if gpu.sm_activity is not None]
     return sum(shares) / len(shares) if shares else None
 
 
-def memory_share(state: WorkerState) -> float | None:
+def memory_share(state: WorkerReport) -> float | None:
     """The memory in use of all its GPUs together."""
     known = [
         (gpu.memory_used_bytes, gpu.memory_total_bytes)

@@ -42,8 +42,9 @@ CONFLICT_RETRIES = 5
 """A Deployment's status moves several times a second while its pods start."""
 _APART = ("Secret",)
 """Kinds of which only the metadata is looked at: the operator reads no Secret of a pool."""
-Written = dict[str, tuple[str, Manifest]]
-"""Children that were applied, by kind: the resource version that came of it, and the manifest."""
+Written = dict[str, tuple[str, str]]
+"""Children that were applied, by kind: the resource version that came of it, and the digest of what
+was asked for, each where it is compared. The manifests would be 10 kB of each pool."""
 
 
 class KubernetesBackend:
@@ -126,12 +127,12 @@ class KubernetesBackend:
             made = await self._access.api.make(self._wanted(self._first_replicas()))
             if made is not None:
                 self._access.store.seen("Deployment", made)
-                written["Deployment"] = (self._digest(), {})
+                written["Deployment"] = ("", self._digest())
                 return ()
         if live is not None and live is agreed:
             return ()
         rollouts, digest = self._access.rollouts, self._digest()
-        known = written.get("Deployment", (None, {}))[0]
+        _, known = written.get("Deployment", ("", ""))
         asked_for = known != digest if known else self._asked_for()
         if rollouts.held(self._key) and not asked_for:
             return ()
@@ -148,7 +149,7 @@ class KubernetesBackend:
             if not (same or rollouts.begins(self._key)):
                 return ()
             await self._apply(_replicas(live), live)
-        written["Deployment"] = (digest, {})
+        written["Deployment"] = ("", digest)
         return ()
 
     async def ensure_scale(self) -> tuple[Problem, ...]:
@@ -251,19 +252,19 @@ class KubernetesBackend:
                 return _taken(kind, meta["name"])
             await self._access.others.check(live if kind in _APART else None)
             if live is not None and self._as_wanted(wanted, live, written):
-                written.setdefault(kind, (str(live["metadata"]["resourceVersion"]), wanted))
+                written.setdefault(kind, _as_written(wanted, live))
                 return None
             # A claim is taken on the condition that nobody else takes it.
             version = str(live["metadata"]["resourceVersion"]) if live and kind in _APART else None
             made = await self._access.api.apply(wanted, version=version, whole=False)
-        written[kind] = (str(made["metadata"]["resourceVersion"]), wanted)
+        written[kind] = _as_written(wanted, made)
         return None
 
     def _as_wanted(self, wanted: Manifest, live: Manifest, written: Written) -> bool:
         """Of what can't be read: whether nobody wrote it since we wrote the same."""
         if wanted["kind"] not in _APART:
             return agrees(wanted, live)
-        return written.get(wanted["kind"]) == (live["metadata"]["resourceVersion"], wanted)
+        return written.get(wanted["kind"]) == _as_written(wanted, live)
 
     def _ours(self, live: Manifest) -> bool:
         """Whether it is this pool's, or was one's of its name that left it behind on purpose."""
@@ -272,7 +273,7 @@ class KubernetesBackend:
 
     def _digest(self) -> str:
         """Of all that the Deployment is asked to be but for its replicas."""
-        return hashlib.sha256(json.dumps(self._wanted(0)).encode()).hexdigest()
+        return _digest_of(self._wanted(0))
 
     def _asked_for(self) -> bool:
         """Whether somebody changed the pool since it was last what its spec asks for."""
@@ -378,6 +379,16 @@ class KubernetesBackend:
 def _replicas(deployment: Manifest) -> int:
     """What it asks for; absent means 1, as everywhere in Kubernetes."""
     return int(deployment.get("spec", {}).get("replicas", 1))
+
+
+def _as_written(wanted: Manifest, made: Manifest) -> tuple[str, str]:
+    """What is kept of a child that came of ``wanted``."""
+    digest = _digest_of(wanted) if wanted["kind"] in _APART else ""
+    return str(made["metadata"]["resourceVersion"]), digest
+
+
+def _digest_of(manifest: Manifest) -> str:
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
 def _taken(kind: str, name: str) -> Problem:

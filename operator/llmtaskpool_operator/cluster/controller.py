@@ -185,7 +185,7 @@ class Controller:
         if not rest.sees(store.objects(key)) or not rest.lasts(now):
             return False
         answers = await ours.states.read(rest.clients)
-        if not rest.hears(answers, now):
+        if (heard := rest.hears(answers, now)) is None:
             ours.states.hurry()
             return False
         # While pods were waited for, something else may have come.
@@ -193,7 +193,7 @@ class Controller:
         if over or not rest.sees(store.objects(key)):
             return False
         ours.memory = replace(ours.memory, decided=rest.remembered(ours.memory.decided, now))
-        ours.rest = rest
+        ours.rest = heard
         return True
 
     def _resting(

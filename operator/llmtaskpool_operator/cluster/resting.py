@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import is_
 
-from llmtaskpool_worker.contract import WorkerState
+from llmtaskpool_worker.contract import WorkerReport
 
 from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
 from llmtaskpool_operator.autoscaler.decide import PoolMemory, replica_policy
@@ -15,6 +15,8 @@ from llmtaskpool_operator.autoscaler.rest import rested, unmoved
 from llmtaskpool_operator.cluster.manifests import Manifest
 from llmtaskpool_operator.workers.client import WorkerClient
 from llmtaskpool_operator.workers.states import FRESH_SECONDS, Answer
+
+_NONE = Answer()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Resting:
     policy: Policy
     objects: tuple[Manifest, ...]
     clients: Mapping[str, WorkerClient]
-    states: Mapping[str, WorkerState]
+    states: Mapping[str, WorkerReport]
     until: float
 
     def sees(self, objects: tuple[Manifest, ...]) -> bool:
@@ -42,16 +44,21 @@ class Resting:
             return False
         return not self.spec.scaling.schedules or replica_policy(self.spec, now) == self.policy
 
-    def hears(self, answers: Mapping[str, Answer], now: float) -> bool:
-        """Whether each pod has answered since ``now`` or just before, with the same as before."""
-        return all(
-            (answer := answers.get(name)) is not None
-            and answer.state is not None
-            and answer.error is None
-            and answer.at > now - FRESH_SECONDS
-            and unmoved(state, answer.state)
-            for name, state in self.states.items()
-        )
+    def hears(self, answers: Mapping[str, Answer], now: float) -> Resting | None:
+        """The pool with what its pods have answered since ``now`` or just before, where each has
+        said the same as before; else None.
+
+        What they said before is let go: it would be all there, kept twice.
+        """
+        states = {}
+        for name, before in self.states.items():
+            answer = answers.get(name, _NONE)
+            if answer.state is None or answer.error is not None:
+                return None
+            if answer.at <= now - FRESH_SECONDS or not unmoved(before, answer.state):
+                return None
+            states[name] = answer.state
+        return replace(self, states=states)
 
     def remembered(self, memory: PoolMemory, now: float) -> PoolMemory:
         """What a whole turn would leave to the next one."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-from llmtaskpool_worker.contract import WorkerState
+from llmtaskpool_worker.contract import WorkerReport
 
 from llmtaskpool_operator.workers.client import (
     ClientLimits,
@@ -72,7 +72,7 @@ class LocalWorker:
         self.loading: dict[str, Loading] = {}
         self.data_port: int | None = None
         self.control_port: int | None = None
-        self.state: WorkerState | None = None
+        self.state: WorkerReport | None = None
         self.state_at = 0.0
         self.unreachable: str | None = None
         self.errors: deque[str] = deque(maxlen=50)
@@ -144,7 +144,7 @@ class LocalWorker:
             raise WorkerUnreachable("it does not listen yet")
         return self._client
 
-    async def observe(self, now: float) -> WorkerState | None:
+    async def observe(self, now: float) -> WorkerReport | None:
         """Ask for its state; None, with ``unreachable`` saying why, when it does not answer."""
         try:
             self.state = await self.client().state()

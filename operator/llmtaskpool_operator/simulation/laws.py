@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from llmtaskpool_worker.contract import GpuReading, LaneName, LaneState, Phase, WorkerState
+from llmtaskpool_worker.contract import GpuReading, LaneName, LaneState, Phase, WorkerReport
 
 from llmtaskpool_operator.api.pool import LLMTaskPoolSpec
 from llmtaskpool_operator.autoscaler import law
@@ -160,10 +160,10 @@ def as_observation(sample: PoolSample) -> PoolObservation:
 
 _LANE = LaneState(threads=0, threads_cap=0, active=0, queued=0, queue_limit=0)
 _GPU = GpuReading(index=0, name="simulated")
-_STATE = WorkerState(worker_id="", started_at=0, observed_at=0, phase=Phase.READY, lanes={})
+_STATE = WorkerReport(started_at=0, observed_at=0, phase=Phase.READY, lanes={})
 
 
-def _state(pod: PodSample) -> WorkerState:
+def _state(pod: PodSample) -> WorkerReport:
     # Copies are not validated: the numbers are the simulator's own, and there are millions.
     lane = _LANE.model_copy(
         update={

@@ -26,8 +26,8 @@ from llmtaskpool_worker.contract import (
     LaneName,
     ThreadsAnswer,
     ThreadsRequest,
+    WorkerReport,
     WorkersRequest,
-    WorkerState,
 )
 from pydantic import BaseModel, ValidationError
 from yarl import URL
@@ -95,21 +95,23 @@ class WorkerClient:
         self._http = http
         self._url = url
         self._state_url = URL(url + CONTROL_STATE)
-        self._last: tuple[bytes, WorkerState] | None = None
+        self._last: tuple[bytes, WorkerReport] | None = None
         """The last answer: a digest of all but its clocks, and what was read of it."""
         self._headers = {"authorization": f"Bearer {token}"}
         self._limits = limits or ClientLimits()
 
-    async def state(self) -> WorkerState:
-        """All that the worker reports. Raises WorkerUnreachable.
+    async def state(self) -> WorkerReport:
+        """What the worker reports, as far as it is read here. Raises WorkerUnreachable.
 
         A worker at rest says the same each time but for its clock, and is read once.
         """
         raw = await self._asked("GET", CONTROL_STATE, None)
         clock, rest = _CLOCK.search(raw), blake2b(_CLOCK.sub(b"", raw), digest_size=16).digest()
         if clock and self._last is not None and self._last[0] == rest:
-            return self._last[1].model_copy(update={"observed_at": float(clock[1])})
-        state = _read(WorkerState, CONTROL_STATE, raw)
+            state = self._last[1].model_copy(update={"observed_at": float(clock[1])})
+            self._last = (rest, state)  # the very one that is handed out: one is kept, not two
+            return state
+        state = _read(WorkerReport, CONTROL_STATE, raw)
         if LaneName.COMPUTE not in state.lanes:
             raise WorkerUnreachable(f"{CONTROL_STATE} answered oddly: lanes.compute: missing")
         # Only where the clock that was found first is the worker's own, and not one of a part.

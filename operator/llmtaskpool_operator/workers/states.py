@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from llmtaskpool_worker.contract import WorkerState
+from llmtaskpool_worker.contract import WorkerReport
 
 from llmtaskpool_operator.workers.client import WorkerClient, WorkerUnreachable
 
@@ -24,7 +24,7 @@ moves, as events bring more."""
 class Answer:
     """A pod's state, the time it is of, and the last error, if the last request had one."""
 
-    state: WorkerState | None = None
+    state: WorkerReport | None = None
     at: float = float("-inf")
     error: str | None = None
 

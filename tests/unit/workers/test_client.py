@@ -128,6 +128,13 @@ def test_whatever_else_a_worker_says_after_the_same_answers_is_seen(text, seen):
     assert (fourth.observed_at, fourth.lanes[LaneName.COMPUTE].active) == (9, 0)
 
 
+def test_what_only_people_read_of_an_answer_is_not_kept_and_may_be_of_a_newer_worker():
+    unread = ',"kinds":{"chat":{"of a newer worker":1}},"totals":{"accepted":7}'
+    (state,) = read_in_turn(AT % (2, LANES % 1, unread))
+    assert state.lanes[LaneName.COMPUTE].active == 1
+    assert {"kinds", "totals"}.isdisjoint(vars(state))
+
+
 def test_a_clock_of_a_part_that_comes_first_is_not_taken_for_the_workers():
     queue = QUEUE % (5, 0)
     texts = ["{" + queue[1:] + "," + (AT % (at, LANES % 0, ""))[1:] for at in (2, 3)]

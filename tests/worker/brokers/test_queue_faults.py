@@ -77,16 +77,17 @@ def test_what_a_power_loss_takes_from_the_server_its_clients_say_again(
     assert accepted <= there
 
 
-def test_nothing_is_lost_when_workers_and_server_are_killed_and_stopped_with_always(
+def test_nothing_is_lost_when_workers_and_server_are_killed_stopped_and_cut_off_with_always(
     tmp_path: Path, say: Callable[[str], None]
 ) -> None:
     """With clocks that are an hour wrong, poisonous tasks, and each key said three times."""
-    soak = Soak(tmp_path, Breaking())
+    soak = Soak(tmp_path, Breaking(cut_off_every=2.2))
     history = soak.go()
-    say(f"SIGKILL and SIGSTOP, fsync always: {soak.told()}")
+    say(f"SIGKILL, SIGSTOP and silence, fsync always: {soak.told()}")
     assert check(history) == {}
     assert soak.counts["accepted and gone"] == 0
-    assert min(soak.counts[n] for n in ("workers killed", "workers stopped", "servers killed")) >= 2
+    broken = ("workers killed", "workers stopped", "workers cut off", "servers killed")
+    assert min(soak.counts[n] for n in broken) >= 2
 
 
 def test_old_and_new_workers_share_a_queue_and_each_takes_what_it_can_serve(

@@ -610,6 +610,31 @@ def test_an_attempt_counts_where_the_server_forgets_that_its_lease_ran_out(tmp_p
     asyncio.run(main())
 
 
+def test_what_a_server_forgets_again_and_again_is_there_after_each_time(tmp_path: Path) -> None:
+    """It comes back each time with what it had before the task, and the worker says it again."""
+
+    async def main() -> None:
+        past = 0.0
+        with QueueServer(tmp_path, "redis", appendfsync="always") as server:
+            broker = RedisBroker(
+                Address(server.url), POOL, Limits(), lambda: time.monotonic() + past
+            )
+            await broker.start("w", lambda _: None)
+            file, size = appended(tmp_path)
+            await broker.accept(task("a"))
+            for _ in range(4):
+                server.kill()
+                os.truncate(file, size)
+                server.start()
+                known = await broker.get("a")
+                assert known is not None
+                assert known.state is TaskState.QUEUED
+                past += 3.0
+            await broker.close()
+
+    asyncio.run(main())
+
+
 # --- what is heard ----------------------------------------------------------------------------
 
 

@@ -283,6 +283,10 @@ class Lines:
         load = wanted.load(best.cost_class)  # type: ignore[arg-type]  # as we pushed it
         return Head(best.id, best.group or "", priority(best.weight, load))
 
+    def weights(self, lane: LaneName) -> list[tuple[str, float]]:
+        """See Broker.waiting_weights."""
+        return self._lanes[lane].queue.weights()
+
     def expired(self, now: float) -> list[str]:
         """Those who have waited as long as they may; they have left the line."""
         lanes = self._lanes.values()

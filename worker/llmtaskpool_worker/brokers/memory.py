@@ -178,6 +178,14 @@ class MemoryBroker(Books):
         """See Broker."""
         return self._lines.head(wanted)
 
+    def waiting_weights(
+        self,
+        lane: LaneName,
+        groups: Collection[str],  # noqa: ARG002  whoever waits here waits for this worker
+    ) -> Sequence[tuple[str, float]]:
+        """See Broker."""
+        return self._lines.weights(lane)
+
     async def promise(self, head: Head) -> bool:
         """See Broker."""
         record = self._records.get(head.id)

@@ -253,7 +253,8 @@ class Swept:
 class Durability:
     """What is promised of a task whose result is fetched later.
 
-    ``name`` is memory, file, everysec, always or replicated; ``note`` is for people.
+    ``name`` is memory or file; of a server always, everysec, no, unknown or volatile. ``note`` is
+    for people.
     """
 
     name: str
@@ -303,6 +304,14 @@ class Broker(Protocol):
         """The task with the highest P among ``groups``, whatever is free; it stays in line.
 
         Of a shared broker as it was last seen, a second ago at most: the server isn't asked.
+        """
+
+    def waiting_weights(
+        self, lane: LaneName, groups: Collection[str]
+    ) -> Sequence[tuple[str, float]]:
+        """Each of ``groups`` that has somebody in line, with the weight of its strongest.
+
+        Of a shared broker as it was last seen, as of peek.
         """
 
     async def promise(self, head: Head) -> bool:

@@ -155,14 +155,14 @@ class Record:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def changed(self) -> None:
-        """Once it has said something more."""
+    def changed(self) -> asyncio.Future[None]:
+        """Done once it has said something more."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self.waiters is None:
             self.waiters = [waiter]
         else:
             self.waiters.append(waiter)
-        await waiter
+        return waiter
 
     def forget_input(self) -> None:
         """Of a task that has ended nobody asks for its input any more."""

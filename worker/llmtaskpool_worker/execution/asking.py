@@ -69,7 +69,8 @@ class Asking:
         """Something has changed for these lanes."""
         if self._broker.immediate:
             for lane in lanes:
-                if lane.free_threads or len(lane.held):
+                # A model whose part others hold starts all the same: thread_shares.py.
+                if lane.free_threads or len(lane.held) or lane is self._compute:
                     at_once(self._running.fill(lane))
             return
         for lane in lanes:

@@ -11,11 +11,20 @@ place is free once the engine or the handler has really let go of it, and not be
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
 from llmtaskpool_worker.brokers.protocol import LaneDepth
 from llmtaskpool_worker.contract import LaneName, LaneState
 from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.task_queue import TaskQueue
+
+
+@dataclass(slots=True)
+class Holder:
+    """So many threads are held, and the weight of the task that was the last to take one."""
+
+    count: int = 0
+    weight: float = 1.0
 
 
 class Lane:
@@ -29,6 +38,9 @@ class Lane:
         """So many beyond N are started just now, to see what a server makes of them."""
         self.running: dict[int, str] = {}
         """Run to task id: what engines and handlers are really at work for."""
+        self.holders: dict[str, Holder] = {}
+        """Who holds threads: models, and '' for all handlers."""
+        self._holder_of: dict[int, str] = {}
         self.held = TaskQueue(
             load=load,
             max_tasks=self.limits.queue_tasks,
@@ -43,15 +55,27 @@ class Lane:
         """How many more tasks may start; never below 0, also after N was lowered."""
         return max(0, self.threads + self.tries - len(self.running))
 
-    def began(self, run: int, task_id: str) -> None:
+    def began(self, run: int, task_id: str, holder: str = "", weight: float = 1.0) -> None:
         """A run takes a place. Raises ValueError when it has one."""
         if run in self.running:
             raise ValueError(f"run {run} runs already")
         self.running[run] = task_id
+        self._holder_of[run] = holder
+        has = self.holders.get(holder)
+        if has is None:
+            has = self.holders[holder] = Holder()
+        has.count += 1
+        has.weight = weight
 
     def left(self, run: int) -> None:
         """The engine or the handler has let go of a run: its place is free. Idempotent."""
-        self.running.pop(run, None)
+        if self.running.pop(run, None) is None:
+            return
+        holder = self._holder_of.pop(run)
+        has = self.holders[holder]
+        has.count -= 1
+        if not has.count:
+            del self.holders[holder]
 
     def resize(self, threads: int, cap: int) -> int:
         """Set N, at least 1 and at most what the lane can use; returns N in force."""

@@ -146,7 +146,7 @@ class MakingWay:
         now = self._clock()
         task.deadline += now - task.parked_at
         task.parked_at = task.waiting = None
-        task.lane.began(task.request_id, task.id)
+        task.lane.began(task.request_id, task.id, task.slots.name, task.request.weight)
         task.slots.began(task.request_id, task.id, now)
         task.slots.engine.send(Resume(task.request_id))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmtaskpool_worker.brokers.protocol import (
     Claim,
@@ -33,6 +33,7 @@ from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.execution.ledger import TaskLedger
 from llmtaskpool_worker.execution.making_way import MakingWay
 from llmtaskpool_worker.execution.references import with_results
+from llmtaskpool_worker.execution.thread_sharing import Free, ThreadSharing
 from llmtaskpool_worker.kinds.registry import CallContext, HandlerError, Kind, Kinds
 from llmtaskpool_worker.scheduling.cost import CostClass, CostModel
 from llmtaskpool_worker.scheduling.nature import Nature
@@ -53,6 +54,17 @@ from llmtaskpool_worker.text.spoken import SpokenText
 
 LEASE_SECONDS = 15.0
 """What a worker has claimed is taken for lost when it was not heard of for so long."""
+
+
+class _Places(NamedTuple):
+    """What may start: ``most`` in all and of each group as many as are ``free``, as of now.
+
+    ``for_urgent``: whether one of them was made for an urgent task.
+    """
+
+    most: Callable[[], int]
+    free: Free
+    for_urgent: Callable[[], bool]
 
 
 class Running:
@@ -91,10 +103,19 @@ class Running:
         self._calls = Calls()
         self.place_is_free: Callable[[Lane], None] = lambda _: None
         """Called when a handler has ended and its thread is free."""
+        self._sharing = ThreadSharing(ledger.broker, slots, self.free)
         self._alone: ActiveTask | None = None
         """What runs alone, or does so as soon as nothing else runs."""
 
-    def wanted(self, lane: Lane, most: int, *, above: float = 0.0, by_age: bool = True) -> Wanted:
+    def wanted(
+        self,
+        lane: Lane,
+        most: int,
+        *,
+        above: float = 0.0,
+        by_age: bool = True,
+        free: Free | None = None,
+    ) -> Wanted:
         """What the broker is asked for a lane's free threads.
 
         Who outranks whom among those that run is P alone: tenants' shares count in the ordinary
@@ -106,7 +127,7 @@ class Running:
             f"{self._fences}.{next(self._asked)}",
             lane.name,
             self.groups(lane) if shared else tuple(self._slots),
-            self.free,
+            free or self.free,
             most,
             self.load_of,
             LEASE_SECONDS if shared else inf,
@@ -151,29 +172,43 @@ class Running:
             self._too_late(self._ledger.active[item.id])
         if self._stands_aside():
             return
-        while lane.free_threads > 0:
-            first = lane.held.most_urgent(self._has_slot) if len(lane.held) else None
+        if parts := self._sharing.guaranteed(lane, self.groups(lane)):
+            free = self._sharing.room(lane, parts)
+            most = sum(parts.values())
+            await self._fill(lane, _Places(lambda: most, free, for_urgent=lambda: False), now)
+        places = _Places(lambda: lane.free_threads, self.free, lambda: self._for_urgent(lane))
+        await self._fill(lane, places, now)
+
+    async def _fill(self, lane: Lane, places: _Places, now: float) -> None:
+        def has_place(group: str | None) -> bool:
+            return places.free(group) > 0
+
+        while (most := places.most()) > 0:
+            first = lane.held.most_urgent(has_place) if len(lane.held) else None
             if first is None:
-                await self._claim(lane, lane.free_threads, 0.0)
+                await self._claim(lane, most, 0.0, places)
                 return
-            urgent, due = self._for_urgent(lane), lane.held.aged_is_due(now, self._has_slot)
+            urgent, due = places.for_urgent(), lane.held.aged_is_due(now, has_place)
             rank = priority(first.weight, self._cost.load(first.cost_class))  # type: ignore[arg-type]  # as held
-            if (urgent or not due) and (started := await self._claim(lane, 1, rank)):
+            if (urgent or not due) and (started := await self._claim(lane, 1, rank, places)):
                 lane.held.started_elsewhere(self._cost.load(started[0].cost_class), now)
                 continue
-            mine = lane.held.take(now, self._has_slot)
+            mine = lane.held.take(now, has_place)
             if mine is None:
                 return
             self._start(self._ledger.active[mine.id])
 
-    async def _claim(self, lane: Lane, most: int, above: float) -> list[ActiveTask]:
-        by_age = not self._for_urgent(lane)
+    async def _claim(
+        self, lane: Lane, most: int, above: float, places: _Places
+    ) -> list[ActiveTask]:
+        by_age = not places.for_urgent()
         claims = await self._ledger.broker.claim(
-            self.wanted(lane, most, above=above, by_age=by_age)
+            self.wanted(lane, most, above=above, by_age=by_age, free=places.free)
         )
         if claims and not by_age:
             self._making_way.made_for_urgent = False
-        return [self._begin(claim, lane) for claim in await self._with_results(claims)]
+        whole = await self._with_results(claims)
+        return [self._begin(claim, lane, places) for claim in whole]
 
     async def _with_results(self, claims: Sequence[Claim]) -> list[Claim]:
         """Claims with what they ask for of their parents; those that can't have it now go back."""
@@ -189,7 +224,7 @@ class Running:
     def _for_urgent(self, lane: Lane) -> bool:
         return lane.name is LaneName.COMPUTE and self._making_way.made_for_urgent
 
-    def _begin(self, claim: Claim, lane: Lane) -> ActiveTask:
+    def _begin(self, claim: Claim, lane: Lane, places: _Places | None = None) -> ActiveTask:
         """A task is ours: it starts, or waits here when its place went while we asked for it."""
         task = self._take(claim, lane)
         if self._stands_aside():
@@ -198,7 +233,7 @@ class Running:
         elif claim.alone:
             self._alone = task
             self._stands_aside()
-        elif lane.free_threads > 0 and self.free(claim.group) > 0:
+        elif places is not None and places.most() > 0 and places.free(claim.group) > 0:
             self._start(task)
         else:
             self._ledger.wait_here(task, claim.group, inf)
@@ -250,9 +285,6 @@ class Running:
         """Let the threads of calls go."""
         self._calls.close()
 
-    def _has_slot(self, group: str | None) -> bool:
-        return self.free(group) > 0
-
     def _too_late(self, task: ActiveTask) -> None:
         """It was to run again, and could not."""
         task.waiting, crashed = None, "the engine crashed and was not back in time"
@@ -265,9 +297,10 @@ class Running:
         if task.parked_at is not None:
             self._making_way.resume(task)
             return
+        holder = self._sharing.holder_of(task.claim.group)
         self._ledger.start(task, min(task.claim.run_seconds, self._timeout_seconds))
         task.request_id = next(self._request_ids)
-        task.lane.began(task.request_id, task.id)
+        task.lane.began(task.request_id, task.id, holder, task.request.weight)
         payload = task.request.payload
         if isinstance(payload, Call):
             self._begin_call(task, payload)

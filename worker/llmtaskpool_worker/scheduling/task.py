@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
+import msgspec
+
 from llmtaskpool_worker.contract import LaneName as LaneName  # brokers have it from here
 from llmtaskpool_worker.scheduling.inputs import IMAGE_TOKENS as IMAGE_TOKENS
 from llmtaskpool_worker.scheduling.inputs import EncodedRow as EncodedRow
@@ -175,18 +177,21 @@ class TaskRequest:
 FinishReason = Literal["stop", "length"]
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """One drawn token with its log-probability and the alternatives asked for."""
+class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
+    """One drawn token with its log-probability and the alternatives asked for; as TextDelta."""
 
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
-    """Event: text that became certain, with the tokens it came from."""
+class TextDelta(msgspec.Struct, frozen=True, gc=False):
+    """Event: text that became certain, with the tokens it came from.
+
+    One is made for each token of each stream, and kept for who asks later. So it is a Struct, which
+    is made in less time than a frozen dataclass and can be left out of the collector's rounds: it
+    holds nothing that could hold it.
+    """
 
     text: str
     tokens: tuple[int, ...] = ()
@@ -201,9 +206,8 @@ class StateChanged:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ChoiceDelta:
-    """Event: what the server behind a model said next.
+class ChoiceDelta(msgspec.Struct, frozen=True, gc=False):
+    """Event: what the server behind a model said next; as TextDelta.
 
     ``choice`` is the JSON object of a chunk's choice, as the server sent it but for its index.
     """

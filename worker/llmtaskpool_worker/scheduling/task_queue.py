@@ -228,6 +228,14 @@ class TaskQueue:
             first = next(iter(group.by_arrival.values()))
             yield name, len(group.by_arrival), first.arrived_at
 
+    def weights(self) -> list[tuple[str, float]]:
+        """Each group's name and the weight of the strongest that waits in it."""
+        found = []
+        for name, group in self._groups.items():
+            tops = (heap.top() for heap in group.classes.values())
+            found.append((name or "", max(top.weight for top in tops if top is not None)))
+        return found
+
     def count(self, group: str | None) -> int:
         """How many wait in a group."""
         found = self._groups.get(group)

@@ -50,15 +50,20 @@ class Detokenizer:
 
         Bytes that are no letter, whatever might have followed, are U+FFFD.
         """
-        last = self._tokens[-_LONGEST_CHARACTER:]
-        missing = unfinished(b"".join(map(self._token_bytes, last)))
-        kept = self._tokens
-        if missing and not self._byte_level:
-            kept = kept[:-missing]
-        text: str = self._tokenizer.decode(kept, skip_special_tokens=True)[self._length :]
-        if missing and self._byte_level:
-            text = text.removesuffix(REPLACEMENT)
+        text = self._decoded(self._tokens)
+        if text.endswith(REPLACEMENT):  # else the last letter is whole
+            last = self._tokens[-_LONGEST_CHARACTER:]
+            missing = unfinished(b"".join(map(self._token_bytes, last)))
+            if missing and self._byte_level:
+                text = text.removesuffix(REPLACEMENT)
+            elif missing:
+                text = self._decoded(self._tokens[:-missing])
         return self._spelled(text)
+
+    def _decoded(self, tokens: list[int]) -> str:
+        """The text of these that ``push`` hasn't given."""
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return text[self._length :]
 
 
 def unfinished(text: bytes) -> int:

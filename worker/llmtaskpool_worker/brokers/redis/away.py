@@ -132,6 +132,13 @@ class PoolBroker:
             return theirs
         return mine
 
+    def waiting_weights(
+        self, lane: LaneName, groups: Collection[str]
+    ) -> Sequence[tuple[str, float]]:
+        """See Broker."""
+        theirs = self._pool.waiting_weights(lane, groups)
+        return [*theirs, *self._own.waiting_weights(lane, groups)] if self._ids else theirs
+
     async def promise(self, head: Head) -> bool:
         """See Broker."""
         return await self._of(head.id).promise(head)

@@ -247,6 +247,12 @@ class RedisBroker:
         """See Broker. As it was last seen, which is a second ago at most."""
         return self.first(wanted)
 
+    def waiting_weights(
+        self, lane: LaneName, groups: Collection[str]
+    ) -> Sequence[tuple[str, float]]:
+        """See Broker."""
+        return () if self.away else self._heads.weights(lane, groups)
+
     async def promise(self, head: Head) -> bool:
         """See Broker."""
         if await self._session.call("promise", head.id, self._session.pod, PROMISE_MS):

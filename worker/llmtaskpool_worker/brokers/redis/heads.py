@@ -65,7 +65,7 @@ class Heads:
 
     def best(self, wanted: Wanted) -> Head | None:
         """The one with the highest P = W / T among the groups, T by the claimer's ``load``."""
-        self._asked[wanted.lane] = wanted.groups
+        self._asked.setdefault(wanted.lane, wanted.groups)
         best: Head | None = None
         for group in wanted.groups:
             for name in group_keys(wanted.lane, group):
@@ -74,6 +74,20 @@ class Heads:
                     if best is None or rank > best.priority:
                         best = Head(task_id, group, rank)
         return best
+
+    def weights(self, lane: LaneName, groups: Collection[str]) -> list[tuple[str, float]]:
+        """Each group that has somebody in line, with the weight of its strongest."""
+        self._asked[lane] = groups
+        found = []
+        for group in groups:
+            firsts = [
+                weight
+                for name in group_keys(lane, group)
+                for _, weight in self._lines.get(name, {}).values()
+            ]
+            if firsts:
+                found.append((group, max(firsts)))
+        return found
 
     def _line(self, name: str) -> Line:
         found = self._named.get(name)

@@ -38,3 +38,10 @@ class Said:
     def last(self, since: float) -> list[Asking]:
         """What was said from ``since`` less SECONDS on."""
         return [call for at, _, call in self._calls if at >= since - SECONDS]
+
+    def again(self, since: float) -> None:
+        """All of ``last`` was said again: a server that is lost once more may forget it anew."""
+        now = self._clock()
+        self._calls = deque(
+            (now if at >= since - SECONDS else at, size, call) for at, size, call in self._calls
+        )

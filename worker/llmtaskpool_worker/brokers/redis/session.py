@@ -114,7 +114,7 @@ class Session:
                 )
         (when,) = await link.ask([("TIME",)], 2.0)
         self.told_time(int(when[0]) * 1000 + int(when[1]) / 1000)
-        calls = []
+        calls, lost_at = [], None
         known = [self.pod, *self._held()]
         if self._run_id not in (None, server.run_id):
             lost_at = self.away_since if self.away_since is not None else self._clock()
@@ -125,4 +125,8 @@ class Session:
             for answer in await ask(calls[start : start + 64]):
                 if isinstance(answer, ResponseError):
                     raise answer
+        if lost_at is not None:  # it was all said now: what is lost next may take it along again
+            self._said.again(lost_at)
+            now, heard = self._clock(), self._heard
+            self._heard = deque((now, f) for at, f in heard if at >= lost_at - SECONDS)
         self._run_id, self.durability = server.run_id, server.durability

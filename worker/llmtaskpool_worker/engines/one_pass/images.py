@@ -24,6 +24,7 @@ from llmtaskpool_worker.engines.memory_plan import no_step
 from llmtaskpool_worker.engines.one_pass.cores import Cores
 from llmtaskpool_worker.engines.one_pass.folding import fold_norms
 from llmtaskpool_worker.engines.one_pass.head import Fault, Message
+from llmtaskpool_worker.engines.one_pass.in_place import act_in_place
 from llmtaskpool_worker.engines.one_pass.loop import OnePassLoop
 from llmtaskpool_worker.engines.one_pass.pixels import pixels_of
 from llmtaskpool_worker.engines.one_pass.planning import planned
@@ -297,6 +298,13 @@ def load_images(
         model = Pictures(plain)
         if model.dtype is torch.float32:
             given = pixels_of(processor)(Image.effect_noise(SAMPLE, 60).convert("RGB"))
-            fold_norms(plain, lambda: model(**given).logits)
+            fold_norms(plain, lambda: _numbers(model(**given)))
+            act_in_place(plain, lambda: _numbers(model(**given)))
     head = ImageHead(model, config, processor, detects=task == "detect")
     return planned(head, head.device, threads=threads, options=options)
+
+
+def _numbers(out: Any) -> Tensor:
+    """All that a head makes its answers of, in one row."""
+    parts = (out.logits, getattr(out, "pred_boxes", None))
+    return torch.cat([part.flatten() for part in parts if part is not None])
