@@ -33,6 +33,7 @@ from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.execution.ids import short_ids
 from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits
 from llmtaskpool_worker.scheduling.task import (
+    Asked,
     Call,
     Returned,
     StateChanged,
@@ -474,6 +475,12 @@ def test_a_task_whose_books_are_damaged_takes_none_along_that_was_claimed_with_i
                 await broker.accept(task(name))
             with server.client() as client:
                 client.hset(f"{PREFIX}:t:odd", "w", "heavy")
+                seen = await broker.get("odd")
+                assert seen is not None
+                assert seen.error is not None
+                assert (seen.state, seen.error.code) == (TaskState.DEAD, "quarantined")
+                asked = Asked(states=frozenset({TaskState.QUEUED}))
+                assert [view.id for view in await broker.list(asked)] == ["z", "a"]
                 claims = await broker.claim(wanted(8))
                 assert [claim.id for claim in claims] == ["a", "z"]
                 assert client.hget(f"{PREFIX}:y", "odd") == b"its books are damaged"

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from llmtaskpool_worker.brokers.redis import books
 from llmtaskpool_worker.brokers.redis.session import Session
-from llmtaskpool_worker.scheduling.task import TERMINAL, Asked, TaskState, TaskView
+from llmtaskpool_worker.scheduling.task import (
+    TERMINAL,
+    Asked,
+    LaneName,
+    TaskError,
+    TaskState,
+    TaskView,
+)
 
 LOOKED_AT = 1000
 """Of each state so many tasks are looked at for a list: the newest."""
@@ -67,8 +76,15 @@ class Views:
         answer: Sequence[Any] = await self._session.call("view", "01"[results], *ids)
         now = self._clock()
         return [
-            None
-            if values is None
-            else books.view_of(task_id, values, now, self._session.at, self._ttl_seconds)
+            None if values is None else self._view(task_id, values, now)
             for task_id, values in zip(ids, answer[1:], strict=True)
         ]
+
+    def _view(self, task_id: str, values: Sequence[Any], now: float) -> TaskView:
+        """Of one whose books are damaged what it will be once somebody claims it: put aside."""
+        try:
+            return books.view_of(task_id, values, now, self._session.at, self._ttl_seconds)
+        except (ValueError, KeyError, msgspec.MsgspecError):
+            error = TaskError("quarantined", "it can't be read: its books are damaged")
+            dead, lane = TaskState.DEAD, LaneName.COMPUTE
+            return TaskView(task_id, "", lane, None, dead, 1.0, 0.0, 0.0, now, error=error)
