@@ -15,8 +15,9 @@ from llmtaskpool_operator.local.fleet import Fleet, FleetLimits
 from llmtaskpool_operator.local.front import Front
 from llmtaskpool_operator.local.front_connection import FrontLimits
 from llmtaskpool_operator.local.health import HealthLimits
-from llmtaskpool_operator.local.worker_process import WorkerCommand
+from llmtaskpool_operator.local.worker_process import WorkerCommand, LocalWorker
 from llmtaskpool_operator.workers.client import ClientLimits, open_http
+from llmtaskpool_worker.contract import CONTROL_STATE, WorkerState
 
 STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in_worker.py")))
 DEADLINE_SECONDS = 20.0
@@ -65,6 +66,11 @@ class LocalRig:
 
     async def work(self, client: httpx.AsyncClient, seconds: float = 0.0) -> httpx.Response:
         return await client.post("/v1/chat/completions", json={"seconds": seconds})
+
+
+async def whole_state(worker: LocalWorker) -> WorkerState:
+    """All that a worker tells people of itself: the operator reads less."""
+    return await worker.client()._call(WorkerState, "GET", CONTROL_STATE)
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fakes.local_rig import DEADLINE_SECONDS, TOKEN, eventually, local_rig, until
+from fakes.local_rig import DEADLINE_SECONDS, TOKEN, eventually, local_rig, until, whole_state
 from llmtaskpool_operator.local.fleet import FleetLimits, Unstartable
 from llmtaskpool_operator.local.health import HealthLimits
 from llmtaskpool_operator.workers.backoff import Backoff
@@ -177,8 +177,8 @@ def test_state_is_read_from_workers_and_missing_answers_have_a_reason():
     async def go():
         async with local_rig(1) as rig:
             worker = rig.fleet.members()[0]
-            state = await worker.observe(time.monotonic())
-            assert state.worker_id == "worker-1"
+            assert await worker.observe(time.monotonic()) is not None
+            assert (await whole_state(worker)).worker_id == "worker-1"
             os.kill(worker.pid, signal.SIGSTOP)
             try:
                 assert await worker.observe(time.monotonic()) is None

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 import httpx
 import openai
 import pytest
-from fakes.local_rig import DEADLINE_SECONDS, eventually, local_rig, until
+from fakes.local_rig import DEADLINE_SECONDS, eventually, local_rig, until, whole_state
 from llmtaskpool_operator.local.front import Front
 from llmtaskpool_operator.local.front_connection import FrontLimits
 from llmtaskpool_operator.local.front_places import FRESH_SECONDS
@@ -162,7 +162,7 @@ def test_a_client_that_leaves_frees_its_place_in_the_worker():
                     await client.post("/v1/chat/completions", json={"seconds": 60}, timeout=0.3)
 
             async def cancelled():
-                return (await worker.client().state()).totals.cancelled == 1
+                return (await whole_state(worker)).totals.cancelled == 1
 
             await eventually(cancelled, "the worker sees that the client left")
             assert (await worker.client().state()).lanes["compute"].active == 0

@@ -26,6 +26,7 @@ from llmtaskpool_worker.brokers.protocol import (
     Submission,
     Swept,
     Wanted,
+    Weights,
 )
 from llmtaskpool_worker.brokers.records import Record
 from llmtaskpool_worker.brokers.refusals import DEAD, EXPIRED, SHED, SHED_AT_ONCE
@@ -34,7 +35,6 @@ from llmtaskpool_worker.scheduling.limits import Limits
 from llmtaskpool_worker.scheduling.sizes import record_bytes, result_bytes
 from llmtaskpool_worker.scheduling.task import (
     LaneName,
-    Result,
     StateChanged,
     TaskError,
     TaskState,
@@ -44,8 +44,8 @@ from llmtaskpool_worker.scheduling.task import (
 MEMORY = Durability(
     "memory",
     False,
-    "Kept in this worker's memory: if its pod is lost, the task is lost. Submit it again then, "
-    "with the same idempotency key.",
+    "Kept in this worker's memory: if its pod is lost, the task is lost. "
+    "Submit it again then, with the same idempotency key.",
 )
 
 
@@ -178,11 +178,7 @@ class MemoryBroker(Books):
         """See Broker."""
         return self._lines.head(wanted)
 
-    def waiting_weights(
-        self,
-        lane: LaneName,
-        groups: Collection[str],  # noqa: ARG002  whoever waits here waits for this worker
-    ) -> Sequence[tuple[str, float]]:
+    def waiting_weights(self, lane: LaneName, groups: Collection[str]) -> Weights:  # noqa: ARG002
         """See Broker."""
         return self._lines.weights(lane)
 
@@ -254,15 +250,12 @@ class MemoryBroker(Books):
         result = outcome.result
         if isinstance(result, TaskError):
             view = self._end(record, TaskState.FAILED, result, fence=outcome.fence)
-        elif self._fits(record, result):
+        elif self._keeping.fits(record, result, result_bytes(result)):
             view = self._end(record, TaskState.SUCCEEDED, None, fence=outcome.fence)
         else:
             self._keeping.unsay(record)
             view = self._end(record, TaskState.FAILED, NO_ROOM, fence=outcome.fence)
         return Committed(Commit.TAKEN, view)
-
-    def _fits(self, record: Record, result: Result) -> bool:
-        return self._keeping.fits(record, result, result_bytes(result))
 
     async def cancel(self, task_id: str) -> Committed:
         """See Broker."""

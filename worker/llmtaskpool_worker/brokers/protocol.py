@@ -43,6 +43,7 @@ from llmtaskpool_worker.scheduling.task import Dependencies as Dependencies
 MAX_ATTEMPTS = 3
 """K: so many workers may be lost with a task before it is a dead letter."""
 DEPENDENCY_FAILED = "dependency_failed"
+Weights = Sequence[tuple[str, float]]
 
 
 class Line(NamedTuple):
@@ -253,8 +254,7 @@ class Swept:
 class Durability:
     """What is promised of a task whose result is fetched later.
 
-    ``name`` is memory or file; of a server always, everysec, no, unknown or volatile. ``note`` is
-    for people.
+    ``name``: memory or file; a server's always, everysec, no, unknown or volatile. ``note``: text.
     """
 
     name: str
@@ -306,13 +306,8 @@ class Broker(Protocol):
         Of a shared broker as it was last seen, a second ago at most: the server isn't asked.
         """
 
-    def waiting_weights(
-        self, lane: LaneName, groups: Collection[str]
-    ) -> Sequence[tuple[str, float]]:
-        """Each of ``groups`` that has somebody in line, with the weight of its strongest.
-
-        Of a shared broker as it was last seen, as of peek.
-        """
+    def waiting_weights(self, lane: LaneName, groups: Collection[str]) -> Weights:
+        """Each of ``groups`` with somebody in line, and the weight of its strongest; as of peek."""
 
     async def promise(self, head: Head) -> bool:
         """Whether somebody here may make way for a waiting task: asked just before.

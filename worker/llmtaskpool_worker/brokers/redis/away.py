@@ -26,6 +26,7 @@ from llmtaskpool_worker.brokers.protocol import (
     Swept,
     Unavailable,
     Wanted,
+    Weights,
 )
 from llmtaskpool_worker.brokers.redis.broker import RedisBroker
 from llmtaskpool_worker.brokers.shelf import Shelf
@@ -132,9 +133,7 @@ class PoolBroker:
             return theirs
         return mine
 
-    def waiting_weights(
-        self, lane: LaneName, groups: Collection[str]
-    ) -> Sequence[tuple[str, float]]:
+    def waiting_weights(self, lane: LaneName, groups: Collection[str]) -> Weights:
         """See Broker."""
         theirs = self._pool.waiting_weights(lane, groups)
         return [*theirs, *self._own.waiting_weights(lane, groups)] if self._ids else theirs

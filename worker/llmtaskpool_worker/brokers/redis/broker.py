@@ -26,6 +26,7 @@ from llmtaskpool_worker.brokers.protocol import (
     Unavailable,
     UnknownParent,
     Wanted,
+    Weights,
 )
 from llmtaskpool_worker.brokers.redis import books
 from llmtaskpool_worker.brokers.redis.claiming import Claiming
@@ -247,9 +248,7 @@ class RedisBroker:
         """See Broker. As it was last seen, which is a second ago at most."""
         return self.first(wanted)
 
-    def waiting_weights(
-        self, lane: LaneName, groups: Collection[str]
-    ) -> Sequence[tuple[str, float]]:
+    def waiting_weights(self, lane: LaneName, groups: Collection[str]) -> Weights:
         """See Broker."""
         return () if self.away else self._heads.weights(lane, groups)
 
