@@ -15,7 +15,7 @@ from llmtaskpool_operator.local.fleet import Fleet, FleetLimits
 from llmtaskpool_operator.local.front import Front
 from llmtaskpool_operator.local.front_connection import FrontLimits
 from llmtaskpool_operator.local.health import HealthLimits
-from llmtaskpool_operator.local.worker_process import WorkerCommand, LocalWorker
+from llmtaskpool_operator.local.worker_process import LocalWorker, WorkerCommand
 from llmtaskpool_operator.workers.client import ClientLimits, open_http
 from llmtaskpool_worker.contract import CONTROL_STATE, WorkerState
 
