@@ -592,6 +592,13 @@ def appended(folder: Path) -> tuple[Path, int]:
     return file, file.stat().st_size
 
 
+def forget(server: QueueServer, file: Path, size: int) -> None:
+    """The server dies, and comes back with what its file had when it was so long."""
+    server.kill()
+    os.truncate(file, size)
+    server.start()
+
+
 def test_an_attempt_counts_where_the_server_forgets_that_its_lease_ran_out(tmp_path: Path) -> None:
     """What goes back uncounted is what a worker never heard of, and of this one it has heard."""
 
@@ -604,9 +611,7 @@ def test_an_attempt_counts_where_the_server_forgets_that_its_lease_ran_out(tmp_p
                 await asyncio.sleep(0.1)
                 assert list((await broker.sweep()).returned) == ["a"]
                 assert await broker.renew([Held("a", "w.0")], 0.05) == frozenset({"a"})
-                server.kill()
-                os.truncate(file, size)
-                server.start()
+                forget(server, file, size)
                 known = await broker.get("a")
                 assert known is not None
                 assert known.state is TaskState.RUNNING
@@ -630,9 +635,7 @@ def test_what_a_server_forgets_again_and_again_is_there_after_each_time(tmp_path
             file, size = appended(tmp_path)
             await broker.accept(task("a"))
             for _ in range(4):
-                server.kill()
-                os.truncate(file, size)
-                server.start()
+                forget(server, file, size)
                 known = await broker.get("a")
                 assert known is not None
                 assert known.state is TaskState.QUEUED

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from llmtaskpool_worker.execution.dispatcher import Dispatcher
 from llmtaskpool_worker.kinds.registry import CallContext, Kind, Kinds
 from llmtaskpool_worker.scheduling.limits import LaneLimits, Limits
 from llmtaskpool_worker.scheduling.task import Call, Embed, Generate, TaskRequest, TaskState
+
+from .test_dispatcher import play, until
 
 Make = Callable[[Limits], Broker]
 
@@ -113,24 +115,12 @@ async def pair(make: Make, threads: int) -> AsyncIterator[Pair]:
         await both.pool.stop(0.0)
 
 
-async def until(true: Callable[[], bool]) -> None:
-    for _ in range(5000):
-        if true():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("never happened")
-
-
 def chat(weight: float = 1.0) -> TaskRequest:
     return TaskRequest("chat", Generate(letters("hello"), 100), model="chat", weight=weight)
 
 
 def embed(weight: float = 1.0) -> TaskRequest:
     return TaskRequest("embed", Embed((1, 2, 3)), model="bulk", weight=weight)
-
-
-def play(story: Awaitable[None]) -> None:
-    asyncio.run(asyncio.wait_for(story, 60))  # type: ignore[arg-type]
 
 
 def test_a_chat_is_answered_while_another_models_flood_holds_all_threads_and_more_waits(

@@ -100,8 +100,8 @@ class Receipt:
 class Wanted:
     """What a claimer can start now.
 
-    ``fence`` is a text that no call has used before; each claim's is made of it. Of ``groups`` one
-    after the other ``free(group)`` says how many slots it has left. ``load(line)`` is T, the
+    ``fence`` is a text that no call has used before; each claim's is made of it, or of the broker's
+    own. Of ``groups`` each has ``free(group)`` slots left. ``load(line)`` is T, the
     tenant's share multiplied in. ``above``: only tasks with P = W / T above it, whatever their
     age. ``by_age``: whether the aged have their share of this call (aged_share.py).
     ``only_bound``: only what ends with this worker, as the worker is about to end. ``favour`` is

@@ -103,7 +103,7 @@ class Running:
         self._calls = Calls()
         self.place_is_free: Callable[[Lane], None] = lambda _: None
         """Called when a handler has ended and its thread is free."""
-        self._sharing = ThreadSharing(ledger.broker, slots, self.free)
+        self._sharing = ThreadSharing(ledger.broker, slots, self.free, self.groups)
         self._alone: ActiveTask | None = None
         """What runs alone, or does so as soon as nothing else runs."""
 
@@ -172,7 +172,7 @@ class Running:
             self._too_late(self._ledger.active[item.id])
         if self._stands_aside():
             return
-        if parts := self._sharing.guaranteed(lane, self.groups(lane)):
+        if parts := self._sharing.guaranteed(lane):
             free = self._sharing.room(lane, parts)
             most = sum(parts.values())
             await self._fill(lane, _Places(lambda: most, free, for_urgent=lambda: False), now)

@@ -20,15 +20,21 @@ Free = Callable[[str | None], int]
 class ThreadSharing:
     """Of one worker. Only where engines are: a thread of the other lane is a place to wait in."""
 
-    def __init__(self, broker: Broker, slots: Mapping[str, EngineSlots], free: Free) -> None:
-        self._broker, self._slots, self._free = broker, slots, free
+    def __init__(
+        self,
+        broker: Broker,
+        slots: Mapping[str, EngineSlots],
+        free: Free,
+        groups: Callable[[Lane], Collection[str]],
+    ) -> None:
+        self._broker, self._slots, self._free, self._groups = broker, slots, free, groups
 
     def holder_of(self, group: str | None) -> str:
         """Who holds the threads of a group's tasks."""
         model = model_of(group)
         return model if model in self._slots else HANDLERS
 
-    def guaranteed(self, lane: Lane, groups: Collection[str]) -> Mapping[str, int]:
+    def guaranteed(self, lane: Lane) -> Mapping[str, int]:
         """G of each holder that has work; nothing where there is nothing to share.
 
         Of a shared broker's line as it was last seen: who is taken for waiting and isn't takes
@@ -36,7 +42,7 @@ class ThreadSharing:
         """
         if lane.name is not LaneName.COMPUTE:
             return {}
-        waiting = self._broker.waiting_weights(lane.name, groups)
+        waiting = self._broker.waiting_weights(lane.name, self._groups(lane))
         if len(lane.held):
             waiting = [*waiting, *lane.held.weights()]
         if not waiting or (len(waiting) == 1 and lane.holders.keys() <= {waiting[0][0]}):
