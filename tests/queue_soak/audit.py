@@ -15,8 +15,8 @@ def audit(server: QueueServer, pool: str, log: Log) -> Iterator[str]:
     with server.client() as client:
         for key in client.scan_iter(f"{prefix}:t:*", count=1000):
             task_id = key.decode().rsplit(":", 1)[1]
-            s, attempts = client.hmget(key, "s", "a")
-            result = client.get(f"{prefix}:r:{task_id}")
+            s, attempts, short_one = client.hmget(key, "s", "a", "o")
+            result = short_one or client.get(f"{prefix}:r:{task_id}")
             state = s.decode() if s else "?"
             log(
                 "final",

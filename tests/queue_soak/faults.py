@@ -20,7 +20,7 @@ class Fault:
 
 
 COMMIT = "if m[1] == 'r' and m[2] == fence and not here[id] then"
-LEASE = "leased[#leased + 1], leased[#leased + 2] = t + lease, id"
+LEASE = "leased[#leased + 1], leased[#leased + 2] = lease_text, id"
 BEST = "if r > highest then best, highest, second = i, r, highest"
 WORST = "if r > 0 and (not best or r < highest) then best, highest, second = i, r, math.huge"
 _STILL_RUNS = """  elseif b.s == 'r' then
@@ -59,7 +59,7 @@ FAULTS: dict[str, Fault] = {
         ),
     ),
     "a lease runs out early": Fault(
-        ("early",), (("claim", LEASE, LEASE.replace("t + lease", "t + lease / 10")),)
+        ("early",), (("claim", LEASE, LEASE.replace("lease_text", "t + lease / 10")),)
     ),
     "a key is forgotten": Fault(
         ("key",), (("accept", "call('SET', p .. ':i:' .. key, id .. ' ' .. print)", ""),)
@@ -94,6 +94,7 @@ FAULTS: dict[str, Fault] = {
                 "commit",
                 "    out[#out + 1] = 0\n",
                 "    call('SET', p .. ':r:' .. id, ARGV[3 + i], 'PX', ttl)\n"
+                "    call('HDEL', tk, 'o')\n"
                 "    out[#out + 1] = 0\n",
             ),
         ),

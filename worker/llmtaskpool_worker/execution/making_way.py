@@ -10,7 +10,8 @@ when these are full.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from llmtaskpool_worker.brokers.protocol import Head, Wanted
 from llmtaskpool_worker.engines.protocol import Park, Resume

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import Any, NamedTuple
+
+from msgspec.structs import replace
 
 from llmtaskpool_worker.brokers.protocol import (
     Claim,

@@ -125,18 +125,16 @@ class Forward:
     max_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, gc=False):
     """Payload: call the registered handler of the task's kind with JSON arguments."""
 
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 Payload = Generate | Embed | Evaluate | Transcribe | Forward | Call
 
 
-@dataclass(frozen=True, slots=True)
-class Dependencies:
+class Dependencies(msgspec.Struct, frozen=True, gc=False):
     """What must have ended before a task may be claimed.
 
     ``need`` of ``parents`` must have succeeded (None: all). When too few still can, the task fails
@@ -149,8 +147,7 @@ class Dependencies:
     on_failure: Literal["fail", "continue"] = "fail"
 
 
-@dataclass(frozen=True, slots=True)
-class TaskRequest:
+class TaskRequest(msgspec.Struct, frozen=True, gc=False):
     """What a client asks for.
 
     ``weight`` is W of P = W / T (> 0, 1 is ordinary). ``timeout_seconds`` bounds the run,
@@ -164,7 +161,7 @@ class TaskRequest:
     queue_timeout_seconds: float | None = None
     timeout_seconds: float | None = None
     idempotency_key: str | None = None
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
     attended: bool = False
     """Whether its submitter waits for it and says when it has read it: nothing is kept after."""
     dependencies: Dependencies | None = None
@@ -280,8 +277,7 @@ def _count(value: object) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Returned:
+class Returned(msgspec.Struct, frozen=True, gc=False):
     """Result of Call: what the handler returned, JSON-able."""
 
     value: Any
@@ -309,8 +305,7 @@ class Asked:
     limit: int = 20
 
 
-@dataclass(frozen=True, slots=True)
-class TaskView:
+class TaskView(msgspec.Struct, frozen=True, gc=False):
     """A task as others may see it, at one moment."""
 
     id: str
@@ -332,6 +327,6 @@ class TaskView:
     """Until when its result is kept at least, on the caller's clock. It moves on until the task
     has ended. None: nothing is promised, as its submitter reads it at once."""
     depends_on: tuple[str, ...] = ()
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
     tenant: str = ""
     """Whose it is."""

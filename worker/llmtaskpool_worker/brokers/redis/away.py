@@ -6,10 +6,12 @@ nothing. Tasks whose results are fetched later are refused until the server is b
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import TypeVar
+
+from msgspec.structs import replace
 
 from llmtaskpool_worker.brokers.memory import MemoryBroker
 from llmtaskpool_worker.brokers.protocol import (
@@ -236,7 +238,7 @@ class PoolBroker:
             return depth
         own = self._own.depth()
         waiting = sum(lane.waiting for lane in own.lanes.values())
-        return replace(depth, bound=depth.bound + waiting)
+        return dataclasses.replace(depth, bound=depth.bound + waiting)
 
 
 def _without(wanted: Wanted, claims: Sequence[Claim]) -> Wanted:

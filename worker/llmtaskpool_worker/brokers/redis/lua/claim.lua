@@ -12,6 +12,7 @@
 local worker, fence, lease, most, ageing, share, newest, lane, groups, T, above, only, ttl,
   heads, bounds, F = unpack(cmsgpack.unpack(ARGV[1]), 1, 16)
 local t = now()
+local t_text, lease_text = as_text(t), as_text(t + lease)
 -- What is taken leaves its sets at the end, all of it at once. Where somebody has aged, or only what
 -- is bound is wanted, tasks come out of the middle of lines: then each leaves at once.
 local together = only == ''
@@ -241,14 +242,14 @@ while taken < most and not alone do
         call('RPUSH', p .. ':T', id)
         count('held:' .. lane, -1)
       else
-        local own, began = fence .. '.' .. taken, t
+        local own, began = fence .. '.' .. taken, t_text
         if not m[3] then
-          call('HSET', tk, 's', 'r', 'f', own, 'h', t)
+          call('HSET', tk, 's', 'r', 'f', own, 'h', t_text)
         else
-          began = attempts > 0 and call('HGET', tk, 'h') or t
+          began = attempts > 0 and call('HGET', tk, 'h') or t_text
           call('HSET', tk, 's', 'r', 'a', attempts + 1, 'f', own, 'h', began)
         end
-        leased[#leased + 1], leased[#leased + 2] = t + lease, id
+        leased[#leased + 1], leased[#leased + 2] = lease_text, id
         if m[11] then tell(id, { 'running', id, worker }) end
         free[g] = free[g] - 1
         taken = taken + 1

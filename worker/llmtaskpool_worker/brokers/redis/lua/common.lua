@@ -3,7 +3,7 @@
 --
 --   p:t:<id>     hash    a task's books; small values only, so that it stays a listpack
 --   p:b:<id>     string  its input; deleted when it ends, kept while it is a dead letter
---   p:r:<id>     string  its result or error, with a time to live
+--   p:r:<id>     string  its result or error, with a time to live; a short one is in its books
 --   p:q:<g>:<k>  zset    waiting tasks of group g and line k; score -W, member id
 --   p:c:<g>      zset    lines of g that have somebody; score: what the weight of its head is at most
 --   p:a:<g>      zset    waiting tasks of g by their acceptance
@@ -31,7 +31,7 @@
 -- x end of its patience where it is not the usual, y work in microseconds, z bytes,
 -- a attempts where it is not as many as h says (none without h, one with it), 2 runs more under one
 -- claim, f fence (the pod that holds the claim, /, and what is the claim's own), h began at, e ended
--- at, l why, 1 runs
+-- at, o its result where that is short, l why, 1 runs
 -- alone, R that it has i, p, t, W or N, m, L and D what is shown of it, W that it is watched, N that others depend on it, i hash of
 -- its key, p pod of its connection, K attempts at most where it is not the usual, t that it goes
 -- soon after its end, M who makes way for it and since when; need, of, part, ok, bad, pat (patience from then on): of those that it
@@ -47,6 +47,8 @@ local function now()
   local t = call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
+-- A time as a command takes it: a number would be written with 17 digits each time it is one's argument.
+local function as_text(t) return string.format('%.0f', t) end
 
 -- Counters are added up and written once, at the end of a script.
 local sums, bills = {}, {}
