@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 
 from llmtaskpool_worker.brokers.memory import MEMORY
 from llmtaskpool_worker.contract import (
@@ -38,6 +37,7 @@ from llmtaskpool_worker.scheduling.task import (
     TextDelta,
 )
 from llmtaskpool_worker.text.conclusions import conclude
+from msgspec.structs import replace
 
 
 class FakePool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from fakes.fake_pool import FakePool, wait_for_ever
 from fakes.http_rig import serving
 from llmtaskpool_worker import contract
 from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.http_api.metrics import KINDS_MAX, Metrics
 from llmtaskpool_worker.scheduling.task import Generated, TaskState, TaskView
+from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 

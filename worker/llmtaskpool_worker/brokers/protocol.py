@@ -96,8 +96,7 @@ class Receipt:
     known: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """What a claimer can start now.
 
     ``fence`` is a text that no call has used before; each claim's is made of it, or of the broker's
@@ -122,8 +121,7 @@ class Wanted:
     favour: Callable[[str], float] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """One attempt at a task. ``alone``: a worker was lost with it, so it runs alone in this one.
 
     ``request.weight`` is the strongest of its own and of what waits for it. ``attempt`` counts

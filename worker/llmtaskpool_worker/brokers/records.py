@@ -237,7 +237,7 @@ def listed(records: Iterable[Record], asked: Asked) -> list[TaskView]:
         if record.state in asked.states and all(
             labels.get(name) == value for name, value in asked.labels.items()
         ):
-            found.append(replace(record.view(), result=None))
+            found.append(msgspec.structs.replace(record.view(), result=None))
             if len(found) == asked.limit:
                 break
     return found

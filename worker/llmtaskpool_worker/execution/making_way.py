@@ -10,7 +10,6 @@ when these are full.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 
 from llmtaskpool_worker.brokers.protocol import Head, Wanted
 from llmtaskpool_worker.engines.protocol import Park, Resume
@@ -56,7 +55,7 @@ class MakingWay:
         ``wanted``: the broker is asked by it who is the most urgent in line.
         """
         if self._ledger.broker.shared:  # its groups are kinds too, for which nobody makes way
-            wanted = replace(wanted, groups=tuple(self._slots))
+            wanted = wanted._replace(groups=tuple(self._slots))
         in_line = await self._ledger.broker.peek(wanted)
         waiting = self._most_urgent(in_line)
         if waiting is None:

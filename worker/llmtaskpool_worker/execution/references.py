@@ -64,7 +64,7 @@ async def with_results(claim: Claim, broker: Broker) -> Claim:
         view = await broker.get(task_id)
         values[task_id] = None if view is None else value_of(view.result)
     arguments = filled(payload.arguments, values)
-    return replace(claim, request=replace(claim.request, payload=Call(arguments)))
+    return claim._replace(request=replace(claim.request, payload=Call(arguments)))
 
 
 def value_of(result: Result | None) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import Any, NamedTuple
@@ -270,8 +269,7 @@ class Running:
             self._start(self._ledger.active[head.id])
             return
         just_below = head.priority * (1 - 1e-9)
-        wanted = replace(
-            self.wanted(lane, 1, above=just_below),
+        wanted = self.wanted(lane, 1, above=just_below)._replace(
             groups=(head.group,),
             free=lambda group: int(group == head.group),
         )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any
 
+from msgspec import structs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
@@ -77,7 +78,8 @@ class GraphRoutes:
         ids = await self._tasks_of(request)
         progress, views = await progress_of(self._pool, request.path_params["id"], ids)
         tasks = {
-            name: self._tasks.task_json(replace(view, result=None)) for name, view in views.items()
+            name: self._tasks.task_json(structs.replace(view, result=None))
+            for name, view in views.items()
         }
         return answer(progress.json() | {"tasks": tasks})
 

