@@ -7,7 +7,6 @@ import io
 import json
 import struct
 import time
-from dataclasses import replace
 
 from fakes.fake_pool import FakePool, answer_prompt
 from fakes.http_rig import serving
@@ -15,6 +14,7 @@ from llmtaskpool_operator.local.demo import Demo, Size
 from llmtaskpool_operator.local.demo_report import quantile, report, summary
 from llmtaskpool_operator.local.digits import picture
 from llmtaskpool_worker.scheduling.task import Embed, Embedded, Evaluated, Returned
+from msgspec.structs import replace
 from rich.console import Console
 
 SIZE = Size(

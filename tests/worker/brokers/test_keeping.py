@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from llmtaskpool_worker.brokers.memory import MemoryBroker
@@ -24,6 +23,7 @@ from llmtaskpool_worker.scheduling.task import (
     TextDelta,
     TokenLogprob,
 )
+from msgspec.structs import replace
 
 from .rigs import Clock, Rig, held, task
 

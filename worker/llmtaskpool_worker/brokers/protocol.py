@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from msgspec import Struct
+
 from llmtaskpool_worker.brokers.refusals import WORKER_LOST as WORKER_LOST
 from llmtaskpool_worker.brokers.refusals import Full as Full
 from llmtaskpool_worker.brokers.refusals import IdempotencyConflict as IdempotencyConflict
@@ -56,8 +58,7 @@ class Line(NamedTuple):
     tenant: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
+class Submission(Struct, frozen=True):
     """All that is kept of a task from its acceptance on.
 
     ``id`` is the submitter's, so that the same submission said twice is one task. ``group`` is

@@ -163,7 +163,7 @@ def _likeliest(logits: Tensor) -> list[list[float]]:
         return [rows[range(len(rows)), tokens].tolist(), tokens.tolist()]
     best, greedy = logits.max(dim=-1)
     one_transfer = torch.stack((best.double(), greedy.double()))
-    return one_transfer.tolist()  # type: ignore[no-any-return]  # two dimensions
+    return one_transfer.tolist()
 
 
 def _special(request: Admit) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import lru_cache
+
+from msgspec.structs import replace
 
 from llmtaskpool_worker.brokers.protocol import (
     Full,

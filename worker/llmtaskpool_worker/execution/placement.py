@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from llmtaskpool_worker.contract import LaneName
 from llmtaskpool_worker.engines.model_spec import MOST_WAITING

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from llmtaskpool_worker.brokers.protocol import Broker, Claim
 from llmtaskpool_worker.scheduling.task import (

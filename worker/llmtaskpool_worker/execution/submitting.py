@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from llmtaskpool_worker.execution.pool import Rejected, TaskPool, Unsuccessful
 from llmtaskpool_worker.scheduling.task import (

@@ -109,7 +109,7 @@ class GraphRoutes:
         for name in order:
             with blaming(f"tasks.{name}.", {}):
                 asked = await self._tasks.request_of(bodies[name], request)
-            wanted[name] = replace(asked, labels=asked.labels | {LABEL: graph_id})
+            wanted[name] = structs.replace(asked, labels=asked.labels | {LABEL: graph_id})
         told = await self._submit(graph_id, wanted, tenant_of(request))
         self._bodies.give_back(request)
         by_name = {name: told[name] for name in bodies}
@@ -178,4 +178,4 @@ def _with_ids(request: TaskRequest, ids: Mapping[str, str]) -> TaskRequest:
     if isinstance(payload, Call):
         named = {name: {RESULT: task_id} for name, task_id in ids.items()}
         payload = Call(filled(payload.arguments, named))
-    return replace(request, dependencies=of, payload=payload)
+    return structs.replace(request, dependencies=of, payload=payload)

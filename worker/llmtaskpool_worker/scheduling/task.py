@@ -149,8 +149,7 @@ class Dependencies:
     on_failure: Literal["fail", "continue"] = "fail"
 
 
-@dataclass(frozen=True, slots=True)
-class TaskRequest:
+class TaskRequest(msgspec.Struct, frozen=True):
     """What a client asks for.
 
     ``weight`` is W of P = W / T (> 0, 1 is ordinary). ``timeout_seconds`` bounds the run,
@@ -164,7 +163,7 @@ class TaskRequest:
     queue_timeout_seconds: float | None = None
     timeout_seconds: float | None = None
     idempotency_key: str | None = None
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = {}
     attended: bool = False
     """Whether its submitter waits for it and says when it has read it: nothing is kept after."""
     dependencies: Dependencies | None = None
@@ -310,7 +309,7 @@ class Asked:
 
 
 class TaskView(msgspec.Struct, frozen=True):
-    """A task as others may see it, at one moment. A Struct is made in a sixth of the time."""
+    """A task as others may see it, at one moment."""
 
     id: str
     kind: str
