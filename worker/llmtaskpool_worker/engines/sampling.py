@@ -86,12 +86,9 @@ class Sampler:
 
     def draw(self, logits: Tensor, sequences: list[Sequence]) -> list[Drawn]:
         """One token per row of ``logits`` (rows, vocabulary), each by its sequence's request."""
-        best, greedy = logits.max(dim=-1)
-        # One transfer for the step. A NaN anywhere in a row is its maximum.
-        pairs = torch.stack((best.double(), greedy.double())).tolist()
         drawn = [
             Drawn(int(token)) if math.isfinite(value) else Drawn(None, fault=NOT_FINITE)
-            for value, token in zip(*pairs, strict=True)
+            for value, token in zip(*_likeliest(logits), strict=True)
         ]
         for row, sequence in enumerate(sequences):
             if drawn[row].token is not None and _special(sequence.request):
@@ -156,6 +153,17 @@ class Sampler:
                 generator.manual_seed(request.seed)
             self._generators[request.id] = generator
         return generator
+
+
+def _likeliest(logits: Tensor) -> list[list[float]]:
+    """The largest logit of each row, and its tokens. A NaN anywhere in a row is its maximum."""
+    if logits.device.type == "cpu":
+        rows = logits.float().numpy()  # torch looks at one number after another: ten times slower
+        tokens = rows.argmax(axis=-1)
+        return [rows[range(len(rows)), tokens].tolist(), tokens.tolist()]
+    best, greedy = logits.max(dim=-1)
+    one_transfer = torch.stack((best.double(), greedy.double()))
+    return one_transfer.tolist()
 
 
 def _special(request: Admit) -> bool:

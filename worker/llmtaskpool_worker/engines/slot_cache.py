@@ -13,6 +13,9 @@ from llmtaskpool_worker.engines.batching import Change, Clear, Move
 from llmtaskpool_worker.engines.memory import available_bytes
 from llmtaskpool_worker.engines.prefixes import Drop, Keep, Load
 
+FAULT_AT_ONCE = getattr(mmap, "MAP_POPULATE", 0)  # Linux only
+"""For a block that is written whole now: a fault for each of its pages is most of what it costs."""
+
 
 class SlotCache:
     """Per layer two tensors of shape (slots, heads, length, dim).
@@ -97,7 +100,7 @@ class SlotCache:
         """A copy of a slot's first tokens: by tensor (heads, length, dim), in one block."""
         tensors = self._tensors()
         sizes = [t.shape[1] * length * t.shape[3] for t in tensors]
-        block = _zeros(tensors[0], (sum(sizes),))
+        block = _zeros(tensors[0], (sum(sizes),), FAULT_AT_ONCE)
         parts = []
         for tensor, part in zip(tensors, torch.split(block, sizes), strict=True):
             parts.append(part.view(tensor.shape[1], length, tensor.shape[3]))
@@ -108,7 +111,7 @@ class SlotCache:
         return (*self.keys.values(), *self.values.values())
 
 
-def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _zeros(like: Tensor, shape: tuple[int, ...], flags: int = 0) -> Tensor:
     """Zeros of ``shape`` with the dtype and device of ``like``.
 
     Zeros and not empty: masked places are multiplied by 0, and 0 x NaN is NaN. torch writes its
@@ -118,7 +121,7 @@ def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     size = math.prod(shape) * like.element_size()
     if like.device.type != "cpu" or size == 0:
         return like.new_zeros(shape)
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | flags)
     return torch.frombuffer(pages, dtype=like.dtype).view(shape)
 
 

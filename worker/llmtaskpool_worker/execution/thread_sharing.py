@@ -42,7 +42,9 @@ class ThreadSharing:
         """
         if lane.name is not LaneName.COMPUTE:
             return {}
-        waiting = self._broker.waiting_weights(lane.name, self._groups(lane))
+        waiting = self._broker.waiting_weights(
+            lane.name, self._groups(lane) if self._broker.shared else ()
+        )
         if len(lane.held):
             waiting = [*waiting, *lane.held.weights()]
         if not waiting or (len(waiting) == 1 and lane.holders.keys() <= {waiting[0][0]}):

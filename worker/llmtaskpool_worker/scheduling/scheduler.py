@@ -43,7 +43,7 @@ def schedule(
     """
     decisions: list[Decision] = [Expire(task) for task in queue.expired(now)]
     taken: dict[str | None, int] = {}
-    for _ in range(free_threads):
+    for _ in range(min(free_threads, len(queue))):
         task = queue.take(now, lambda name: free_of_group(name) > taken.get(name, 0), terms)
         if task is None:
             break

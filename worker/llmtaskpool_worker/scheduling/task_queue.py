@@ -195,7 +195,9 @@ class TaskQueue:
                 item = _served(oldest, item, terms)
             for_its_age = item is oldest and item is not best
             self._aged.started(self._load(item.cost_class), for_its_age=for_its_age)
-        elif not aged(self.oldest_arrival() or now, now, self.ageing_seconds):
+        elif len(groups) == len(self._groups) or not aged(
+            self.oldest_arrival() or now, now, self.ageing_seconds
+        ):
             self._aged.nobody_waits_long()
         self._remove(item)
         return item
