@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from llmtaskpool_worker.engines import decoder
+from llmtaskpool_worker.engines import decoder, linear
 from llmtaskpool_worker.engines.decoder import divergence, load_decoder
 from llmtaskpool_worker.engines.fused import Joined, Norm, Part, fuse
 from llmtaskpool_worker.engines.generation import load_generation
@@ -17,6 +17,7 @@ from llmtaskpool_worker.engines.linear import PackedLinear
 from llmtaskpool_worker.engines.protocol import Admit
 from llmtaskpool_worker.engines.weights import ModelRefused
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from .test_generation import reference, run
@@ -95,6 +96,20 @@ def test_a_family_whose_fused_modules_differ_keeps_its_own_with_one_line_in_the_
     assert run(loop, [asked]).tokens.get(1, []) == reference(folder, asked)
 
 
+@pytest.fixture
+def packs_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN packs bfloat16 on processors with AVX-512 alone; elsewhere torch's product does."""
+    if linear._usable(torch.bfloat16):
+        return
+
+    def product(rows: Tensor, packed: Tensor, bias: Tensor | None, *_: object) -> Tensor:
+        return functional.linear(rows, packed, bias)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda weight, _: weight)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", product)
+
+
+@pytest.mark.usefixtures("packs_bfloat16")
 def test_where_the_processor_can_and_the_model_stays_the_same_auto_is_bfloat16(
     tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +127,7 @@ def test_where_the_processor_can_and_the_model_stays_the_same_auto_is_bfloat16(
     assert loop.cache.bytes_per_token * 2 == held.cache.bytes_per_token
 
 
+@pytest.mark.usefixtures("packs_bfloat16")
 def test_a_model_that_would_say_something_else_in_bfloat16_stays_in_float32(
     tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -127,6 +143,7 @@ def test_a_model_that_would_say_something_else_in_bfloat16_stays_in_float32(
     assert run(loop, [asked]).tokens.get(1, []) == reference(folder, asked)
 
 
+@pytest.mark.usefixtures("packs_bfloat16")
 def test_where_the_processor_can_not_auto_is_float32_and_what_is_asked_for_is_done(
     tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +183,7 @@ def test_divergence_is_what_perplexity_grows_by() -> None:
 
 
 @pytest.mark.model
+@pytest.mark.usefixtures("packs_bfloat16")
 def test_packed_bfloat16_of_the_real_smollm2_costs_less_than_half_a_percent_of_perplexity(
     smollm2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
