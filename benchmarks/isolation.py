@@ -125,6 +125,7 @@ async def worker(folder: Path, port: int) -> AsyncIterator[str]:
             "LLMTASKPOOL_DATA_DIR": str(folder),
             "LLMTASKPOOL_FETCH_HOSTS": f"127.0.0.1:{port}",
             "LLMTASKPOOL_LOG_LEVEL": "error",
+            "LLMTASKPOOL_RESULT_SECONDS": "10",  # of each read 16 MB are kept for so long
         },
     )
     assert process.stdout is not None

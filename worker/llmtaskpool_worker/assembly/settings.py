@@ -189,7 +189,7 @@ class Settings(BatchSettings):
         64 * 1024 * 1024, description="Bytes of memory for results that are fetched later."
     )
     result_seconds: Positive = Field(
-        600.0, description="How long a result is kept for its owner; less when room is short."
+        600.0, description="How long a result is kept for its owner, from its end on."
     )
     preempt_factor: Annotated[float, Field(ge=0)] = Field(
         10.0, description="A waiting task with so many times the priority takes a thread; 0: none."
