@@ -222,9 +222,10 @@ class Operator:
             result, wait = "failed", self.queue.failed(key, failure.retry_after)
             log.warning("%s: %s; again in %.1f s", key, failure, wait)
         except Fenced as fenced:
-            result = "fenced"
-            self.queue.done(key)
-            log.warning("%s: %s", key, fenced)
+            # It may lead again in a moment: after it stood still, or the API server did. Where it
+            # doesn't, the queue is cleared.
+            result, wait = "fenced", self.queue.failed(key)
+            log.warning("%s: %s; again in %.1f s", key, fenced, wait)
         except Exception:
             # One pool's fault must not end the operator for all others.
             result, wait = "failed", self.queue.failed(key)

@@ -6,11 +6,12 @@ import asyncio
 
 import pytest
 from fakes.cluster_objects import pod_body, pool_body
-from fakes.virtual_time import run
+from fakes.virtual_time import clock, run
 from llmtaskpool_operator.api.names import KIND
-from llmtaskpool_operator.cluster.api_client import ApiFailure
+from llmtaskpool_operator.cluster.api_client import ApiFailure, Fenced
 from llmtaskpool_operator.cluster.operator import STUCK_SECONDS, Clocks, Operator, _answered
 from llmtaskpool_operator.cluster.settings import load
+from llmtaskpool_operator.cluster.store import PoolKey
 
 
 def test_a_replica_that_stands_by_stays_alive_while_pools_change() -> None:
@@ -75,3 +76,29 @@ def test_who_leads_waits_for_an_answer_that_was_lost_and_ends_where_it_has_no_ri
     answers.append(ApiFailure(403, "403: forbidden"))
     with pytest.raises(ApiFailure, match="forbidden"):
         run(main())
+
+
+def test_a_pool_whose_turn_found_the_lease_overdue_has_its_turn_again() -> None:
+    """As after it stood still: it renews its lease a moment later, and nothing has changed."""
+    key = PoolKey("team", "chat")
+    turns: list[float] = []
+
+    class Overdue:
+        async def turn(self, of: PoolKey) -> float:
+            assert of == key
+            turns.append(clock())
+            if len(turns) < 3:
+                raise Fenced("patch it: this replica does not lead")
+            return 60.0
+
+    async def main() -> None:
+        operator = Operator(load(), Clocks(steady=clock, wall=clock))
+        operator.queue.add(key)
+        working = asyncio.create_task(operator._work(Overdue()))  # type: ignore[arg-type]
+        await asyncio.sleep(30)
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+
+    run(main())
+    assert len(turns) == 3
+    assert turns[-1] - turns[0] < 5
