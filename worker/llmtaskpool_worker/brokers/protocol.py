@@ -303,7 +303,10 @@ class Broker(Protocol):
         """
 
     def waiting_weights(self, lane: LaneName, groups: Collection[str]) -> Weights:
-        """Each of ``groups`` with somebody in line, and the weight of its strongest; as of peek."""
+        """Each of ``groups`` with somebody in line, and the weight of its strongest; as of peek.
+
+        A broker that is not shared has no other groups in line: it needs none named.
+        """
 
     async def promise(self, head: Head) -> bool:
         """Whether somebody here may make way for a waiting task: asked just before.

@@ -41,16 +41,12 @@ def rejecting() -> Iterator[None]:
     try:
         yield
     except Unavailable as away:
-        raise _unavailable(away) from None
-
-
-def _unavailable(away: Unavailable) -> Rejected:
-    return Rejected(
-        "queue_unavailable",
-        f"{away.reason}; come back, and use an idempotency key, as it is not known what of this "
-        "was done",
-        retry_after_seconds=away.retry_after_seconds,
-    )
+        raise Rejected(
+            "queue_unavailable",
+            f"{away.reason}; come back, and use an idempotency key, as it is not known what of "
+            "this was done",
+            retry_after_seconds=away.retry_after_seconds,
+        ) from None
 
 
 class Acceptance:
@@ -158,9 +154,8 @@ class Acceptance:
             group_most=self._placement.most_waiting(request.model),
         )
         try:
-            return await self._ledger.broker.accept(submission)
-        except Unavailable as away:
-            raise _unavailable(away) from None
+            with rejecting():
+                return await self._ledger.broker.accept(submission)
         except IdempotencyConflict:
             raise Rejected(
                 "idempotency_conflict",

@@ -195,6 +195,7 @@ class TaskQueue:
                 item = _served(oldest, item, terms)
             for_its_age = item is oldest and item is not best
             self._aged.started(self._load(item.cost_class), for_its_age=for_its_age)
+        # Where all groups are eligible, their oldest was looked at above.
         elif len(groups) == len(self._groups) or not aged(
             self.oldest_arrival() or now, now, self.ageing_seconds
         ):
