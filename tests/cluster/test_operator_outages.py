@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
+from fakes.mini_kubelet import said_ready
 from fakes.operator_process import OperatorProcess
 from fakes.plain_http import NO_TLS
 
@@ -95,6 +96,21 @@ def test_a_control_plane_that_is_down_is_waited_for_and_workers_serve_on(
         assert "has not answered a list" in ready.json()["why"]
     # Kubernetes' own controllers come back with a backoff of theirs.
     pools.wait_ready(2, within=300)
+
+
+def test_a_pod_that_was_taken_for_lost_is_ready_again(
+    broken: Broken, operator: OperatorProcess, pools: Pools
+) -> None:
+    """Of a node that was silent, as after an outage, a controller says that no pod is ready."""
+    pools.apply(fixed(1))
+    pools.wait_ready(1)
+    (pod,) = pools.pods()
+    path = f"/api/v1/namespaces/{pools.namespace}/pods/{pod['metadata']['name']}/status"
+    lost = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
+    told = pools.send("PATCH", path, lost, "merge")
+    assert not said_ready(told)
+    wait_for("the pod is ready", lambda: said_ready(pools.pods()[0]))
+    pools.wait_ready(1)
 
 
 def _applied(pools: Pools, replicas: int) -> bool:

@@ -174,10 +174,11 @@ class MiniKubelet:
             if not self.left & {pod["metadata"]["namespace"], pod["spec"]["containers"][0]["image"]}
         }
         for uid, pod in items.items():
-            if uid not in self.pods:
-                self._begin(uid, pod)
-            else:
-                self._tend(self.pods[uid], pod)
+            with contextlib.suppress(Exception):  # what ails one pod is not the others' matter
+                if uid not in self.pods:
+                    self._begin(uid, pod)
+                else:
+                    self._tend(self.pods[uid], pod)
         for uid in set(self.pods) - set(items):
             self.pods[uid].process.kill()
             self._over(self.pods.pop(uid))
@@ -225,9 +226,10 @@ class MiniKubelet:
         if running.ready and now - running.looked_at < READY_LOOK_SECONDS:
             return
         running.looked_at = now
-        ready = _ready(running.address)
-        if ready != running.ready and running.name not in self.deaf:
-            running.ready = ready
+        if running.name in self.deaf:
+            return
+        running.ready = _ready(running.address)
+        if running.ready != said_ready(pod):
             self._tell(running)
 
     def _end(self, running: RunningPod) -> None:
@@ -342,6 +344,13 @@ class MiniKubelet:
         status, _ = self._request("PATCH", f"/api/v1/nodes/{NODE}/status", body, **_MERGE)
         if status == 200:
             self._beat = time.monotonic()
+
+
+def said_ready(pod: dict[str, Any]) -> bool:
+    """What the server knows. Not what was told last: that may have been lost, and of a node that
+    was silent for as long as the server was down a controller says that no pod is ready."""
+    conditions = pod.get("status", {}).get("conditions", ())
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
 def _ready(address: str) -> bool:
