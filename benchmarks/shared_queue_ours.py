@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import uvloop
 from llmtaskpool_worker.brokers.memory import MemoryBroker
 from llmtaskpool_worker.brokers.protocol import (
     Broker,
@@ -205,12 +206,12 @@ def main() -> None:
     """See the head of this file."""
     what, url, *rest = sys.argv[1:]
     if what == "work":
-        asyncio.run(work(url, rest[0], int(rest[1])))
+        uvloop.run(work(url, rest[0], int(rest[1])))
     elif what == "file":
-        asyncio.run(on_file(url, *map(int, rest)))
+        uvloop.run(on_file(url, *map(int, rest)))
     else:
         each = {"fill": fill, "enqueue": enqueue, "enqueue-here": enqueue_here}
-        asyncio.run(each[what](url, int(rest[0]), int(rest[1])))
+        uvloop.run(each[what](url, int(rest[0]), int(rest[1])))
 
 
 if __name__ == "__main__":

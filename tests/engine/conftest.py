@@ -4,9 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fakes.workers_loop import the_workers_event_loop
 from llmtaskpool_worker.engines.resolve import resolve
 
 from .tiny_models import write_model
+
+__all__ = ["the_workers_event_loop"]
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import os
 import signal
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import uvloop
 
 from llmtaskpool_worker.assembly import logs, settings
 from llmtaskpool_worker.assembly.settings import SettingsError
@@ -92,7 +92,7 @@ def serve(
             from llmtaskpool_worker.assembly.worker import run
 
         sys.setswitchinterval(TURN_SECONDS)
-        code = asyncio.run(run(chosen))
+        code = uvloop.run(run(chosen))
     except (SettingsError, KeysUnreadable, OSError) as error:
         sys.stderr.write(f"llmtaskpool-worker: {error}\n")
         raise typer.Exit(BAD_INPUT) from None

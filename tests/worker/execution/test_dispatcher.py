@@ -71,7 +71,7 @@ async def until(true: Callable[[], bool], turns: int = 20_000) -> None:
     for _ in range(turns):
         if true():
             return
-        await asyncio.sleep(0.0005)
+        await asyncio.sleep(0.001)
     raise AssertionError("never happened")
 
 
@@ -79,7 +79,7 @@ async def until_state(pool: Dispatcher, task_id: str, state: TaskState) -> None:
     for _ in range(20_000):
         if (await pool.get(task_id)).state is state:
             return
-        await asyncio.sleep(0.0005)
+        await asyncio.sleep(0.001)
     raise AssertionError(f"never {state}")
 
 

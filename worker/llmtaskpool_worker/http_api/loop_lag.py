@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic
 
 TICK_SECONDS = 0.01
 """A stall that falls between two ticks is measured short by at most so much."""
@@ -14,8 +15,7 @@ async def watch_loop(observe: Callable[[float], None], tick_seconds: float = TIC
 
     Several seconds of standing still are one tick, and one observation.
     """
-    loop = asyncio.get_running_loop()
     while True:
-        due = loop.time() + tick_seconds
+        due = monotonic() + tick_seconds
         await asyncio.sleep(tick_seconds)
-        observe(max(0.0, loop.time() - due))
+        observe(max(0.0, monotonic() - due))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from time import monotonic
 from typing import Any, TypeVar
 
 import msgspec
@@ -124,23 +125,22 @@ class EventStream(Response):
         await send(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
-        loop = asyncio.get_running_loop()
-        sent_at, within = loop.time(), False
+        sent_at, within = monotonic(), False
 
         async def beat() -> None:
             while True:
-                await asyncio.sleep(max(0.01, sent_at + self._heartbeat_seconds - loop.time()))
-                if not within and loop.time() - sent_at >= self._heartbeat_seconds:
+                await asyncio.sleep(max(0.01, sent_at + self._heartbeat_seconds - monotonic()))
+                if not within and monotonic() - sent_at >= self._heartbeat_seconds:
                     await send({"type": "http.response.body", "body": COMMENT, "more_body": True})
                     note()
 
         def note() -> None:
             nonlocal sent_at
-            sent_at = loop.time()
+            sent_at = monotonic()
 
         beating = asyncio.ensure_future(beat())
         try:
-            turn_began = loop.time()
+            turn_began = monotonic()
             async for frame in self._frames:
                 pieces = (frame,) if isinstance(frame, bytes) else frame
                 within = len(pieces) > 1
@@ -154,7 +154,7 @@ class EventStream(Response):
                     # A client that reads fast never makes ``send`` wait, nor do frames that are
                     # there already: without this a long replay would keep the loop to itself.
                     await asyncio.sleep(0)
-                    turn_began = loop.time()
+                    turn_began = monotonic()
         finally:
             beating.cancel()
             aclose = getattr(self._frames, "aclose", None)

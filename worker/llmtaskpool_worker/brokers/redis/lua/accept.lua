@@ -41,10 +41,13 @@ if tonumber(held[2] or 0) + b.z > a[16] then return { 'full', 'bytes', t } end
 -- The usual patience is not written down: the sweep knows it.
 b.u, b.s = t, s
 b.x = s ~= 'b' and (a[10] ~= USUAL_PATIENCE or s == 'd') and t + a[10] + (s == 'd' and a[11] or 0)
-local new = { 'v', VERSION, 's', s, 'g', b.g, 'k', b.k, 'w', b.w, 'u', t, 'y', b.y, 'z', b.z,
-  'm', a[9] }
+local new = { 'v', VERSION, 's', s, 'w', b.w, 'u', t, 'y', b.y, 'z', b.z, 'm', a[9], 'g', b.g,
+  'k', b.k }
 local function with(name, value) new[#new + 1], new[#new + 2] = name, value end
-if b.x then with('x', b.x) end
+if b.x then
+  with('x', b.x)
+  with('+', '1')
+end
 if a[8] ~= ATTEMPTS then with('K', a[8]) end
 if a[20] == 1 then
   with('t', '1')

@@ -33,6 +33,7 @@ end
 -- below 0 where nobody is to be taken. A head is looked at when it may be the best of all: then hid
 -- is its id, false where there is none, and weight and P are its own.
 local hg, hk, hq, hw, hid, rank, n = {}, {}, {}, {}, {}, {}, 0
+local taken = 0
 local rows, at, left = {}, {}, {} -- what was read of a line, the head's place there, who has left
 local function key_of(i)
   hq[i] = hq[i] or p .. ':q:' .. hg[i] .. ':' .. hk[i]
@@ -42,7 +43,7 @@ local function look(i)
   local row = rows[i]
   if not row or not row[at[i]] then
     local gone = left[i] and #left[i] or 0
-    row = try('ZRANGE', key_of(i), gone, row and gone + most or gone, 'WITHSCORES')
+    row = try('ZRANGE', key_of(i), gone, row and gone + most - taken or gone, 'WITHSCORES')
     if row.err then
       put_key_aside(key_of(i))
       row = {}
@@ -138,7 +139,7 @@ if some_aged then
 end
 
 -- A task leaves line k of group g; best is the line whose turn it was.
-local leave_a, leave_x, leased = {}, {}, {}
+local leave_a, leave_x, leased = {}, {}, { '+inf', MARK }
 local function leave(best, g, k, id, until_ms)
   if together then
     local q, a = left[best], leave_a[g]
@@ -182,9 +183,9 @@ end
 
 local credit_was = some_aged and tonumber(call('HGET', p .. ':s', 'credit:' .. lane) or 0) or 0
 local credit = credit_was
-local first_in_line = {}
+local first_in_line, NONE = {}, {}
 local out, given, lost = { 'ok', t, first_in_line, '' }, {}, {}
-local taken, alone, bytes, work = 0, false, 0, {}
+local alone, bytes, work = false, 0, {}
 local best, second -- ranks only fall: the best that was is the best while it is above the second
 while taken < most and not alone do
   repeat
@@ -214,8 +215,10 @@ while taken < most and not alone do
     if T[k] then credit = credit + share * T[k] - (for_its_age and T[k] or 0) end
   end
   local tk = p .. ':t:' .. id
-  local m = try('HMGET', tk, 's', 'v', 'a', 'x', 'w', 'u', 'y', 'z', '1', 'm', 'W')
-  if m.err or m[1] ~= 'q' or not READS[m[2]] or not (m[5] and m[6] and m[7] and m[8]) then
+  local m = try('HMGET', tk, 's', 'v', '+', 'w', 'u', 'y', 'z', 'm')
+  local a, x, lone, watched, h = unpack(m[3] and call('HMGET', tk, 'a', 'x', '1', 'W', 'h') or NONE, 1, 5)
+  local by_itself = lone == '1'
+  if m.err or m[1] ~= 'q' or not READS[m[2]] or not (m[4] and m[5] and m[6] and m[7]) then
     local why = m.err and 'not a hash' or not m[1] and 'no books' or m[1] ~= 'q' and 'not waiting'
       or not READS[m[2]] and 'version ' .. tostring(m[2]) or 'incomplete books'
     for i = 1, n do
@@ -226,16 +229,16 @@ while taken < most and not alone do
     end
     call('ZREM', p .. ':a:' .. g, id)
     put_aside(id, why)
-  elseif m[9] == '1' and taken > 0 then
+  elseif by_itself and taken > 0 then
     credit = credit_before
     break -- it is taken by itself
   else
-    local attempts, until_ms = tonumber(m[3] or 0), m[4]
-    local wanted = attempts > 0 or not until_ms or tonumber(until_ms) >= t
-    leave(best, g, k, id, wanted and until_ms)
+    local attempts = tonumber(a or 0)
+    local wanted = attempts > 0 or not x or tonumber(x) >= t
+    leave(best, g, k, id, wanted and x)
     if wanted then -- else the next sweep ends it
       local input = try('GET', p .. ':b:' .. id)
-      bytes, work[g] = bytes + m[8], (work[g] or 0) + m[7]
+      bytes, work[g] = bytes + m[7], (work[g] or 0) + m[6]
       billed(k, -1, type(input) == 'string' and 1 or 0)
       if type(input) ~= 'string' then
         lost[#lost + 1] = { id, books(id), 'F', 'input_lost' }
@@ -243,18 +246,18 @@ while taken < most and not alone do
         count('held:' .. lane, -1)
       else
         local own, began = fence .. '.' .. taken, t_text
-        if not m[3] then
+        if not a then
           call('HSET', tk, 's', 'r', 'f', own, 'h', t_text)
         else
-          began = attempts > 0 and call('HGET', tk, 'h') or t_text
+          began = attempts > 0 and h or t_text
           call('HSET', tk, 's', 'r', 'a', attempts + 1, 'f', own, 'h', began)
         end
         leased[#leased + 1], leased[#leased + 2] = lease_text, id
-        if m[11] then tell(id, { 'running', id, worker }) end
+        if watched then tell(id, { 'running', id, worker }) end
         free[g] = free[g] - 1
         taken = taken + 1
-        given[taken] = { id, own, attempts + 1, m[9] or '0', m[6], until_ms or '0', m[5], m[7], k,
-          g, began, m[10] or '' }
+        given[taken] = { id, own, attempts + 1, by_itself and '1' or '0', m[5], x or '0', m[4], m[6],
+          k, g, began, m[8] or '' }
         out[4 + taken] = input
         local tenant = bounded and tenant_of(k)
         if tenant and room[tenant] then
@@ -265,16 +268,17 @@ while taken < most and not alone do
             end
           end
         end
-        alone = m[9] == '1'
+        alone = by_itself
       end
     end
   end
   move_on(best, g, k, id)
 end
-for i, ids in pairs(left) do call('ZREM', hq[i], unpack(ids)) end
+-- From the head of their lines: nobody stands before them.
+for i, ids in pairs(left) do call('ZREMRANGEBYRANK', hq[i], 0, #ids - 1) end
 for g, ids in pairs(leave_a) do call('ZREM', p .. ':a:' .. g, unpack(ids)) end
 if leave_x[1] then call('ZREM', p .. ':x', unpack(leave_x)) end
-if leased[1] then call('ZADD', p .. ':l', unpack(leased)) end
+if leased[3] then call('ZADD', p .. ':l', unpack(leased)) end
 local from = left
 left = {}
 

@@ -9,7 +9,7 @@
 --   p:a:<g>      zset    waiting tasks of g by their acceptance
 --   p:m:<g>      list    at most one marker: work waits for somebody who is idle
 --   p:g          set     groups
---   p:x p:d p:l  zset    ends of patience; delayed tasks by when they are due; ends of leases
+--   p:x p:d p:l  zset    ends of patience; delayed tasks by when they are due; ends of leases, and MARK
 --   p:k:<id>     set     tasks that depend on id; p:u:<id> those that a blocked id depends on
 --   p:i:<hash>   string  idempotency key -> id and fingerprint
 --   p:v:<id>     set     pods that watch
@@ -35,12 +35,15 @@
 -- alone, R that it has i, p, t, W or N, m, L and D what is shown of it, W that it is watched, N that others depend on it, i hash of
 -- its key, p pod of its connection, K attempts at most where it is not the usual, t that it goes
 -- soon after its end, M who makes way for it and since when; need, of, part, ok, bad, pat (patience from then on): of those that it
--- depends on.
+-- depends on. Whatever has a, x, 1 or W has + as well.
 local p = KEYS[1]
 local call, try = redis.call, redis.pcall
 local VERSION, READS = 1, { ['1'] = true }
 local ATTEMPTS, USUAL_PATIENCE = 3, 86400000
 local KEPT_FOR_CHILDREN, LISTED = 86400000, 10000
+-- The last of the leases, and none: a member of over 64 bytes makes a tree of the set. As a list of
+-- up to 128 it would be read from end to end at each claim.
+local MARK = 'not a lease: ' .. string.rep('.', 60)
 local ENDED = { S = true, F = true, C = true, X = true, D = true }
 
 local function now()
@@ -126,7 +129,7 @@ end
 -- Back in line. `counted`: the attempt was one; `patient`: it waits no longer than it would have.
 local function wait_again(id, b, why, counted, alone)
   local tk = p .. ':t:' .. id
-  call('HSET', tk, 's', 'q', 'f', '', 'l', why, 'a', counted and b.a or b.a - 1)
+  call('HSET', tk, 's', 'q', 'f', '', 'l', why, 'a', counted and b.a or b.a - 1, '+', '1')
   if alone then call('HSET', tk, '1', '1') end
   hold(b, 1)
   billed(b.k, 0, -1)

@@ -3,7 +3,7 @@
 -- compute, held in lane io, {what of each tenant waits and runs}, then of each group its name, how many wait, since
 -- when, and their work in microseconds}.
 local out = { now(), call('ZCARD', p .. ':z'),
-  tonumber(call('HGET', p .. ':s', 'quarantined') or 0), call('ZCARD', p .. ':l'),
+  tonumber(call('HGET', p .. ':s', 'quarantined') or 0), math.max(0, call('ZCARD', p .. ':l') - 1),
   call('SCARD', p .. ':B'), call('ZCARD', p .. ':d'),
   tonumber(call('ZRANGE', p .. ':d', 0, 0, 'WITHSCORES')[2] or 0) }
 local bound = call('SMEMBERS', p .. ':o:' .. ARGV[1])

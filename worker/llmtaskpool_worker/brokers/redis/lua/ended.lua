@@ -15,7 +15,7 @@ local function told_dependants(id, s, t, todo)
         call('DEL', p .. ':u:' .. kid)
         call('HSET', tk, 's', 'q')
         b.x = t + call('HGET', tk, 'pat') -- the time that it was blocked is not counted
-        call('HSET', tk, 'x', b.x)
+        call('HSET', tk, 'x', b.x, '+', '1')
         enter_line(kid, b, true)
         tell(kid, { 'again', kid, '' })
       elseif not part and bad > of - need then

@@ -25,7 +25,7 @@ for i = 4, #ARGV do
   local s = ARGV[i]
   if s == 'q' then
     for _, g in ipairs(call('SMEMBERS', p .. ':g')) do waiting(g) end
-  elseif s == 'r' then add(call('ZREVRANGE', p .. ':l', begin, last))
+  elseif s == 'r' then add(call('ZREVRANGEBYSCORE', p .. ':l', '(+inf', '-inf', 'LIMIT', begin, most))
   elseif s == 'd' then add(call('ZREVRANGE', p .. ':d', begin, last))
   elseif s == 'b' then
     if tenant == '' then add(call('SRANDMEMBER', p .. ':B', most))

@@ -8,7 +8,7 @@ for i = 1, #ARGV do
   call('ZREM', p .. ':z', id)
   if b.s == 'D' and call('EXISTS', p .. ':b:' .. id) == 1 then
     b.x = b.x and t + (b.x - b.u)
-    call('HSET', tk, 's', 'q', 'a', 0, 'f', '', 'l', 'replayed', 'u', t)
+    call('HSET', tk, 's', 'q', 'a', 0, 'f', '', 'l', 'replayed', 'u', t, '+', '1')
     b.u = t
     if b.x then call('HSET', tk, 'x', b.x) end
     call('HDEL', tk, 'e', '1')

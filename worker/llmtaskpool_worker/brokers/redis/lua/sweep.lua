@@ -13,7 +13,7 @@ if expected > 0 and t - expected > lease then
     call('ZADD', p .. ':l', 'XX', t + lease, id)
   end
 end
-for _, id in ipairs(call('ZRANGEBYSCORE', p .. ':l', t + 2 * lease, '+inf', 'LIMIT', 0, most)) do
+for _, id in ipairs(call('ZRANGEBYSCORE', p .. ':l', t + 2 * lease, '(+inf', 'LIMIT', 0, most)) do
   call('ZADD', p .. ':l', 'XX', t + lease, id)
 end
 for _, id in ipairs(call('ZRANGEBYSCORE', p .. ':l', '-inf', t, 'LIMIT', 0, most)) do

@@ -5,7 +5,7 @@ local b = books(id)
 if not b.s then return { '', '', '' } end
 if not ENDED[b.s] then
   call('SADD', p .. ':v:' .. id, pod)
-  if not b.watched then call('HSET', p .. ':t:' .. id, 'W', '1', 'R', '1') end
+  if not b.watched then call('HSET', p .. ':t:' .. id, 'W', '1', 'R', '1', '+', '1') end
   call('PEXPIRE', p .. ':v:' .. id, ttl)
   if b.s == 'r' then call('PUBLISH', p .. ':w:' .. owner_of(b), cmsgpack.pack({ 'watch', id, pod })) end
 end
