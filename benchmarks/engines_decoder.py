@@ -27,6 +27,7 @@ from typing import Any
 
 import httpx
 import psutil
+from llmtaskpool_worker.engines.linear import native_bfloat16
 
 SLOTS, CONTEXT = 16, 2048
 """Requests at once, and tokens of each."""
@@ -68,9 +69,9 @@ def decoder_rows(folder: Path, threads: int, rounds: int, llama_server: str | No
     """A row for each N and one for prompts: tokens per CPU second, the medians of the rounds."""
     with ExitStack() as stack:
         files = stack.enter_context(gguf_files())
+        dtypes = ("int8", *(("bfloat16",) if native_bfloat16() else ()), "float32")
         sides = [
-            stack.enter_context(_ours("ours, bfloat16", folder, threads, "bfloat16")),
-            stack.enter_context(_ours("ours, float32", folder, threads, "float32")),
+            *(stack.enter_context(_ours(f"ours, {one}", folder, threads, one)) for one in dtypes),
             *(
                 stack.enter_context(_llama(f"llama.cpp {kind}", file, threads, llama_server))
                 for kind, file in files.items()
@@ -96,10 +97,10 @@ def _measure(side: Side, row: str, n: int, words: int, tokens: int) -> None:
 
 
 def table(sides: list[Side]) -> list[str]:
-    """In Markdown; the last column is ours over llama.cpp's Q8_0."""
+    """In Markdown; the last column is ours in int8 over llama.cpp's Q8_0."""
     names = [side.name for side in sides]
     rows = [
-        "| tokens per CPU s | " + " | ".join(names) + " | ours / Q8_0 |",
+        "| tokens per CPU s | " + " | ".join(names) + " | int8 / Q8_0 |",
         "| --- |" + " ---: |" * (len(names) + 1),
     ]
     for row in sides[0].rates:

@@ -154,7 +154,7 @@ def test_where_the_processor_can_not_auto_is_float32_and_what_is_asked_for_is_do
     assert count(asked.model, PackedLinear) > 0
     assert len(run(asked, [Admit(1, [5] * 20, 8, ignore_eos=True)]).tokens[1]) == 8
     with pytest.raises(ModelRefused, match="use auto, float32, bfloat16 or float16"):
-        load_generation(tiny("llama"), dtype="int8")
+        load_generation(tiny("llama"), dtype="int4")
 
 
 @pytest.mark.model

@@ -19,12 +19,17 @@ from llmtaskpool_worker.engines.weights import ModelRefused
 
 AUTO = "auto"
 DTYPES = (AUTO, "float32", "bfloat16", "float16")
+INT8 = "int8"
+"""Of the weights of a model that generates, on a CPU: int8.py."""
 
 
 def dtype_of(asked: str | None, usual: str) -> str:
     """The numbers that a model computes in. Raises ModelRefused for what is none of DTYPES."""
+    choices = f"use {', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
+    if asked == INT8:
+        raise ModelRefused(f"dtype={INT8} is for models that generate, on a CPU: {choices}")
     if asked is not None and asked not in DTYPES:
-        raise ModelRefused(f"dtype={asked} is none: use {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+        raise ModelRefused(f"dtype={asked} is none: {choices}")
     return usual if asked in (None, AUTO) else asked
 
 

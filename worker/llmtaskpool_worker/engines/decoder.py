@@ -11,6 +11,9 @@ bound is 0.005: half a percent. ``dtype=float32`` answers as transformers does, 
 Small models stay in float32: they save little, and the likeliest words of a small model are often
 closer than bfloat16 can tell (of the 135 M of SmolLM2, 0.08 nats at the word that decides whether
 the capital of France is Paris).
+
+``dtype=int8``, which is asked for, holds the weights in 8 bits (int8.py) and computes all else in
+float32. It is measured in the same way: beyond its bound the model is refused.
 """
 
 from __future__ import annotations
@@ -26,11 +29,17 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmtaskpool_worker.disclosure import where_raised
-from llmtaskpool_worker.engines.admission import AUTO, dtype_of, refuse_what_never_fits
+from llmtaskpool_worker.engines import int8
+from llmtaskpool_worker.engines.admission import AUTO, INT8, dtype_of, refuse_what_never_fits
 from llmtaskpool_worker.engines.attention import SlotAttention, unservable
 from llmtaskpool_worker.engines.embedding_table import map_tied_embeddings
 from llmtaskpool_worker.engines.fused import fuse
-from llmtaskpool_worker.engines.linear import give_embeddings_in, native_bfloat16, pack_linears
+from llmtaskpool_worker.engines.linear import (
+    give_embeddings_in,
+    native_bfloat16,
+    pack_linears,
+    to_int8,
+)
 from llmtaskpool_worker.engines.memory import measured_peak
 from llmtaskpool_worker.engines.proving import probe, prove
 from llmtaskpool_worker.engines.slot_cache import SlotCache
@@ -49,6 +58,8 @@ DEFAULT_CONTEXT = 2048
 PROBE_TOKENS = 48
 MOST_DIVERGENCE = 0.005
 """Nats: the perplexity grows by at most 0.5 %."""
+INT8_DIVERGENCE = 0.05
+"""Nats, of a model in 8 bits. The 135 M of SmolLM2 are at a third of it."""
 SMALL_NUMBERS = 500_000_000
 """A model of fewer is small."""
 FUSED_TOLERANCE = 1e-4
@@ -60,13 +71,15 @@ and single logits of a real model by 7 % of the largest."""
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """A model on its device, ready to compute; ``dtype`` is that of its hidden states.
+    """A model on its device, ready to compute; ``dtype`` is that of its hidden states, ``weights``
+    what its weights are held in.
 
     ``token_bytes``: what a step holds for each of its tokens, for a moment.
     """
 
     model: nn.Module
     dtype: torch.dtype
+    weights: str
     vocab_size: int
     eos_token_ids: list[int]
     context_length: int
@@ -74,22 +87,28 @@ class Decoder:
 
 
 def load_decoder(folder: Path, device: str, dtype: str, memory_bytes: int | None = None) -> Decoder:
-    """The model in ``folder``. ``dtype``: one of DTYPES; ``memory_bytes``: the most for its engine.
+    """The model in ``folder``. ``dtype``: one of DTYPES or INT8; ``memory_bytes``: of its engine.
 
     Raises:
         ModelRefused: it isn't a decoder that the slot cache can serve, its weights aren't whole,
-            there is no such dtype, or its weights never fit.
+            there is no such dtype here, or its weights never fit.
     """
-    dtype_of(dtype, AUTO)
+    on_cpu = torch.device(device).type == "cpu"
+    if dtype == INT8:
+        _check_int8(on_cpu=on_cpu)
+    else:
+        dtype_of(dtype, AUTO)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if why := unservable(config.get_text_config()):
         raise ModelRefused(f"this model can't be served: {why}")
     check_task(config, folder, "generate")
     making = _Making(folder, config, device)
-    on_cpu = torch.device(device).type == "cpu"
     usual = "bfloat16" if not on_cpu or _may_be_short(folder) else "float32"
-    refuse_what_never_fits(folder, device, dtype_of(dtype, usual), {"memory_bytes": memory_bytes})
-    if dtype == AUTO and on_cpu:
+    read = _as_stored(config) if dtype == INT8 else dtype_of(dtype, usual)
+    refuse_what_never_fits(folder, device, read, {"memory_bytes": memory_bytes})
+    if dtype == INT8:
+        model, used = making.in_int8(getattr(torch, read)), torch.float32
+    elif dtype == AUTO and on_cpu:
         model, used = making.best_on_cpu()
     else:
         used = getattr(torch, dtype_of(dtype, "bfloat16"))
@@ -103,11 +122,27 @@ def load_decoder(folder: Path, device: str, dtype: str, memory_bytes: int | None
     return Decoder(
         model=model,
         dtype=used,
+        weights=INT8 if dtype == INT8 else str(used).removeprefix("torch."),
         vocab_size=int(text.vocab_size),
         eos_token_ids=eos if isinstance(eos, list) else [eos] if eos is not None else [],
         context_length=int(longest),
         token_bytes=making.step_bytes // PROBE_TOKENS,
     )
+
+
+def _check_int8(*, on_cpu: bool) -> None:
+    if not on_cpu:
+        raise ModelRefused(
+            f"dtype={INT8} is for CPUs: leave dtype out, and a GPU computes bfloat16"
+        )
+    if not int8.usable():
+        raise ModelRefused(f"dtype={INT8} asks for a processor with AVX2: use float32 or bfloat16")
+
+
+def _as_stored(config: Any) -> str:
+    """In what weights are read that are made shorter at once: as their files have them."""
+    stored = getattr(config.get_text_config(), "dtype", None)
+    return "bfloat16" if stored == torch.bfloat16 else "float32"
 
 
 def _may_be_short(folder: Path) -> bool:
@@ -155,6 +190,30 @@ class _Making:
                 model = self.fused(torch.float32)
         self.pack(model, torch.float32)
         return model, torch.float32
+
+    def in_int8(self, read: torch.dtype) -> nn.Module:
+        """With weights in 8 bits, read as ``read``; hidden states are float32."""
+        model = self.fused(read)
+        expected = self._logits(model)
+        # As of bfloat16: in 8 bits a small difference can't be told from rounding.
+        prove(SlotAttention(SlotCache()), model)
+        model.set_attn_implementation("eager")  # type: ignore[operator]  # a method of every transformers model
+        share = to_int8(model)
+        if share < 0.5:
+            raise ModelRefused(
+                f"dtype={INT8} holds linear layers in 8 bits, and they have {share:.0%} of this "
+                "model's numbers; use bfloat16 or float32"
+            )
+        map_tied_embeddings(model, self._folder)
+        give_embeddings_in(model, torch.float32)
+        apart = divergence(expected, self._logits(model))
+        if not apart <= INT8_DIVERGENCE:
+            raise ModelRefused(
+                f"dtype={INT8} would change what this model says (divergence {apart:.3f} nats, "
+                f"bound {INT8_DIVERGENCE}); use bfloat16 or float32"
+            )
+        log.info("weights in 8 bits: divergence %.4f nats", apart)
+        return model
 
     def fused(self, dtype: torch.dtype) -> nn.Module:
         """The model with fused modules, proven against the plain one; plain where they differ."""

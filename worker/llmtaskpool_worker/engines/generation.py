@@ -63,9 +63,10 @@ KEPT_AT_REST = 0.125
 class GenerationLoop:
     """EngineLoop of one decoder. ``model`` is on its device, in its dtype, in eval mode.
 
-    ``dtype``: of what it computes with, where its first weights have another. ``threads`` is N,
-    the sequences that run at once; ``cache_bytes`` bounds the slot cache and what is kept of
-    sequences that have ended (``prefix_cache``) for who begins alike.
+    ``dtype``: of what it computes with, where its first weights have another; ``weights``: what
+    they are held in, where that is shorter. ``threads`` is N, the sequences that run at once;
+    ``cache_bytes`` bounds the slot cache and what is kept of sequences that have ended
+    (``prefix_cache``) for who begins alike.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class GenerationLoop:
         cache_bytes: int | None = None,
         prefix_cache: bool = True,
         dtype: torch.dtype | None = None,
+        weights: str | None = None,
         clock: Callable[[], float] = time.perf_counter,
         cpu_clock: Callable[[], float] = time.process_time,
         grammars: Grammars | None = None,
@@ -88,6 +90,7 @@ class GenerationLoop:
         self.eos = frozenset(eos_token_ids)
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, dtype or parameter.dtype
+        self.weights = weights or str(self.dtype).removeprefix("torch.")
         self.vocab_size = int(model.config.get_text_config().vocab_size)  # type: ignore[union-attr,operator]  # every transformers model has one
         self.cache = SlotCache()
         self.attention = SlotAttention(self.cache)
@@ -122,7 +125,7 @@ class GenerationLoop:
             vocab_size=self.vocab_size,
             eos_token_ids=sorted(self.eos),
             device=str(self.device),
-            dtype=str(self.dtype).removeprefix("torch."),
+            dtype=self.weights,
             max_threads=self.max_threads,
             cpu_threads=torch.get_num_threads() if self.device.type == "cpu" else 1,
         )
@@ -365,6 +368,7 @@ def load_generation(
     loop = GenerationLoop(
         decoder.model,
         dtype=decoder.dtype,
+        weights=decoder.weights,
         eos_token_ids=decoder.eos_token_ids,
         context_length=context,
         threads=threads,

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from llmtaskpool_worker.engines import int8
+
 ROWS = 32
 """Rows for which the order is chosen; products of other sizes use it as well."""
 
@@ -49,20 +51,50 @@ def pack_linears(model: nn.Module, dtype: torch.dtype = torch.float32) -> int:
     if dtype == torch.float32 and parameter.dtype != dtype:
         return 0  # what came in shorter numbers is not made longer
     count = 0
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is nn.Linear:
-                setattr(module, name, PackedLinear(child, dtype))
-                count += 1
-    if not count:
-        return 0
+    for module, name, child in _linears(model):
+        setattr(module, name, PackedLinear(child, dtype))
+        count += 1
+    if count:
+        _let_go(model, dtype)
+    return count
+
+
+def to_int8(model: nn.Module) -> float:
+    """Replace each nn.Linear of a model on a CPU by one in 8 bits; the rest is float32 afterwards.
+
+    Returns which share of the model's numbers they have, without the table of input embeddings,
+    which stays as it is and gives float32. Where it is less than half nothing is changed.
+    """
     table = _input_table(model)
-    # What is left (norms, embeddings) shares one buffer with the weights that were packed: a copy
-    # lets that buffer go.
+    linears = [one for one in _linears(model) if int8.takes(one[2])]
+    apart = {id(one.weight) for _, _, one in linears} | {id(table)}
+    rest = sum(one.numel() for one in model.parameters() if id(one) not in apart)
+    ours = sum(one.weight.numel() for _, _, one in linears)
+    share = ours / max(1, ours + rest)
+    if share < 0.5:
+        return share
+    with int8.UseFbgemm():
+        for module, name, child in linears:
+            setattr(module, name, int8.Int8Linear(child))
+    _let_go(model, torch.float32)
+    return share
+
+
+def _linears(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
+    return [
+        (module, name, child)
+        for module in model.modules()
+        for name, child in module.named_children()
+        if type(child) is nn.Linear
+    ]
+
+
+def _let_go(model: nn.Module, dtype: torch.dtype) -> None:
+    """Of the buffer that what is left (norms, embeddings) shares with weights that were packed."""
+    table = _input_table(model)
     for parameter in model.parameters():
         kept = parameter.dtype if parameter is table else dtype
         parameter.data = parameter.data.to(kept, copy=True)
-    return count
 
 
 def give_embeddings_in(model: nn.Module, dtype: torch.dtype) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from llmtaskpool_worker.engines.attention import SlotAttention, UnservableAttention
 from llmtaskpool_worker.engines.batching import Batching, Sequence
+from llmtaskpool_worker.engines.int8 import Int8Linear
 from llmtaskpool_worker.engines.protocol import Admit
 from llmtaskpool_worker.engines.weights import ModelRefused
 
@@ -63,7 +64,8 @@ def prove(attention: SlotAttention, model: nn.Module) -> None:
             batching.prefilled(chunk)
     used = bool(cache.bytes_per_token)  # some families pass over the attention they are given
     cache.shrink(0, 0, [])
-    tolerance = TOLERANCE if own.dtype == torch.float32 else ROUNDED_TOLERANCE
+    rounded = own.dtype != torch.float32 or any(isinstance(m, Int8Linear) for m in model.modules())
+    tolerance = ROUNDED_TOLERANCE if rounded else TOLERANCE
     scale = expected.abs().max().clamp(min=1e-6)
     if not used or not torch.allclose(logits / scale, expected / scale, atol=tolerance, rtol=0):
         raise ModelRefused(
