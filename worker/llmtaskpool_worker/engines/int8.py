@@ -14,6 +14,7 @@ comes to the same numbers, bit for bit, whoever is computed beside it.
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -64,11 +65,11 @@ class Int8Linear(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """rows @ weight.T + bias."""
         turned = self._turned(rows)
-        steps = turned.abs().amax(-1, keepdim=True).clamp_(min=_TINY).div_(LEVELS)
+        largest = torch.linalg.vector_norm(turned, math.inf, -1, keepdim=True).clamp_(min=_TINY)
         out: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            turned.div_(steps), 1.0, LEVELS, self._packed
+            turned.div_(largest), 1 / LEVELS, LEVELS, self._packed
         )
-        out.mul_(steps)
+        out.mul_(largest)
         if self.bias is not None:
             out.add_(self.bias)
         return out
