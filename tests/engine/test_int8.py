@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from llmtaskpool_worker.engines.generation import load_generation
 from llmtaskpool_worker.engines.int8 import Int8Linear, UseFbgemm, hadamard
 from llmtaskpool_worker.engines.one_pass.load import load_one_pass
 from llmtaskpool_worker.engines.protocol import Admit
+from llmtaskpool_worker.engines.weight_files import numbers_in
 from llmtaskpool_worker.engines.weights import ModelRefused
 from torch import nn
 
 from .test_decoder import PAGE, count, perplexity
 from .test_generation import run
-from .tiny_models import write_headed
+from .tiny_models import write_headed, write_model
 
 
 def layer(inputs: int, outputs: int, *, bias: bool = False) -> tuple[nn.Linear, Int8Linear]:
@@ -112,6 +114,25 @@ def test_where_it_can_not_be_had_the_remedy_is_named(
     monkeypatch.setattr(int8, "usable", lambda: False)
     with pytest.raises(ModelRefused, match="asks for a processor with AVX2: use float32"):
         load_decoder(tiny("llama"), "cpu", "int8")
+
+
+@pytest.mark.parametrize(
+    ("native", "memory", "read"), [(False, 1e12, 32), (False, 3e5, 16), (True, 1e12, 16)]
+)
+def test_it_is_read_in_short_numbers_where_those_are_fast_or_all_that_fits(
+    native: bool, memory: float, read: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_model(tmp_path, "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    monkeypatch.setattr(decoder, "native_bfloat16", lambda: native)
+    monkeypatch.setattr(decoder, "INT8_DIVERGENCE", 10.0)
+    numbers = numbers_in(folder)
+    assert numbers * 2 < 3e5 < numbers * 8
+    made = load_decoder(folder, "cpu", "int8", int(memory))
+    assert made.weights == "int8"
+    table = made.model.get_input_embeddings().weight
+    assert table.dtype == (torch.float32 if read == 32 else torch.bfloat16)
 
 
 def test_a_model_with_little_in_linear_layers_is_refused(tiny: Callable[[str], Path]) -> None:

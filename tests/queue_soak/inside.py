@@ -185,7 +185,7 @@ class Run:
                 await self._replace_dead()
                 prefix = f"ltp:{{{POOL}}}"
                 held = int(client.hget(f"{prefix}:s", "held:io") or 0)
-                if held + client.zcard(f"{prefix}:l"):
+                if held + client.zcount(f"{prefix}:l", "-inf", "(inf"):
                     quiet_since = None
                 elif quiet_since is None:
                     quiet_since = time.monotonic()

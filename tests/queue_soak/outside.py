@@ -222,7 +222,7 @@ class Soak:
                 self._look_after_workers()
                 try:
                     held = int(client.hget(f"{prefix}:s", "held:io") or 0)
-                    left = held + client.zcard(f"{prefix}:l")
+                    left = held + client.zcount(f"{prefix}:l", "-inf", "(inf")
                 except redis.RedisError:
                     continue
                 if left:

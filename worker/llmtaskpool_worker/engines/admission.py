@@ -57,6 +57,12 @@ def refuse_what_never_fits(
         raise ModelRefused(why)
 
 
+def fits(folder: Path, bytes_each: int, options: Mapping[str, Any]) -> bool:
+    """Whether a CPU's memory can ever hold so many bytes for each number of a model's weights."""
+    most = _most_bytes(torch.device("cpu"), options)
+    return too_large(numbers_in(folder), "", bytes_each, most) is None
+
+
 def refuse_file_that_never_fits(file: Path, options: Mapping[str, Any]) -> None:
     """As above, of an ONNX model, which is held on the CPU as its files are."""
     if why := too_large(bytes_of(file), file.name, 1, _most_bytes(torch.device("cpu"), options)):

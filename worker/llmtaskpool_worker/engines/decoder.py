@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmtaskpool_worker.disclosure import where_raised
 from llmtaskpool_worker.engines import int8
-from llmtaskpool_worker.engines.admission import AUTO, INT8, dtype_of, refuse_what_never_fits
+from llmtaskpool_worker.engines.admission import (
+    AUTO,
+    INT8,
+    dtype_of,
+    fits,
+    refuse_what_never_fits,
+)
 from llmtaskpool_worker.engines.attention import SlotAttention, unservable
 from llmtaskpool_worker.engines.embedding_table import map_tied_embeddings
 from llmtaskpool_worker.engines.fused import fuse
@@ -62,6 +69,9 @@ INT8_DIVERGENCE = 0.05
 """Nats, of a model in 8 bits. The 135 M of SmolLM2 are at a third of it."""
 SMALL_NUMBERS = 500_000_000
 """A model of fewer is small."""
+LOADING_BYTES = 8
+"""For each number of a model that is read in float32 and held in 8 bits: joined weights (fused.py)
+lie beside those that they are of until all are packed."""
 FUSED_TOLERANCE = 1e-4
 """Of the largest logit, in float32."""
 ROUNDED_DIVERGENCE = 0.02
@@ -104,8 +114,9 @@ def load_decoder(folder: Path, device: str, dtype: str, memory_bytes: int | None
     check_task(config, folder, "generate")
     making = _Making(folder, config, device)
     usual = "bfloat16" if not on_cpu or _may_be_short(folder) else "float32"
-    read = _as_stored(config) if dtype == INT8 else dtype_of(dtype, usual)
-    refuse_what_never_fits(folder, device, read, {"memory_bytes": memory_bytes})
+    most = {"memory_bytes": memory_bytes}
+    read = _read_for_int8(config, folder, most) if dtype == INT8 else dtype_of(dtype, usual)
+    refuse_what_never_fits(folder, device, read, most)
     if dtype == INT8:
         model, used = making.in_int8(getattr(torch, read)), torch.float32
     elif dtype == AUTO and on_cpu:
@@ -139,10 +150,14 @@ def _check_int8(*, on_cpu: bool) -> None:
         raise ModelRefused(f"dtype={INT8} asks for a processor with AVX2: use float32 or bfloat16")
 
 
-def _as_stored(config: Any) -> str:
-    """In what weights are read that are made shorter at once: as their files have them."""
+def _read_for_int8(config: Any, folder: Path, options: Mapping[str, Any]) -> str:
+    """In what weights are read that are held in 8 bits then.
+
+    Where the processor must do bfloat16 in software a probe of a model of billions takes minutes.
+    """
     stored = getattr(config.get_text_config(), "dtype", None)
-    return "bfloat16" if stored == torch.bfloat16 else "float32"
+    whole = not native_bfloat16() and fits(folder, LOADING_BYTES, options)
+    return "float32" if whole or stored != torch.bfloat16 else "bfloat16"
 
 
 def _may_be_short(folder: Path) -> bool:
