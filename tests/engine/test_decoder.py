@@ -153,7 +153,7 @@ def test_where_the_processor_can_not_auto_is_float32_and_what_is_asked_for_is_do
     assert asked.ready().dtype == "bfloat16"
     assert count(asked.model, PackedLinear) > 0
     assert len(run(asked, [Admit(1, [5] * 20, 8, ignore_eos=True)]).tokens[1]) == 8
-    with pytest.raises(ModelRefused, match="use auto, float32, bfloat16 or float16"):
+    with pytest.raises(ModelRefused, match="use auto, float32, bfloat16, float16 or int8"):
         load_generation(tiny("llama"), dtype="int4")
 
 

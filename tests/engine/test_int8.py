@@ -107,10 +107,16 @@ def test_a_model_that_would_say_something_else_is_refused_by_how_much(
 def test_where_it_can_not_be_had_the_remedy_is_named(
     tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ModelRefused, match="int8 is for CPUs: leave dtype out"):
+    with pytest.raises(ModelRefused, match="int8 is for CPUs, and device is cuda: leave dtype out"):
         load_decoder(tiny("llama"), "cuda", "int8")
     with pytest.raises(ModelRefused, match="int8 is for models that generate, on a CPU: use auto"):
         load_one_pass(write_headed(tmp_path, "classify", "bert"), "classify", dtype="int8")
+    with pytest.raises(
+        ModelRefused, match="INT8 is none: use auto, float32, bfloat16, float16 or in"
+    ):
+        load_decoder(tiny("llama"), "cpu", "INT8")
+    with pytest.raises(ModelRefused, match=r"read to be held in int8, .*raise memory_bytes where"):
+        load_decoder(tiny("llama"), "cpu", "int8", 1000)
     monkeypatch.setattr(int8, "usable", lambda: False)
     with pytest.raises(ModelRefused, match="asks for a processor with AVX2: use float32"):
         load_decoder(tiny("llama"), "cpu", "int8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ INT8 = "int8"
 """Of the weights of a model that generates, on a CPU: int8.py."""
 
 
-def dtype_of(asked: str | None, usual: str) -> str:
-    """The numbers that a model computes in. Raises ModelRefused for what is none of DTYPES."""
-    choices = f"use {', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
-    if asked == INT8:
+def dtype_of(asked: str | None, usual: str, known: Sequence[str] = DTYPES) -> str:
+    """The numbers that a model computes in. Raises ModelRefused for what is none of ``known``."""
+    choices = f"use {', '.join(known[:-1])} or {known[-1]}"
+    if asked == INT8 and asked not in known:
         raise ModelRefused(f"dtype={INT8} is for models that generate, on a CPU: {choices}")
-    if asked is not None and asked not in DTYPES:
+    if asked is not None and asked not in known:
         raise ModelRefused(f"dtype={asked} is none: {choices}")
     return usual if asked in (None, AUTO) else asked
 
@@ -45,15 +45,17 @@ def on_cpu(device: str | None, dtype: str | None) -> None:
 
 
 def refuse_what_never_fits(
-    folder: Path, device: str, dtype: str, options: Mapping[str, Any]
+    folder: Path, device: str, dtype: str, options: Mapping[str, Any], why_so: str = ""
 ) -> None:
     """Raises ModelRefused with the numbers, before weights are read.
 
     It looks at what there could ever be, whoever else lets go of memory. ``dtype``: in which the
-    weights are to be held. ``options``: ``memory_bytes``.
+    weights are to be held; ``why_so``: where that isn't what was asked for. ``options``:
+    ``memory_bytes``.
     """
     most = _most_bytes(torch.device(device), options)
-    if why := too_large(numbers_in(folder), dtype, getattr(torch, dtype).itemsize, most):
+    each = getattr(torch, dtype).itemsize
+    if why := too_large(numbers_in(folder), dtype + why_so, each, most):
         raise ModelRefused(why)
 
 

@@ -33,6 +33,7 @@ from llmtaskpool_worker.disclosure import where_raised
 from llmtaskpool_worker.engines import int8
 from llmtaskpool_worker.engines.admission import (
     AUTO,
+    DTYPES,
     INT8,
     dtype_of,
     fits,
@@ -104,10 +105,9 @@ def load_decoder(folder: Path, device: str, dtype: str, memory_bytes: int | None
             there is no such dtype here, or its weights never fit.
     """
     on_cpu = torch.device(device).type == "cpu"
+    dtype_of(dtype, AUTO, (*DTYPES, INT8))
     if dtype == INT8:
-        _check_int8(on_cpu=on_cpu)
-    else:
-        dtype_of(dtype, AUTO)
+        _check_int8(device)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if why := unservable(config.get_text_config()):
         raise ModelRefused(f"this model can't be served: {why}")
@@ -116,7 +116,8 @@ def load_decoder(folder: Path, device: str, dtype: str, memory_bytes: int | None
     usual = "bfloat16" if not on_cpu or _may_be_short(folder) else "float32"
     most = {"memory_bytes": memory_bytes}
     read = _read_for_int8(config, folder, most) if dtype == INT8 else dtype_of(dtype, usual)
-    refuse_what_never_fits(folder, device, read, most)
+    why_so = f", in which they are read to be held in {INT8}" if dtype == INT8 else ""
+    refuse_what_never_fits(folder, device, read, most, why_so)
     if dtype == INT8:
         model, used = making.in_int8(getattr(torch, read)), torch.float32
     elif dtype == AUTO and on_cpu:
@@ -141,10 +142,11 @@ def load_decoder(folder: Path, device: str, dtype: str, memory_bytes: int | None
     )
 
 
-def _check_int8(*, on_cpu: bool) -> None:
-    if not on_cpu:
+def _check_int8(device: str) -> None:
+    if torch.device(device).type != "cpu":
         raise ModelRefused(
-            f"dtype={INT8} is for CPUs: leave dtype out, and a GPU computes bfloat16"
+            f"dtype={INT8} is for CPUs, and device is {device}: leave dtype out for bfloat16, or "
+            "say device=cpu"
         )
     if not int8.usable():
         raise ModelRefused(f"dtype={INT8} asks for a processor with AVX2: use float32 or bfloat16")

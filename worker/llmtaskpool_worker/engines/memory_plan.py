@@ -109,7 +109,8 @@ def too_large(numbers: int, dtype: str, bytes_each: int, most: int | None) -> st
         return None
     return (
         f"its weights take {gigabytes(needed)} in {dtype}, and its engine may have "
-        f"{gigabytes(most)}: give the container more memory, or name a smaller model"
+        f"{gigabytes(most)}: give the container more memory, raise memory_bytes where it is set, "
+        "or name a smaller model"
     )
 
 

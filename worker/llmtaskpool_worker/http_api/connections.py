@@ -15,7 +15,13 @@ from llmtaskpool_worker.http_api.connection_states import (
 )
 from llmtaskpool_worker.http_api.crowd import KNOWN, Crowd
 from llmtaskpool_worker.http_api.errors import ApiError
-from llmtaskpool_worker.http_api.flow import Flow, LingeringTransport, body_length, watch_peer
+from llmtaskpool_worker.http_api.flow import (
+    Flow,
+    InPieces,
+    LingeringTransport,
+    body_length,
+    watch_peer,
+)
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.http_api.strict_http import (
     EndsWithConnection,
@@ -25,9 +31,6 @@ from llmtaskpool_worker.http_api.strict_http import (
 
 FRAMING_PER_BYTE = 8
 """Bytes of framing that chunked encoding may spend on a byte of body: ``1\\r\\nx\\r\\n`` has 5."""
-
-READ_BYTES = 64 * 1024
-"""Read from a socket at once."""
 
 AHEAD_BYTES = 64 * 1024
 """Reading stops when more than this waits to be parsed."""
@@ -85,8 +88,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a head; when there are too many, an older one that is idle has to go."""
         self._socket = transport
-        if hasattr(transport, "max_size"):
-            transport.max_size = READ_BYTES  # asyncio's own reads 256 KiB at once
+        transport.set_protocol(InPieces(self))
         super().connection_made(cast("asyncio.Transport", LingeringTransport(transport, self)))
         self.flow: Flow = Flow(transport, self._go_on_soon)
         watch_peer(transport, self.limits.unread_seconds)

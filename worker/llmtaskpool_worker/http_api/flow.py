@@ -46,6 +46,32 @@ class Flow(FlowControl):
                 self._transport.resume_reading()
 
 
+READ_BYTES = 64 * 1024
+"""Read from a socket at once. Loops bring 256 KB of each connection in a turn, of their own accord,
+and say it to an asyncio.Protocol whole."""
+_READ = memoryview(bytearray(READ_BYTES))
+"""One for all connections: what has come is told of before the next is read."""
+
+
+class InPieces(asyncio.BufferedProtocol):
+    """Stands before a protocol and gives it what comes in pieces of at most READ_BYTES."""
+
+    def __init__(self, behind: asyncio.Protocol) -> None:
+        self._data_received = behind.data_received
+        self.eof_received = behind.eof_received  # type: ignore[method-assign]
+        self.connection_lost = behind.connection_lost  # type: ignore[method-assign]
+        self.pause_writing = behind.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = behind.resume_writing  # type: ignore[method-assign]
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  what the loop would take
+        """Where it is to be read to."""
+        return _READ
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So much has come."""
+        self._data_received(bytes(_READ[:nbytes]))
+
+
 class Lingering(Protocol):
     """A protocol that decides itself how its connection ends."""
 

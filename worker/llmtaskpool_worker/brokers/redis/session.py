@@ -110,7 +110,7 @@ class Session:
             if isinstance(tested, ResponseError):
                 raise ValueError(
                     f"the queue's server doesn't run our scripts ({tested}): it must allow keys "
-                    "that scripts make, and the commands of docs/queue.md's ACL"
+                    "that scripts make, and the commands of docs/durability.md's ACL"
                 )
         (when,) = await link.ask([("TIME",)], 2.0)
         self.told_time(int(when[0]) * 1000 + int(when[1]) / 1000)
