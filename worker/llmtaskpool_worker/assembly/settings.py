@@ -195,7 +195,7 @@ class Settings(BatchSettings):
         10.0, description="A waiting task with so many times the priority takes a thread; 0: none."
     )
     preempt_wait_seconds: Seconds = Field(
-        2.0, description="It does so only where it would wait longer than this otherwise."
+        0.1, description="It does so only where it would wait longer than this otherwise."
     )
     max_attempts: Size = Field(
         3, description="A task that crashed its engine this often is reported as failed."

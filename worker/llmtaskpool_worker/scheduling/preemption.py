@@ -19,7 +19,7 @@ class Preemption:
     """The rule's numbers. ``factor`` of at most 1: nobody makes way."""
 
     factor: float = 10.0
-    wait_seconds: float = 2.0
+    wait_seconds: float = 0.1
     times: int = 2
 
 
