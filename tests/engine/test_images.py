@@ -148,7 +148,10 @@ def test_what_is_too_large_or_no_picture_is_refused_by_its_header(packed: bytes,
 def test_a_dtype_is_used_or_refused(tmp_path: Path, dtype: str) -> None:
     folder = write_classifier(tmp_path, "vit")
     if dtype == "int8":
-        with pytest.raises(ModelRefused, match="dtype=int8 is for models that generate, on a CPU: use auto, float32"):
+        with pytest.raises(
+            ModelRefused,
+            match="dtype=int8 is for models that generate, on a CPU: use auto, float32",
+        ):
             load_one_pass(folder, "classify", dtype=dtype)
         return
     loop = load_one_pass(folder, "classify", dtype=dtype)
