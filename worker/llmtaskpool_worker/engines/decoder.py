@@ -43,6 +43,7 @@ from llmtaskpool_worker.engines.attention import SlotAttention, unservable
 from llmtaskpool_worker.engines.embedding_table import map_tied_embeddings
 from llmtaskpool_worker.engines.fused import fuse
 from llmtaskpool_worker.engines.linear import (
+    LEAST_SHARE,
     give_embeddings_in,
     native_bfloat16,
     pack_linears,
@@ -188,9 +189,7 @@ class _Making:
         model = self.fused(torch.float32)
         if _may_be_short(self._folder):
             expected = self._logits(model)
-            # In bfloat16 a small difference can't be told from rounding: it is looked for here.
-            prove(SlotAttention(SlotCache()), model)
-            model.set_attn_implementation("eager")  # type: ignore[operator]  # a method of every transformers model
+            _prove_exactly(model)
             if self.pack(model, torch.bfloat16):
                 apart = divergence(expected, self._logits(model))
                 if apart <= MOST_DIVERGENCE:
@@ -212,11 +211,9 @@ class _Making:
         """With weights in 8 bits, read as ``read``; hidden states are float32."""
         model = self.fused(read)
         expected = self._logits(model)
-        # As of bfloat16: in 8 bits a small difference can't be told from rounding.
-        prove(SlotAttention(SlotCache()), model)
-        model.set_attn_implementation("eager")  # type: ignore[operator]  # a method of every transformers model
+        _prove_exactly(model)
         share = to_int8(model)
-        if share < 0.5:
+        if share < LEAST_SHARE:
             raise ModelRefused(
                 f"dtype={INT8} holds linear layers in 8 bits, and they have {share:.0%} of this "
                 "model's numbers; use bfloat16 or float32"
@@ -278,6 +275,12 @@ class _Making:
         model.to(self._device).eval().requires_grad_(requires_grad=False)
         check_numbers(model)
         return model
+
+
+def _prove_exactly(model: nn.Module) -> None:
+    """Before its numbers are made shorter: then a small difference can't be told from rounding."""
+    prove(SlotAttention(SlotCache()), model)
+    model.set_attn_implementation("eager")  # type: ignore[operator]  # a method of every transformers model
 
 
 @torch.inference_mode()

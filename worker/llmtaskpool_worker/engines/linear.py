@@ -15,6 +15,8 @@ from llmtaskpool_worker.engines import int8
 
 ROWS = 32
 """Rows for which the order is chosen; products of other sizes use it as well."""
+LEAST_SHARE = 0.5
+"""Of a model's numbers in linear layers, for it to be held in 8 bits."""
 
 
 class PackedLinear(nn.Module):
@@ -63,7 +65,7 @@ def to_int8(model: nn.Module) -> float:
     """Replace each nn.Linear of a model on a CPU by one in 8 bits; the rest is float32 afterwards.
 
     Returns which share of the model's numbers they have, without the table of input embeddings,
-    which stays as it is and gives float32. Where it is less than half nothing is changed.
+    which stays as it is and gives float32. Where it is less than LEAST_SHARE nothing is changed.
     """
     table = _input_table(model)
     linears = [one for one in _linears(model) if int8.takes(one[2])]
@@ -71,7 +73,7 @@ def to_int8(model: nn.Module) -> float:
     rest = sum(one.numel() for one in model.parameters() if id(one) not in apart)
     ours = sum(one.weight.numel() for _, _, one in linears)
     share = ours / max(1, ours + rest)
-    if share < 0.5:
+    if share < LEAST_SHARE:
         return share
     with int8.UseFbgemm():
         for module, name, child in linears:
@@ -90,7 +92,8 @@ def _linears(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
 
 
 def _let_go(model: nn.Module, dtype: torch.dtype) -> None:
-    """Of the buffer that what is left (norms, embeddings) shares with weights that were packed."""
+    """Let go of the weights that were packed: what is left (norms, embeddings) shares one buffer
+    with them, and is copied out of it."""
     table = _input_table(model)
     for parameter in model.parameters():
         kept = parameter.dtype if parameter is table else dtype

@@ -216,7 +216,8 @@ while taken < most and not alone do
   end
   local tk = p .. ':t:' .. id
   local m = try('HMGET', tk, 's', 'v', '+', 'w', 'u', 'y', 'z', 'm')
-  local a, x, lone, watched, h = unpack(m[3] and call('HMGET', tk, 'a', 'x', '1', 'W', 'h') or NONE, 1, 5)
+  local a, x, lone, watched, h =
+    unpack(m[3] and call('HMGET', tk, 'a', 'x', '1', 'W', 'h') or NONE, 1, 5)
   local by_itself = lone == '1'
   if m.err or m[1] ~= 'q' or not READS[m[2]] or not (m[4] and m[5] and m[6] and m[7]) then
     local why = m.err and 'not a hash' or not m[1] and 'no books' or m[1] ~= 'q' and 'not waiting'
