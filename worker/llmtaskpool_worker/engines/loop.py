@@ -25,7 +25,10 @@ LoopMessage = (
 
 
 class EngineLoop(Protocol):
-    """One loaded model. Every call is from the same thread; none of them blocks but ``step``."""
+    """One loaded model. One call at a time; none of them blocks but ``step``.
+
+    All are from one thread but ``step``, which is run by another when it is to be nice.
+    """
 
     def ready(self) -> Ready:
         """What was loaded."""

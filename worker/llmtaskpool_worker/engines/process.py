@@ -15,13 +15,7 @@ from dataclasses import dataclass, replace
 
 from llmtaskpool_worker.engines.backoff import Backoff
 from llmtaskpool_worker.engines.environment import engine_environment
-from llmtaskpool_worker.engines.frames import (
-    HEADER,
-    FrameTooLong,
-    body_length,
-    decode_from_engine,
-    framed,
-)
+from llmtaskpool_worker.engines.frames import Frames, decode_from_engine, framed
 from llmtaskpool_worker.engines.last_words import LastWords
 from llmtaskpool_worker.engines.protocol import (
     Admit,
@@ -99,7 +93,7 @@ class EngineProcess:
         self._jitter = jitter
         self._events: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
         self._process: asyncio.subprocess.Process | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._writer: asyncio.WriteTransport | None = None
         self._running: asyncio.Task[None] | None = None
         self._in_flight: set[int] = set()
         self._threads: SetThreads | None = None
@@ -195,6 +189,19 @@ class EngineProcess:
 
     async def _run_once(self) -> _Ended:
         """Run one process to its end, and say how it was."""
+        ended = _Ended()
+
+        def heard(body: bytes) -> None:
+            nonlocal ended
+            happened = decode_from_engine(body)
+            self._note(happened)
+            if isinstance(happened, LoadFailed):
+                ended = replace(ended, failed=happened)
+                return  # told when it is known whether it is tried again
+            if isinstance(happened, Ready):
+                ended = replace(ended, was_ready=True)
+            self._events.put_nowait(happened)
+
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -207,7 +214,8 @@ class EngineProcess:
                     stderr=asyncio.subprocess.PIPE,
                     env=engine_environment(self.spec),
                 )
-            reader, self._writer = await asyncio.open_connection(sock=ours)
+            loop = asyncio.get_running_loop()
+            self._writer, frames = await loop.create_connection(lambda: Frames(heard), sock=ours)
         except OSError as error:
             ours.close()
             failure = (
@@ -217,19 +225,11 @@ class EngineProcess:
         self._hung = False
         words = LastWords()
         listening = asyncio.create_task(self._listen(self._process.stderr, words))
-        ended = _Ended()
         try:
             self._writer.write(framed(self.spec))
             if self._threads is not None:
                 self._writer.write(framed(self._threads))
-            async for happened in _read(reader):
-                self._note(happened)
-                if isinstance(happened, LoadFailed):
-                    ended = replace(ended, failed=happened)
-                    continue  # told when it is known whether it is tried again
-                if isinstance(happened, Ready):
-                    ended = replace(ended, was_ready=True)
-                self._events.put_nowait(happened)
+            await frames.ended
         finally:
             self._writer.close()
             self._writer = None
@@ -261,13 +261,3 @@ class EngineProcess:
                 self._in_flight.discard(request_id)
             case Ready() | _:
                 pass
-
-
-async def _read(reader: asyncio.StreamReader) -> AsyncIterator[EngineEvent]:
-    """Messages of the engine process until its stream ends or can't be trusted."""
-    try:
-        while True:
-            length = body_length(await reader.readexactly(HEADER.size))
-            yield decode_from_engine(await reader.readexactly(length))
-    except (asyncio.IncompleteReadError, ConnectionError, FrameTooLong, ValueError):
-        return

@@ -144,6 +144,12 @@ class SetThreads(msgspec.Struct, frozen=True, tag="threads"):
     n: int
 
 
+class SetNiceness(msgspec.Struct, frozen=True, tag="niceness"):
+    """Steps from the next one on leave the processors to others: ``n`` levels nicer, 0 to 19."""
+
+    n: int
+
+
 class Trim(msgspec.Struct, frozen=True, tag="trim"):
     """Give back the memory that no running request needs."""
 
@@ -165,6 +171,7 @@ ToEngine = (
     | Park
     | Resume
     | SetThreads
+    | SetNiceness
     | Trim
     | Ping
     | Stop

@@ -71,18 +71,30 @@ class Asking:
             for lane in lanes:
                 # A model whose part others hold starts all the same: thread_shares.py.
                 if lane.free_threads or len(lane.held) or lane is self._compute:
-                    at_once(self._running.fill(lane))
+                    self._fill_at_once(lane)
             return
         for lane in lanes:
             if len(lane.held) or self._dry.get(lane.name) != self._seen(lane):
                 self._due[lane.name] = None
                 self._came.set()
 
+    def _fill_at_once(self, lane: Lane) -> None:
+        """Of an immediate broker; nothing is asked for where nothing waits.
+
+        That is after each step of an engine of a worker that keeps up with what comes.
+        """
+        if self._anything_waits(lane) or self._running.one_runs_alone:
+            at_once(self._running.fill(lane))
+
+    def _anything_waits(self, lane: Lane) -> bool:
+        return bool(len(lane.held) or self._broker.waiting_weights(lane.name, ()))
+
     def come(self, lane: Lane) -> None:
         """A task was accepted for this lane: it, or one that runs, may go before others."""
         if self._broker.immediate:
             self.schedule(lane)
-            self.look()
+            if self._anything_waits(lane):  # else it has started
+                self.look()
             return
         self._dry.pop(lane.name, None)
         self.schedule(lane)

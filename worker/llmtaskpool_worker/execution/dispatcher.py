@@ -343,6 +343,7 @@ class Dispatcher:
                     extra={"model": slots.name, "error": where_raised(error)},
                 )
             if not isinstance(happened, Piece) or len(slots.unread) < unread:
+                self._running.niceness.look()
                 self._asking.schedule(self._lanes[LaneName.COMPUTE])
                 if slots.seats is not None:
                     self._asking.look()

@@ -76,6 +76,8 @@ class EngineSlots:
     _open: int = 0
     _with_urgent: int = 0
     _paused: bool = False
+    niceness: int = 0
+    """As its process was told to be."""
     memory: EngineMemory = field(default_factory=EngineMemory)
     unhindered: Unhindered = field(default_factory=Unhindered)
     _share_seconds: float = 0.0
@@ -201,6 +203,7 @@ class EngineSlots:
         """The engine died, and has none of its requests any more."""
         self.in_flight.clear()
         self.unread.clear()
+        self.niceness = 0
         self._count(now)
 
     def _count(self, now: float) -> None:

@@ -11,7 +11,7 @@ place is free once the engine or the handler has really let go of it, and not be
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmtaskpool_worker.brokers.protocol import LaneDepth
 from llmtaskpool_worker.contract import LaneName, LaneState
@@ -21,10 +21,20 @@ from llmtaskpool_worker.scheduling.task_queue import TaskQueue
 
 @dataclass(slots=True)
 class Holder:
-    """So many threads are held, and the weight of the task that was the last to take one."""
+    """Who holds threads: ``runs`` have their weights, ``weight`` is that of the last to start."""
 
-    count: int = 0
+    runs: dict[int, float] = field(default_factory=dict)
     weight: float = 1.0
+
+    @property
+    def count(self) -> int:
+        """So many threads are held."""
+        return len(self.runs)
+
+    @property
+    def heaviest(self) -> float:
+        """The largest weight of those that run."""
+        return max(self.runs.values())
 
 
 class Lane:
@@ -64,8 +74,7 @@ class Lane:
         has = self.holders.get(holder)
         if has is None:
             has = self.holders[holder] = Holder()
-        has.count += 1
-        has.weight = weight
+        has.runs[run] = has.weight = weight
 
     def left(self, run: int) -> None:
         """The engine or the handler has let go of a run: its place is free. Idempotent."""
@@ -73,8 +82,8 @@ class Lane:
             return
         holder = self._holder_of.pop(run)
         has = self.holders[holder]
-        has.count -= 1
-        if not has.count:
+        del has.runs[run]
+        if not has.runs:
             del self.holders[holder]
 
     def resize(self, threads: int, cap: int) -> int:

@@ -33,6 +33,7 @@ from llmtaskpool_worker.execution.engine_slots import EngineSlots, model_of
 from llmtaskpool_worker.execution.lanes import Lane
 from llmtaskpool_worker.execution.ledger import TaskLedger
 from llmtaskpool_worker.execution.making_way import MakingWay
+from llmtaskpool_worker.execution.niceness import Niceness
 from llmtaskpool_worker.execution.references import with_results
 from llmtaskpool_worker.execution.thread_sharing import Free, ThreadSharing
 from llmtaskpool_worker.kinds.registry import CallContext, HandlerError, Kind, Kinds
@@ -105,6 +106,7 @@ class Running:
         self.place_is_free: Callable[[Lane], None] = lambda _: None
         """Called when a handler has ended and its thread is free."""
         self._sharing = ThreadSharing(ledger.broker, slots, self.free, self.groups)
+        self.niceness = Niceness(lanes[LaneName.COMPUTE], slots)
         self._alone: ActiveTask | None = None
         """What runs alone, or does so as soon as nothing else runs."""
 
@@ -302,6 +304,7 @@ class Running:
         self._ledger.start(task, min(task.claim.run_seconds, self._timeout_seconds))
         task.request_id = next(self._request_ids)
         task.lane.began(task.request_id, task.id, holder, task.request.weight)
+        self.niceness.look()
         payload = task.request.payload
         if isinstance(payload, Call):
             self._begin_call(task, payload)

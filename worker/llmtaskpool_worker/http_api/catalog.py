@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from llmtaskpool_worker.disclosure import shown
 from llmtaskpool_worker.http_api.errors import ApiError, invalid
+from llmtaskpool_worker.http_api.turns import Turn
 from llmtaskpool_worker.scheduling.task import EncodedRow
 
 BIG_TEXT = 1024
@@ -117,10 +118,19 @@ class Model:
         if self.task != "generate":
             return await self._encode_document(codec, value, field)
         if not isinstance(value, str):
-            await asyncio.sleep(0)  # as for texts
             return self._checked(value, field)
         self.may_fit(len(value), field)
         return self._fitting(await off_loop(len(value), lambda: codec.encode(value)), field)
+
+    async def encode_all(
+        self, values: Sequence[tuple[str, str | Sequence[int]]]
+    ) -> list[tuple[int, ...]]:
+        """The same of many, each with the name of its field."""
+        turn, encoded = Turn(), []
+        for name, value in values:
+            encoded.append(await self.encode(value, name))
+            await turn.pass_on()
+        return encoded
 
     async def _encode_document(
         self, codec: Codec, value: str | Sequence[int], field: str
@@ -128,7 +138,6 @@ class Model:
         if not isinstance(value, str):
             if not self.token_ids:
                 raise self._foreign_ids(field)
-            await asyncio.sleep(0)  # as for texts
             self._checked(value, field)
             return self._fitting(codec.complete(value), field)
         self.may_fit(len(value), field)
@@ -279,7 +288,6 @@ async def off_loop(letters: int, encode: Callable[[], T]) -> T:
     """What ``encode`` makes of so many letters: in a thread when they are many."""
     if letters > BIG_TEXT:
         return await asyncio.get_running_loop().run_in_executor(_TOKENIZING, encode)
-    await asyncio.sleep(0)  # between the many texts of one request others have their turn
     return encode()
 
 

@@ -376,6 +376,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._data, self._at = b"", 0
         if self._socket.is_closing():
             return
+        self.transport.flush()  # type: ignore[attr-defined]
         self._enter(State.LINGERING, LINGER_SECONDS)
         self._discarded = 0
         if self._socket.can_write_eof():
@@ -384,6 +385,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.flow.hold(too_much=False)
 
     def _close(self) -> None:
+        self.transport.flush()  # type: ignore[attr-defined]
         self._enter(State.CLOSING)
         self._socket.close()
         if self._socket.get_write_buffer_size():

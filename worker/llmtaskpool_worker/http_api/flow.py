@@ -72,6 +72,9 @@ class InPieces(asyncio.BufferedProtocol):
         self._data_received(bytes(_READ[:nbytes]))
 
 
+_HEAD = b"HTTP/1."
+
+
 class Lingering(Protocol):
     """A protocol that decides itself how its connection ends."""
 
@@ -91,6 +94,8 @@ class LingeringTransport:
     def __init__(self, transport: asyncio.Transport, protocol: Lingering) -> None:
         self._transport = transport
         self._protocol = protocol
+        self._loop = asyncio.get_running_loop()
+        self._head = b""
 
     def close(self) -> None:
         """As the protocol ends it."""
@@ -101,10 +106,25 @@ class LingeringTransport:
         return self._protocol.is_over() or self._transport.is_closing()
 
     def write(self, data: bytes) -> None:
-        """Send, unless it is closing."""
-        if not self.is_closing():
-            self._transport.write(data)
-            self._protocol.moved()
+        """Send, unless it is closing; a head leaves with what follows it in the same turn.
+
+        Each write is a call to the kernel, and wakes a client that can't do anything with a head.
+        """
+        if self.is_closing():
+            return
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data.startswith(_HEAD):  # a body that begins like one waits for no longer either
+            self._head = data
+            self._loop.call_soon(self.flush)
+            return
+        self._transport.write(data)
+        self._protocol.moved()
+
+    def flush(self) -> None:
+        """Send the head that waits, if one does."""
+        if self._head:
+            self.write(b"")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,6 +18,7 @@ from llmtaskpool_worker.http_api.forwarded_answers import ForwardedShape
 from llmtaskpool_worker.http_api.forwarded_requests import Forwarding, forwarding
 from llmtaskpool_worker.http_api.openai_schema import WEIGHT_HEADER, weight_of
 from llmtaskpool_worker.http_api.sse import DONE, answer, encode, event, with_list
+from llmtaskpool_worker.http_api.turns import Turn
 from llmtaskpool_worker.scheduling.task import (
     ChoiceDelta,
     Forwarded,
@@ -114,7 +114,7 @@ async def _frames(batch: Batch, shape: ForwardedShape, *, with_usage: bool) -> A
 
 
 async def _embeddings(model: Model, views: Sequence[TaskView]) -> Response:
-    data: list[bytes] = []
+    turn, data = Turn(), list[bytes]()
     tokens = 0
     for view in views:
         if isinstance(view.result, Forwarded):
@@ -122,7 +122,7 @@ async def _embeddings(model: Model, views: Sequence[TaskView]) -> Response:
             for one in view.result.value:
                 shown = {"object": "embedding", "index": len(data), "embedding": one}
                 data.append(encode(shown))
-                await asyncio.sleep(0)
+                await turn.pass_on()
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return with_list({"object": "list", "model": model.name, "usage": usage}, "data", data)
 

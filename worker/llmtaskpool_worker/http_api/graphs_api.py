@@ -24,6 +24,7 @@ from llmtaskpool_worker.http_api.graph_progress import frames, progress_of
 from llmtaskpool_worker.http_api.sse import EventStream, answer
 from llmtaskpool_worker.http_api.task_body import TaskBody, task_of
 from llmtaskpool_worker.http_api.tasks_api import TaskRoutes
+from llmtaskpool_worker.http_api.turns import Turn
 from llmtaskpool_worker.scheduling.task import Call, TaskRequest
 
 NODES_MAX = 1000
@@ -103,11 +104,12 @@ class GraphRoutes:
         """POST /v1/graphs: all of its tasks or none; 202 and their ids by name."""
         bodies, order = await self._bodies.read(request, _graph_of)
         graph_id = self._books.new_id()
-        wanted: dict[str, TaskRequest] = {}
+        turn, wanted = Turn(), dict[str, TaskRequest]()
         for name in order:
             with blaming(f"tasks.{name}.", {}):
                 asked = await self._tasks.request_of(bodies[name], request)
             wanted[name] = replace(asked, labels=asked.labels | {LABEL: graph_id})
+            await turn.pass_on()
         told = await self._submit(graph_id, wanted, tenant_of(request))
         self._bodies.give_back(request)
         by_name = {name: told[name] for name in bodies}

@@ -45,6 +45,7 @@ from llmtaskpool_worker.http_api.sse import (
 from llmtaskpool_worker.http_api.structured import checked
 from llmtaskpool_worker.http_api.tool_answers import ToolShape
 from llmtaskpool_worker.http_api.translate_api import TranslateRoutes
+from llmtaskpool_worker.http_api.turns import Turn
 from llmtaskpool_worker.scheduling.task import (
     ChoiceDelta,
     Embed,
@@ -139,7 +140,7 @@ class OpenAIRoutes:
         if isinstance(body, Forwarding):
             return await self._forward.serve(request, body)
         model = self._catalog.get(body.model, "generate")
-        prompts = [await model.encode(one, field) for field, one in named("prompt", body.prompt)]
+        prompts = await model.encode_all(named("prompt", body.prompt))
         grammar = await grammar_of(body)
         tasks = generations("generate", body, model, prompts, _header(request), grammar)
         body = body.model_copy(update={"prompt": ""})  # as in a chat
@@ -201,7 +202,7 @@ class OpenAIRoutes:
                 "Leave it out.",
                 code="unsupported_value",
             )
-        inputs = [await model.encode(one, field) for field, one in named("input", body.input)]
+        inputs = await model.encode_all(named("input", body.input))
         weight = weight_of(body, _header(request))
         tasks = [
             TaskRequest(
@@ -217,11 +218,11 @@ class OpenAIRoutes:
         views = await self._answering.some_at_a_time(request, tasks)
         results = [view.result for view in views if isinstance(view.result, Embedded)]
         prompt_tokens = sum(result.prompt_tokens for result in results)
-        data = []
+        turn, data = Turn(), []
         for index, result in enumerate(results):
             one = {"object": "embedding", "index": index, "embedding": _vector(result, body)}
             data.append(encode(one))
-            await asyncio.sleep(0)
+            await turn.pass_on()
         around = {
             "object": "list",
             "model": model.name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -14,6 +14,9 @@ from starlette.types import Receive, Scope, Send
 T = TypeVar("T")
 
 COMMENT = b": still here\n\n"
+
+PIECE_BYTES = 64 * 1024
+"""Shorter parts of an answer are sent together."""
 
 TURN_SECONDS = 0.01
 """A stream that has frames ready gives others a turn this often."""
@@ -29,22 +32,43 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientLeft: the client disconnected.
     """
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_until_disconnect(receive))
+    watch = _Watch(receive)
+    watching = asyncio.ensure_future(watch.look())
     try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientLeft
+        return await work
+    except asyncio.CancelledError:
+        if watch.is_ours():
+            raise ClientLeft from None
+        raise
     finally:
-        for task in (working, watching):
-            task.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
+        watching.cancel()
+        watch.end()
 
 
-async def _until_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+class _Watch:
+    """Cancels the task that made it, once, when a client has left; as asyncio.timeout does it."""
+
+    def __init__(self, receive: Receive) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - only a coroutine of a task can wait
+        self._receive, self._task = receive, task
+        self._before, self._left = task.cancelling(), False
+
+    async def look(self) -> None:
+        """Until it has left."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._left = True
+        self._task.cancel()
+
+    def is_ours(self) -> bool:
+        """Whether the task is cancelled for the client's leaving, and for nothing else."""
+        return self._left and self._task.cancelling() <= self._before + 1
+
+    def end(self) -> None:
+        """The task goes on, and is not cancelled by us any more."""
+        if self._left:
+            self._task.uncancel()
 
 
 def encode(value: Any) -> bytes:
@@ -190,11 +214,24 @@ class Pieces(Response):
         await send(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
-        *parts, last = self._parts
+        *parts, last = _gathered(self._parts)
         for part in parts:
             await send({"type": "http.response.body", "body": part, "more_body": True})
             await asyncio.sleep(0)  # a client that reads fast never makes ``send`` wait
         await send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+def _gathered(parts: Sequence[bytes]) -> Iterator[bytes]:
+    """The same bytes in fewer parts: each is a call to the kernel, and wakes the client."""
+    short: list[bytes] = []
+    size = 0
+    for part in parts:
+        short.append(part)
+        size += len(part)
+        if size >= PIECE_BYTES:
+            yield b"".join(short)
+            short, size = [], 0
+    yield b"".join(short)
 
 
 DONE = event(b"[DONE]")

@@ -1,0 +1,92 @@
+"""Engines that share processors are told how nice to be, by the weights of what they run."""
+
+from __future__ import annotations
+
+from llmtaskpool_worker.brokers.memory import MemoryBroker
+from llmtaskpool_worker.brokers.protocol import Broker
+from llmtaskpool_worker.engines.protocol import SetNiceness
+from llmtaskpool_worker.scheduling.limits import Limits
+
+from .test_dispatcher import play, until
+from .test_thread_sharing import Pair, chat, embed, pair
+
+
+def memory(limits: Limits) -> Broker:
+    return MemoryBroker(limits, lambda: 0.0)
+
+
+def listen(both: Pair) -> dict[str, list[int]]:
+    """What each engine is told from now on."""
+    told: dict[str, list[int]] = {"chat": [], "bulk": []}
+    for engine in (both.chat, both.bulk):
+
+        def send(message, engine=engine, send=engine.send):
+            if isinstance(message, SetNiceness):
+                told[engine.spec.name].append(message.n)
+            send(message)
+
+        engine.send = send
+    return told
+
+
+def test_bulk_is_nice_while_a_chat_runs_beside_it_and_not_by_itself() -> None:
+    async def story() -> None:
+        async with pair(memory, threads=8) as both:
+            told = listen(both)
+            both.bulk.hangs = both.chat.hangs = True
+            texts = await both.flood(embed(weight=0.1), 3, active=3)
+            assert told == {"chat": [], "bulk": []}, "nobody else is there"
+            chats = await both.flood(chat(), 1, active=4)
+            assert told == {"chat": [], "bulk": [10]}
+            both.chat.hangs = False
+            await both.ended(*chats)
+            await until(lambda: told["bulk"] == [10, 0])
+            both.bulk.hangs = False
+            await both.ended(*texts)
+            assert told == {"chat": [], "bulk": [10, 0]}
+
+    play(story())
+
+
+def test_one_heavy_task_among_bulk_makes_its_engine_less_nice() -> None:
+    async def story() -> None:
+        async with pair(memory, threads=8) as both:
+            told = listen(both)
+            both.bulk.hangs = both.chat.hangs = True
+            ids = await both.flood(chat(), 1, active=1)
+            ids += await both.flood(embed(weight=0.1), 2, active=3)
+            ids += await both.flood(embed(weight=1.0), 1, active=4)
+            assert told == {"chat": [], "bulk": [10, 0]}
+            both.bulk.hangs = both.chat.hangs = False
+            await both.ended(*ids)
+
+    play(story())
+
+
+def test_weights_above_one_count_beside_each_other_as_well() -> None:
+    async def story() -> None:
+        async with pair(memory, threads=8) as both:
+            told = listen(both)
+            both.bulk.hangs = both.chat.hangs = True
+            ids = await both.flood(embed(), 1, active=1)
+            ids += await both.flood(chat(weight=10.0), 1, active=2)
+            assert told == {"chat": [], "bulk": [10]}
+            both.bulk.hangs = both.chat.hangs = False
+            await both.ended(*ids)
+
+    play(story())
+
+
+def test_an_engine_that_came_back_is_told_anew() -> None:
+    async def story() -> None:
+        async with pair(memory, threads=8) as both:
+            both.bulk.hangs = both.chat.hangs = True
+            ids = await both.flood(chat(), 1, active=1)
+            ids += await both.flood(embed(weight=0.1), 2, active=3)
+            told = listen(both)
+            both.bulk.kill()
+            await until(lambda: told["bulk"] == [10])
+            both.bulk.hangs = both.chat.hangs = False
+            await both.ended(*ids)
+
+    play(story())
