@@ -14,7 +14,6 @@ comes to the same numbers, bit for bit, whoever is computed beside it.
 
 from __future__ import annotations
 
-import math
 import warnings
 
 import torch
@@ -65,7 +64,8 @@ class Int8Linear(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """rows @ weight.T + bias."""
         turned = self._turned(rows)
-        largest = torch.linalg.vector_norm(turned, math.inf, -1, keepdim=True).clamp_(min=_TINY)
+        # Not vector_norm(inf), which takes 10 times as long where there are many rows.
+        largest = turned.abs().amax(-1, keepdim=True).clamp_(min=_TINY)
         out: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             turned.div_(largest), 1 / LEVELS, LEVELS, self._packed
         )
