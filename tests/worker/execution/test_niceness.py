@@ -48,14 +48,21 @@ def test_bulk_is_nice_while_a_chat_runs_beside_it_and_not_by_itself() -> None:
     play(story())
 
 
-def test_one_heavy_task_among_bulk_makes_its_engine_less_nice() -> None:
+def test_an_engine_is_not_nice_as_long_as_it_has_heavy_tasks_and_for_a_while_after() -> None:
+    """One that comes amid its bulk would wait for a step that nobody can hurry."""
+
     async def story() -> None:
         async with pair(memory, threads=8) as both:
             told = listen(both)
             both.bulk.hangs = both.chat.hangs = True
             ids = await both.flood(chat(), 1, active=1)
             ids += await both.flood(embed(weight=0.1), 2, active=3)
-            ids += await both.flood(embed(weight=1.0), 1, active=4)
+            heavy = await both.flood(embed(weight=1.0), 1, active=4)
+            assert told == {"chat": [], "bulk": [10, 0]}
+            both.bulk.hangs = False
+            await both.ended(*heavy)
+            both.bulk.hangs = True
+            ids += await both.flood(embed(weight=0.1), 2, active=3)
             assert told == {"chat": [], "bulk": [10, 0]}
             both.bulk.hangs = both.chat.hangs = False
             await both.ended(*ids)

@@ -145,7 +145,7 @@ class SetThreads(msgspec.Struct, frozen=True, tag="threads"):
 
 
 class SetNiceness(msgspec.Struct, frozen=True, tag="niceness"):
-    """Steps from the next one on leave the processors to others: ``n`` levels nicer, 0 to 19."""
+    """Steps from the next one on leave the processors to others: ``n`` levels nicer; 0: not."""
 
     n: int
 

@@ -106,7 +106,7 @@ class Running:
         self.place_is_free: Callable[[Lane], None] = lambda _: None
         """Called when a handler has ended and its thread is free."""
         self._sharing = ThreadSharing(ledger.broker, slots, self.free, self.groups)
-        self.niceness = Niceness(lanes[LaneName.COMPUTE], slots)
+        self.niceness = Niceness(lanes[LaneName.COMPUTE], slots, clock)
         self._alone: ActiveTask | None = None
         """What runs alone, or does so as soon as nothing else runs."""
 

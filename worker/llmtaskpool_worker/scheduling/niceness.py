@@ -5,19 +5,26 @@ times the next (sched(7); ``sched_prio_to_weight`` in Linux' kernel/sched/core.c
 weights hold for processors as for threads, an engine whose heaviest task weighs w, beside one of
 w_max, is
 
-    n = floor(ln(w_max / w) / ln 1.25)
+    n = min(10, floor(ln(w_max / w) / ln 1.25))
 
-levels nicer, in bands of BAND and at most MOST: W = 0.1 beside W = 1 is 10, a ninth of its share. A
-processor that nobody else wants is its all the same. Pure.
+levels nicer, in bands of BAND. A processor that nobody else wants is its all the same.
+
+A step that has begun nice can't be hurried (a thread becomes nicer and never less so), and at ten
+levels it may take ten times as long on a busy machine. So w is that of the heaviest within
+LATELY_SECONDS: an engine that has bulk and urgent tasks is not nice, and one of bulk alone lets the
+first urgent one wait for a slow step, and none after it. Pure.
 """
 
 from __future__ import annotations
 
-from math import log
+from dataclasses import dataclass
+from math import inf, log
 
 BAND = 5
 """Each level in use is a thread of an engine's, so there are few; rounded to the less nice."""
-MOST = 19
+MOST = 10
+"""A ninth of what others get of a busy processor is the least: what runs is to end, too."""
+LATELY_SECONDS = 60.0
 _A_LEVEL = log(1.25)
 
 
@@ -26,4 +33,18 @@ def niceness(weight: float, most: float) -> int:
     if weight >= most:
         return 0
     levels = min(MOST, int(log(most / weight) / _A_LEVEL))
-    return levels if levels == MOST else levels - levels % BAND
+    return levels - levels % BAND
+
+
+@dataclass(slots=True)
+class Lately:
+    """The heaviest weight of LATELY_SECONDS."""
+
+    weight: float = 0.0
+    until: float = -inf
+
+    def seen(self, weight: float, now: float) -> float:
+        """Take in what runs now; the heaviest lately."""
+        if weight >= self.weight or now >= self.until:
+            self.weight, self.until = weight, now + LATELY_SECONDS
+        return self.weight
