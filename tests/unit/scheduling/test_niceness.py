@@ -20,6 +20,7 @@ WEIGHTS = st.floats(min_value=1e-6, max_value=1e6)
         (0.1, 1.0, 10),
         (1.0, 10.0, 10),
         (0.0001, 1.0, 10),
+        (5e-324, 1e6, 10),  # their ratio is more than a float holds
     ],
 )
 def test_levels_follow_the_ratio_of_the_weights(weight: float, most: float, levels: int) -> None:

@@ -97,3 +97,17 @@ def test_an_engine_that_came_back_is_told_anew() -> None:
             await both.ended(*ids)
 
     play(story())
+
+
+def test_the_smallest_weight_that_there_is_hurts_nobody() -> None:
+    async def story() -> None:
+        async with pair(memory, threads=8) as both:
+            told = listen(both)
+            both.bulk.hangs = both.chat.hangs = True
+            ids = await both.flood(chat(weight=1e6), 1, active=1)
+            ids += await both.flood(embed(weight=5e-324), 1, active=2)
+            assert told == {"chat": [], "bulk": [10]}
+            both.bulk.hangs = both.chat.hangs = False
+            await both.ended(*ids)
+
+    play(story())

@@ -130,7 +130,8 @@ def _serve(loop: EngineLoop, inbox: queue.SimpleQueue[ToEngine], connection: soc
     """Take in what came, step, tell what happened."""
     pulse = Pulse(connection)
     scales = Scales(connection)
-    steps = NiceSteps()
+    torch = sys.modules.get("torch")  # not where onnxruntime does it all
+    steps = NiceSteps(1 if torch is None else torch.get_num_threads())
     loop.beat_with(pulse)
     try:
         while True:

@@ -8,6 +8,7 @@ threads are the caller's: those of a team that a nice thread starts are as nice.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,9 @@ T = TypeVar("T")
 class NiceSteps:
     """Runs one step after the other; the caller waits for each."""
 
-    def __init__(self) -> None:
+    def __init__(self, cores: int) -> None:
+        """``cores``: threads of torch that each step may use."""
+        self._cores = cores
         self.level = 0
         """The next step is so much nicer than this process."""
         self._threads: dict[int, ThreadPoolExecutor] = {}
@@ -32,13 +35,22 @@ class NiceSteps:
         thread = self._threads.get(self.level)
         if thread is None:
             thread = self._threads[self.level] = ThreadPoolExecutor(
-                1, f"nice-{self.level}", initializer=_be_nice, initargs=(self.level,)
+                1, f"nice-{self.level}", initializer=_be_nice, initargs=(self.level, self._cores)
             )
         return thread.submit(step).result()
 
 
-def _be_nice(level: int) -> None:
+def own_niceness() -> int:
+    """Of this thread; 0 where there is no such thing."""
+    try:
+        return os.getpriority(os.PRIO_PROCESS, 0)  # on Linux 0 is the thread that asks
+    except (OSError, AttributeError):
+        return 0
+
+
+def _be_nice(level: int, cores: int) -> None:
     """Of this thread alone, as Linux has it; elsewhere nobody is nicer."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(cores)  # a new thread has what was set last, by whichever thread
     with suppress(OSError, AttributeError):
-        own = os.getpriority(os.PRIO_PROCESS, 0)
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), own + level)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), own_niceness() + level)

@@ -337,13 +337,13 @@ class Dispatcher:
             unread = len(slots.unread)
             try:
                 self._events.take_in(slots, happened)
+                self._running.niceness.look()
             except Exception as error:  # one event that can't be taken in must not stop the others
                 log.error(  # noqa: TRY400  a traceback has paths
                     "engine event not taken in",
                     extra={"model": slots.name, "error": where_raised(error)},
                 )
             if not isinstance(happened, Piece) or len(slots.unread) < unread:
-                self._running.niceness.look()
                 self._asking.schedule(self._lanes[LaneName.COMPUTE])
                 if slots.seats is not None:
                     self._asking.look()

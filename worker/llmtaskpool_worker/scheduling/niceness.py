@@ -32,7 +32,8 @@ def niceness(weight: float, most: float) -> int:
     """n of an engine whose heaviest task has this weight, beside a heaviest of all of ``most``."""
     if weight >= most:
         return 0
-    levels = min(MOST, int(log(most / weight) / _A_LEVEL))
+    # Not the logarithm of their ratio, which may be beyond what a float holds.
+    levels = min(MOST, int((log(most) - log(weight)) / _A_LEVEL))
     return levels - levels % BAND
 
 

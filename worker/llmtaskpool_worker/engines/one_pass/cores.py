@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from llmtaskpool_worker.engines.nice_steps import own_niceness
+
 Rows = Sequence[Any]
 
 
@@ -21,11 +23,8 @@ class Cores:
 
     def __init__(self, device: torch.device) -> None:
         self.count = 1 if device.type != "cpu" else torch.get_num_threads()
-        # Their own count of threads is their own: the one that steps keeps all of them, for a row
-        # that is alone.
-        self._pool = ThreadPoolExecutor(
-            self.count, "one-pass", initializer=lambda: torch.set_num_threads(1)
-        )
+        self._pools: dict[int, ThreadPoolExecutor] = {}
+        """By how nice the step is: a thread is as nice as who made it, and stays so."""
 
     def run(
         self, rows: Rows, sizes: Sequence[int], run: Callable[[Rows], Sequence[Any]]
@@ -45,7 +44,17 @@ class Cores:
                 return run([rows[place] for place in part])
 
         found: list[Any] = [None] * len(rows)
-        for part, values in zip(parts, self._pool.map(ran, parts), strict=True):
+        for part, values in zip(parts, self._pool().map(ran, parts), strict=True):
             for place, value in zip(part, values, strict=True):
                 found[place] = value
         return found
+
+    def _pool(self) -> ThreadPoolExecutor:
+        level = own_niceness()
+        if level not in self._pools:
+            # Their own count of threads is their own: the one that steps keeps all of them, for a
+            # row that is alone.
+            self._pools[level] = ThreadPoolExecutor(
+                self.count, "one-pass", initializer=lambda: torch.set_num_threads(1)
+            )
+        return self._pools[level]

@@ -101,6 +101,7 @@ class Speech:
             "window_seconds": extractor.chunk_length,
         }
         self._threads = ThreadPoolExecutor(1, "decode-sound")
+        self._threads.submit(int)  # made now: a thread is as nice as who makes it (nice_steps.py)
         self._unpacking = Unpacking()
         self._sounds: dict[int, _Sound] = {}
 
