@@ -5,10 +5,10 @@
 
 One real worker: SmolLM2 chats, MiniLM embeds, MobileNetV2 looks at pictures, and io kinds. Four
 clients chat all the time (weight 1, one after the other, with a moment between two). Windows of
-them alone and with a flood (isolation_floods.py) take turns, and each with a flood is compared with
-the two alone before and after it; of the rounds the medians are told, and of the waits for a first
-token the p95 of all rounds together. Ends with code 1 when one is
-beyond its bound. A flood of nothing is among them: what it is moved by is the machine's noise.
+them alone and with a flood (isolation_floods.py) take turns, and those with a flood are compared
+with those alone before and after them: all rounds together, as the p95 of one window is its noise.
+Ends with code 1 when one is beyond its bound. A flood of nothing is among them: what it is moved by
+is the machine's noise.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from types import ModuleType
 
 import aiohttp
@@ -54,7 +54,9 @@ MEASURES = {
     "gap_p99": "gap p99, ms",
     "rate": "tokens/s",
 }
-GAPS = tuple(name for name in MEASURES if name != "first_p95")
+
+
+Window = tuple[float, float]
 
 
 @dataclass(slots=True)
@@ -65,21 +67,26 @@ class Seen:
     gaps: list[tuple[float, float]] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
 
-    def within(self, begin: float, end: float) -> dict[str, float]:
-        """The measures of a window but one; milliseconds, and tokens a second."""
-        first = self.firsts(begin, end)
-        gaps = sorted(value for at, value in self.gaps if begin <= at < end)
+    def within(self, *windows: Window) -> Seen:
+        """What was seen in these windows."""
+
+        def those(values: list[tuple[float, float]]) -> list[tuple[float, float]]:
+            return [one for one in values if any(a <= one[0] < b for a, b in windows)]
+
+        return Seen(those(self.first), those(self.gaps))
+
+    def told(self, seconds: float) -> dict[str, float]:
+        """The measures; milliseconds, and tokens a second of so many seconds."""
+        first = sorted(value for _, value in self.first)
+        gaps = sorted(value for _, value in self.gaps)
         assert first, "a window without a chat: give it more --minutes"
         assert gaps, "a window without tokens: give it more --minutes"
         return {
+            "first_p95": 1000 * _at(first, 0.95),
             "gap_p95": 1000 * _at(gaps, 0.95),
             "gap_p99": 1000 * _at(gaps, 0.99),
-            "rate": (len(first) + len(gaps)) / (end - begin),
+            "rate": (len(first) + len(gaps)) / seconds,
         }
-
-    def firsts(self, begin: float, end: float) -> list[float]:
-        """Seconds to the first token of each chat of a window."""
-        return [value for at, value in self.first if begin <= at < end]
 
 
 def _at(values: Sequence[float], share: float) -> float:
@@ -140,9 +147,6 @@ def _real_weights() -> ModuleType:
     return real
 
 
-Window = tuple[float, float]
-
-
 async def flooded(command: Sequence[str], seconds: float) -> tuple[Window, dict[str, int]]:
     """A window with a flood, once it is there; and what the flood's requests came to."""
     script = str(HERE / "isolation_floods.py")
@@ -174,34 +178,28 @@ async def alone(seconds: float) -> Window:
 
 @dataclass(slots=True)
 class Row:
-    """A flood: of each round what chats saw with it and alone, and how many requests a second."""
+    """A flood: its windows, those beside them without it, and how many requests a second."""
 
     name: str
-    moved: list[dict[str, float]] = field(default_factory=list)
-    plain: list[dict[str, float]] = field(default_factory=list)
-    firsts: list[float] = field(default_factory=list)
-    plain_firsts: list[float] = field(default_factory=list)
-    """Waits for a first token, of all rounds: a window has so few that its p95 is its worst."""
+    flooded: list[Window] = field(default_factory=list)
+    plain: list[Window] = field(default_factory=list)
     done: list[float] = field(default_factory=list)
     refused: int = 0
+    moved: dict[str, float] = field(default_factory=dict)
+    alone: dict[str, float] = field(default_factory=dict)
+
+    def look(self, seen: Seen) -> None:
+        """Take in what chats saw in all windows so far."""
+        for windows, measures in ((self.flooded, self.moved), (self.plain, self.alone)):
+            seconds = sum(end - begin for begin, end in set(windows))
+            measures.update(seen.within(*windows).told(seconds))
 
     def told(self) -> dict[str, float]:
-        """Medians of the rounds: alone, with the flood, and the ratio of each round.
-
-        The waits for a first token are put together instead.
-        """
+        """Of all rounds together: alone, with the flood, and what one is of the other."""
         found = {"requests_per_second": median(self.done), "refused": float(self.refused)}
-        with_it, without = (
-            1000 * _at(sorted(waits), 0.95) for waits in (self.firsts, self.plain_firsts)
-        )
-        found |= {"first_p95_alone": without, "first_p95": with_it}
-        found |= {"first_p95_ratio": with_it / without, "chats": float(len(self.firsts))}
-        for name in GAPS:
-            found[f"{name}_alone"] = median(one[name] for one in self.plain)
-            found[name] = median(one[name] for one in self.moved)
-            found[f"{name}_ratio"] = median(
-                one[name] / other[name] for one, other in zip(self.moved, self.plain, strict=True)
-            )
+        for name in MEASURES:
+            found[f"{name}_alone"], found[name] = self.alone[name], self.moved[name]
+            found[f"{name}_ratio"] = self.moved[name] / self.alone[name]
         return found
 
     def beyond(self) -> list[str]:
@@ -237,11 +235,9 @@ async def measure(chosen: argparse.Namespace, progress: Progress) -> list[Row]:
                     command = (row.name, url, str(port), str(picture))
                     window, counts = await flooded(command, seconds)
                     after = await alone(seconds)
-                    both = [seen.within(*before), seen.within(*after)]
-                    row.plain.append({name: mean(one[name] for one in both) for name in GAPS})
-                    row.plain_firsts += seen.firsts(*before) + seen.firsts(*after)
-                    row.firsts += seen.firsts(*window)
-                    row.moved.append(seen.within(*window))
+                    row.flooded.append(window)
+                    row.plain += [before, after]
+                    row.look(seen)
                     row.done.append(counts.get("200", 0) / seconds)
                     row.refused += sum(counts.values()) - counts.get("200", 0)
                     before = after
@@ -257,8 +253,7 @@ async def measure(chosen: argparse.Namespace, progress: Progress) -> list[Row]:
 
 
 def _brief(row: Row) -> str:
-    with_it, without = row.moved[-1], row.plain[-1]
-    return ", ".join(f"{name} {without[name]:.0f} / {with_it[name]:.0f}" for name in GAPS)
+    return ", ".join(f"{name} {row.alone[name]:.0f} / {row.moved[name]:.0f}" for name in MEASURES)
 
 
 def cells(row: Row) -> list[str]:
@@ -282,10 +277,9 @@ def page(rows: Sequence[Row], chosen: argparse.Namespace) -> str:
         "",
         f"`{command} --rounds {chosen.rounds}`: {CHATS} clients that chat all the time with "
         f"SmolLM2 ({TOKENS} tokens, weight 1), alone / with each flood, in turn in one run; "
-        "MiniLM and MobileNetV2 are loaded beside it, an engine each. Medians of the rounds; *x*: "
-        "the median of each round's ratio. Waits for the first token are those of all rounds "
-        f"together (a window has some twenty chats; here {min(len(r.firsts) for r in rows)} or "
-        "more of each flood). A gap is the time between two tokens of one stream.",
+        "MiniLM and MobileNetV2 are loaded beside it, an engine each. What chats saw in all "
+        "windows of a kind is put together, as a window has some twenty chats, whose p95 is its "
+        "worst; *x*: with the flood over alone. A gap is the time between two tokens of one stream.",
         "",
         "Bounds: io moves the p95 gap by less than 10 % and the p99 by less than 25 %; bulk moves "
         "the p95 wait for the first token by less than 20 %. A star marks what is beyond. "
