@@ -279,7 +279,8 @@ def page(rows: Sequence[Row], chosen: argparse.Namespace) -> str:
         f"SmolLM2 ({TOKENS} tokens, weight 1), alone / with each flood, in turn in one run; "
         "MiniLM and MobileNetV2 are loaded beside it, an engine each. What chats saw in all "
         "windows of a kind is put together, as a window has some twenty chats, whose p95 is its "
-        "worst; *x*: with the flood over alone. A gap is the time between two tokens of one stream.",
+        "worst; *x*: with the flood over alone. A gap is the time between two tokens of one "
+        "stream.",
         "",
         "Bounds: io moves the p95 gap by less than 10 % and the p99 by less than 25 %; bulk moves "
         "the p95 wait for the first token by less than 20 %. A star marks what is beyond. "
