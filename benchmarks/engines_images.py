@@ -12,13 +12,12 @@ import asyncio
 import io
 import json
 import random
-import socket
 import subprocess
 import sys
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -30,6 +29,7 @@ import psutil
 import torch
 from engines_litserve import mobilenet, transform
 from PIL import Image
+from processes import free_port, started
 
 CLIENTS = 16
 PAUSE_SECONDS = 0.02
@@ -113,24 +113,9 @@ def in_a_loop(weights: str, threads: int) -> None:
 
 
 @contextmanager
-def started(*command: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A process of ours, ended at the end with those that it has started."""
-    process = subprocess.Popen([sys.executable, *command], text=True, **options)
-    try:
-        yield process
-    finally:
-        whole = psutil.Process(process.pid)
-        for one in (*whole.children(recursive=True), whole):
-            with suppress(psutil.NoSuchProcess):
-                one.terminate()
-        process.wait()
-
-
-@contextmanager
 def litserve(weights: str, threads: int) -> Iterator[tuple[str, psutil.Process]]:
     """LitServe's address and process, ready."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = (str(HERE / "engines_litserve.py"), str(port), weights, str(threads))
     with started(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         url = f"http://127.0.0.1:{port}"

@@ -12,8 +12,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ import tokenizers
 import uvloop
 from llmtaskpool_worker.engines.process import EngineProcess
 from llmtaskpool_worker.engines.protocol import AdmitEmbedding, ModelSpec, Ready, Vector
+from processes import free_port, started
 
 TEXT = "The quick brown fox jumps over the lazy dog"
 ROUNDS, WARM_UP = 300, 30
@@ -62,21 +61,16 @@ class Client:
 @contextmanager
 def bare(folder: str, threads: int) -> Iterator[str]:
     """The address of a bare server, ready."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, str(HERE / "engines_bare.py"), str(port), folder, str(threads)]
-    started = subprocess.Popen(command)
-    try:
-        while started.poll() is None:
+    port = free_port()
+    with started(str(HERE / "engines_bare.py"), str(port), folder, str(threads)) as process:
+        while True:
             try:
                 socket.create_connection(("127.0.0.1", port)).close()
                 break
             except ConnectionRefusedError:
+                assert process.poll() is None, "the bare server has ended"
                 time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
-    finally:
-        started.terminate()
-        started.wait(30)
 
 
 async def _rounds(worker_url: str, bare_url: str, folder: str, threads: int) -> list[list[float]]:

@@ -21,7 +21,6 @@ import os
 import platform
 import random
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -36,6 +35,7 @@ from types import ModuleType
 
 import aiohttp
 from isolation_floods import FLOODS
+from processes import free_port
 from ready_worker import ready_worker
 from rich.console import Console
 from rich.progress import Progress
@@ -217,8 +217,7 @@ async def measure(chosen: argparse.Namespace, progress: Progress) -> list[Row]:
     seconds = 60 * chosen.minutes / (chosen.rounds * len(rows) * 2)
     bar = progress.add_task("windows", total=chosen.rounds * len(rows))
     seen = Seen()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as made:
         picture = _real_weights().file_of("scikit-image", "rocket.jpg")
         async with (

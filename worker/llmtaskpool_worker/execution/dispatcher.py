@@ -337,7 +337,8 @@ class Dispatcher:
             unread = len(slots.unread)
             try:
                 self._events.take_in(slots, happened)
-                self._running.niceness.look()
+                if not isinstance(happened, Piece):  # nobody has left
+                    self._running.niceness.look()
             except Exception as error:  # one event that can't be taken in must not stop the others
                 log.error(  # noqa: TRY400  a traceback has paths
                     "engine event not taken in",

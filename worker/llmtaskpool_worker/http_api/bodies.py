@@ -179,7 +179,7 @@ class Bodies:
         try:
             async with asyncio.timeout(limits.body_seconds):
                 async for chunk in request.stream():
-                    for piece in unpacker.feed(chunk) if chunk else ():
+                    for piece in unpacker.feed(chunk):
                         if read.size + len(piece) > limits.body_bytes:
                             raise _too_long(limits)
                         lease.grow(len(piece))

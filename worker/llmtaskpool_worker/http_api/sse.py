@@ -11,6 +11,8 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from llmtaskpool_worker.http_api.turns import Turn
+
 T = TypeVar("T")
 
 COMMENT = b": still here\n\n"
@@ -164,7 +166,7 @@ class EventStream(Response):
 
         beating = asyncio.ensure_future(beat())
         try:
-            turn_began = monotonic()
+            turn = Turn(TURN_SECONDS)
             async for frame in self._frames:
                 pieces = (frame,) if isinstance(frame, bytes) else frame
                 within = len(pieces) > 1
@@ -174,11 +176,9 @@ class EventStream(Response):
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
                 within = False
                 note()
-                if sent_at - turn_began > TURN_SECONDS:
-                    # A client that reads fast never makes ``send`` wait, nor do frames that are
-                    # there already: without this a long replay would keep the loop to itself.
-                    await asyncio.sleep(0)
-                    turn_began = monotonic()
+                # A client that reads fast never makes ``send`` wait, nor do frames that are
+                # there already: without this a long replay would keep the loop to itself.
+                await turn.pass_on()
         finally:
             beating.cancel()
             aclose = getattr(self._frames, "aclose", None)

@@ -25,7 +25,8 @@ class Unpacker:
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """What became of ``data``, in pieces."""
-        yield data
+        if data:  # the end of a body is told by an empty one
+            yield data
 
     def end(self) -> None:
         """All was fed. Raises ApiError 400 when it was not whole."""
