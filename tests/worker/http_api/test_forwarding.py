@@ -168,7 +168,8 @@ def test_embeddings_come_in_order_however_many(ai, stub):
     assert [one.embedding[0] for one in answer.data] == [float(len(text)) for text in texts]
     assert [one.index for one in answer.data] == list(range(70))
     assert answer.usage.prompt_tokens == sum(map(len, texts))
-    assert [len(one["input"]) for one in stub.seen[before:]] == [32, 32, 6]
+    # They are sent at once over three connections: which the server reads first is its own affair.
+    assert sorted(len(one["input"]) for one in stub.seen[before:]) == [6, 32, 32]
 
 
 @pytest.mark.parametrize(

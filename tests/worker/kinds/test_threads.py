@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from llmtaskpool_worker.http_api.catalog import BIG_TEXT, Model
-from llmtaskpool_worker.kinds.io import OBJECT_BYTES, register_io_kinds
+from llmtaskpool_worker.kinds.content import OBJECT_BYTES
+from llmtaskpool_worker.kinds.io import register_io_kinds
 from llmtaskpool_worker.kinds.registry import CallContext, HandlerError, Kinds
 from llmtaskpool_worker.kinds.threads import PIECE_BYTES, Threads
 

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import binascii
-import codecs
-import ipaddress
 import os
 import re
-import socket
-import ssl
 import stat
 import tempfile
-import threading
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import httpx
-
-from llmtaskpool_worker.kinds.registry import ArgumentsError, CallContext, HandlerError, Kind, Kinds
+from llmtaskpool_worker.kinds.content import OBJECT_BYTES, content_of, encoding_of, told
+from llmtaskpool_worker.kinds.registry import (
+    ArgumentsError,
+    AsyncHandler,
+    CallContext,
+    HandlerError,
+    Kind,
+    Kinds,
+)
 from llmtaskpool_worker.kinds.threads import PIECE_BYTES, Threads
 
-OBJECT_BYTES = 16 * 1024 * 1024
-"""The largest object that is read, written or fetched."""
-FETCH_SECONDS = 30.0
-FILE_THREADS, FETCH_THREADS = 4, 4
-"""So many objects are read, written or decoded at once: each takes a few times its bytes."""
-Resolve = Callable[[str], Awaitable[list[str]]]
-"""The addresses that a host's name stands for. Raises OSError."""
+if TYPE_CHECKING:
+    from llmtaskpool_worker.kinds.fetching import Resolve
+
+FILE_THREADS = 4
+"""So many objects are read or written at once: each takes a few times its bytes."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}){0,7}")
 
 
@@ -39,19 +35,25 @@ def register_io_kinds(
     *,
     data_dir: Path | None,
     fetch_hosts: Collection[str],
-    transport: httpx.AsyncBaseTransport | None = None,
     resolve: Resolve | None = None,
 ) -> None:
     """Register io.fetch, io.read and io.write. What isn't configured refuses with the remedy."""
-    objects = _Objects(data_dir)
-    fetcher = _Fetcher(
-        frozenset(host.lower() for host in fetch_hosts),
-        transport,
-        resolve if resolve is not None or transport is not None else _resolve,
-    )
+    objects, allowed = _Objects(data_dir), _Hosts(fetch_hosts)
     kinds.register(Kind("io.read", objects.read, "io", objects.check_read))
     kinds.register(Kind("io.write", objects.write, "io", objects.check_write))
-    kinds.register(Kind("io.fetch", fetcher.fetch, "io", fetcher.check))
+    kinds.register(Kind("io.fetch", _fetching(fetch_hosts, resolve), "io", allowed.check))
+
+
+def _fetching(hosts: Collection[str], resolve: Resolve | None) -> AsyncHandler:
+    if not hosts:  # the check refuses all, and aiohttp takes an eighth of a second to import
+        return _fetch_nothing
+    from llmtaskpool_worker.kinds.fetching import Fetcher
+
+    return Fetcher(resolve).fetch
+
+
+async def _fetch_nothing(_arguments: dict[str, Any], _: CallContext) -> dict[str, Any]:
+    raise HandlerError("not_allowed", "no host is listed in LLMTASKPOOL_FETCH_HOSTS")
 
 
 class _Objects:
@@ -64,22 +66,22 @@ class _Objects:
     def check_read(self, arguments: dict[str, Any]) -> None:
         _only(arguments, {"name", "encoding"})
         self._checked_name(arguments)
-        _encoding(arguments)
+        encoding_of(arguments)
 
     def check_write(self, arguments: dict[str, Any]) -> None:
         _only(arguments, {"name", "encoding", "content"})
         self._checked_name(arguments)
         content = arguments.get("content")
         if isinstance(content, str) and PIECE_BYTES < len(content) <= 2 * OBJECT_BYTES:
-            _encoding(arguments)  # so long a text is decoded off the loop, when it is written
+            encoding_of(arguments)  # so long a text is decoded off the loop, when it is written
         else:
-            _content(arguments)
+            content_of(arguments)
 
     async def read(self, arguments: dict[str, Any], _: CallContext) -> dict[str, Any]:
         path = self._path(self._checked_name(arguments))
-        encoding = _encoding(arguments)
-        told = await self._threads.run(lambda: _told(_read_file(path), encoding))
-        return {"name": arguments["name"], **told}
+        encoding = encoding_of(arguments)
+        read = await self._threads.run(lambda: told(_read_file(path), encoding))
+        return {"name": arguments["name"], **read}
 
     async def write(self, arguments: dict[str, Any], _: CallContext) -> dict[str, Any]:
         path = self._path(self._checked_name(arguments))
@@ -88,7 +90,7 @@ class _Objects:
     @staticmethod
     def _written(path: Path, arguments: dict[str, Any]) -> dict[str, Any]:
         try:
-            content = _content(arguments)
+            content = content_of(arguments)
         except ArgumentsError as error:
             raise HandlerError("invalid", error.message) from None
         _write_file(path, content)
@@ -152,18 +154,11 @@ def _write_file(path: Path, content: bytes) -> None:
         raise HandlerError("not_written", f"writing failed: {error.strerror}") from None
 
 
-class _Fetcher:
-    """HTTP GET and POST to listed hosts only; redirects are answered and not followed."""
+class _Hosts:
+    """Which URLs may be fetched: those of listed hosts."""
 
-    def __init__(
-        self,
-        hosts: frozenset[str],
-        transport: httpx.AsyncBaseTransport | None,
-        resolve: Resolve | None,
-    ) -> None:
-        self._hosts, self._transport, self._resolve = hosts, transport, resolve
-        self._threads = Threads(FETCH_THREADS, "fetch")
-        self._trust: asyncio.Task[ssl.SSLContext] | None = None
+    def __init__(self, hosts: Collection[str]) -> None:
+        self._hosts = frozenset(host.lower() for host in hosts)
 
     def check(self, arguments: dict[str, Any]) -> None:
         _only(arguments, {"url", "method", "body", "encoding"})
@@ -187,99 +182,7 @@ class _Fetcher:
             raise ArgumentsError("arguments.method", "arguments.method must be GET or POST")
         if not isinstance(arguments.get("body", ""), str):
             raise ArgumentsError("arguments.body", "arguments.body must be a string")
-        _encoding(arguments)
-
-    async def fetch(self, arguments: dict[str, Any], _: CallContext) -> dict[str, Any]:
-        try:
-            async with (
-                asyncio.timeout(FETCH_SECONDS),
-                httpx.AsyncClient(
-                    transport=self._transport,
-                    verify=True if self._transport is not None else await self._context(),
-                    timeout=FETCH_SECONDS,
-                    trust_env=False,
-                ) as client,
-            ):
-                return await self._send(client, arguments)
-        except TimeoutError:
-            raise HandlerError(
-                "not_fetched", f"the answer took longer than {FETCH_SECONDS:g} seconds"
-            ) from None
-        except httpx.HTTPError as error:
-            raise HandlerError("not_fetched", f"fetching failed: {type(error).__name__}") from None
-
-    async def _send(self, client: httpx.AsyncClient, arguments: dict[str, Any]) -> dict[str, Any]:
-        url, body = httpx.URL(str(arguments["url"])), arguments.get("body")
-        request = client.build_request(
-            arguments.get("method", "GET"),
-            url,
-            content=body.encode() if body else None,
-            headers={"accept-encoding": "identity"},  # a small answer must not unfold to a huge one
-        )
-        address = await self._address(url.host)
-        if address is not None:
-            # To the address that was checked: asked again, the name could lead elsewhere.
-            request.url = url.copy_with(host=address)
-            request.extensions["sni_hostname"] = url.host
-        answer = await client.send(request, stream=True)
-        try:
-            size, content = 0, []
-            async for part in answer.aiter_raw():
-                content.append(part)
-                size += len(part)
-                if size > OBJECT_BYTES:
-                    raise HandlerError("too_large", f"more than {OBJECT_BYTES} bytes came")
-        finally:
-            await answer.aclose()
-        told = await self._threads.run(_told, content, _encoding(arguments))
-        return {"status": answer.status_code, **told}
-
-    async def _context(self) -> ssl.SSLContext:
-        """Whom TLS trusts: read from disk once, in a thread, as it takes tens of milliseconds.
-
-        The client is each task's own: a shared one would keep the cookies of one task for the next.
-        """
-        if self._trust is None or _failed(self._trust):
-            making = self._threads.run(httpx.create_ssl_context, trust_env=False)
-            self._trust = asyncio.ensure_future(making)
-        return await asyncio.shield(self._trust)
-
-    async def _address(self, host: str) -> str | None:
-        """The address to call for a listed name; None where the address itself is listed.
-
-        A listed name must not lead to an inner address: link-local ones answer with credentials.
-        """
-        if self._resolve is None or _is_address(host) or host == "localhost":
-            return None
-        try:
-            found = await self._resolve(host)
-        except OSError:
-            raise HandlerError("not_fetched", "the host's name can't be resolved") from None
-        if not found or not all(ipaddress.ip_address(address).is_global for address in found):
-            raise HandlerError(
-                "not_allowed", "the host's name leads to an inner address: list that address"
-            )
-        return found[0]
-
-
-def _failed(made: asyncio.Task[ssl.SSLContext]) -> bool:
-    return made.done() and (made.cancelled() or made.exception() is not None)
-
-
-_NAMES = Threads(16, "names")
-
-
-async def _resolve(host: str) -> list[str]:
-    entries = await _NAMES.run(socket.getaddrinfo, host, None, type=socket.SOCK_STREAM)
-    return [str(entry[4][0]) for entry in entries]
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+        encoding_of(arguments)
 
 
 def _only(arguments: dict[str, Any], known: Collection[str]) -> None:
@@ -288,61 +191,3 @@ def _only(arguments: dict[str, Any], known: Collection[str]) -> None:
             raise ArgumentsError(
                 f"arguments.{name[:80]}", f"arguments may be {', '.join(sorted(known))}"
             )
-
-
-def _encoding(arguments: dict[str, Any]) -> str:
-    encoding = arguments.get("encoding", "text")
-    if encoding not in ("text", "base64"):
-        raise ArgumentsError("arguments.encoding", "arguments.encoding must be text or base64")
-    return str(encoding)
-
-
-def _content(arguments: dict[str, Any]) -> bytes:
-    content = arguments.get("content")
-    if not isinstance(content, str):
-        raise ArgumentsError("arguments.content", "arguments.content must be a string")
-    if len(content) > 2 * OBJECT_BYTES:
-        raise ArgumentsError("arguments.content", f"at most {OBJECT_BYTES} bytes")
-    decode: Callable[[str], bytes] = str.encode
-    if _encoding(arguments) == "base64":
-        decode = _from_base64
-    pieces = [content[i : i + PIECE_BYTES] for i in range(0, len(content), PIECE_BYTES)]
-    padded = decode is _from_base64 and any(piece.endswith("=") for piece in pieces[:-1])
-    try:
-        decoded = decode("=") if padded else b"".join(map(decode, pieces))
-    except (binascii.Error, UnicodeEncodeError, ValueError):
-        raise ArgumentsError("arguments.content", "arguments.content can't be decoded") from None
-    if len(decoded) > OBJECT_BYTES:
-        raise ArgumentsError("arguments.content", f"at most {OBJECT_BYTES} bytes")
-    return decoded
-
-
-def _from_base64(content: str) -> bytes:
-    return base64.b64decode(content, validate=True)
-
-
-_MAKING_TEXT = threading.Lock()
-"""Held while a long text is made: two at once would hold Python's lock for twice as long."""
-
-
-def _told(content: list[bytes], encoding: str) -> dict[str, Any]:
-    with _MAKING_TEXT:
-        pieces = _in_base64(content) if encoding == "base64" else _in_text(content)
-        return {"content": "".join(pieces), "encoding": encoding}
-
-
-def _in_base64(content: list[bytes]) -> Iterator[str]:
-    left = b""
-    for piece in content:
-        whole = left + piece
-        end = len(whole) // 3 * 3  # what needs no padding
-        left = whole[end:]
-        yield binascii.b2a_base64(whole[:end], newline=False).decode()
-    yield binascii.b2a_base64(left, newline=False).decode()
-
-
-def _in_text(content: list[bytes]) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for piece in content:
-        yield decoder.decode(piece)
-    yield decoder.decode(b"", final=True)
