@@ -1,20 +1,36 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import gzip
 import os
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from llmtaskpool_worker.kinds.content import OBJECT_BYTES
+from llmtaskpool_worker.kinds.fetching import Resolve
 from llmtaskpool_worker.kinds.io import register_io_kinds
 from llmtaskpool_worker.kinds.registry import ArgumentsError, CallContext, HandlerError, Kinds
 
 
-def kinds_over(folder: Path | None) -> Kinds:
+def kinds_over(
+    folder: Path | None,
+    hosts: tuple[str, ...] = (),
+    transport: httpx.AsyncBaseTransport | None = None,
+    resolve: Resolve | None = None,
+) -> Kinds:
     kinds = Kinds()
-    register_io_kinds(kinds, data_dir=folder, fetch_hosts=())
+    register_io_kinds(
+        kinds, data_dir=folder, fetch_hosts=hosts, transport=transport, resolve=resolve
+    )
     return kinds
+
+
+def streamed(content: bytes, status: int = 200, headers: dict | None = None) -> httpx.Response:
+    """An answer that is still to be read, as a network's are."""
+    return httpx.Response(status, headers=headers, stream=httpx.ByteStream(content))
 
 
 def call(kinds: Kinds, name: str, arguments: dict[str, Any]) -> Any:
@@ -74,6 +90,101 @@ def test_a_failed_write_leaves_no_unfinished_file(tmp_path: Path) -> None:
         call(kinds_over(tmp_path), "io.write", {"name": "taken", "content": "x"})
     assert refused.value.code == "not_written"
     assert [file.name for file in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://other/x", "file:///etc/passwd", "http://u@good/x", "http://good.other/", "good"]
+)
+def test_only_listed_hosts_are_fetched(url: str) -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, text="reached"))
+    with pytest.raises(ArgumentsError) as refused:
+        call(kinds_over(None, ("good",), transport), "io.fetch", {"url": url})
+    assert refused.value.field == "arguments.url"
+
+
+def test_a_fetch_answers_status_and_content_and_follows_no_redirect() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/away":
+            return streamed(b"", 302, {"location": "http://other/"})
+        return streamed(request.method.encode() + request.content)
+
+    kinds = kinds_over(None, ("good",), httpx.MockTransport(answer))
+    posted = call(kinds, "io.fetch", {"url": "http://good/x", "method": "POST", "body": "hi"})
+    assert (posted["status"], posted["content"]) == (200, "POSThi")
+    assert call(kinds, "io.fetch", {"url": "http://good/away"})["status"] == 302
+
+
+def names(*addresses: str) -> Resolve:
+    async def resolve(_: str) -> list[str]:
+        return list(addresses)
+
+    return resolve
+
+
+def answering(seen: list[httpx.Request]) -> httpx.MockTransport:
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return streamed(b"reached")
+
+    return httpx.MockTransport(answer)
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "10.1.2.3", "169.254.169.254", "::1", "fd00::1", "::ffff:10.0.0.1"]
+)
+def test_a_listed_name_that_leads_to_an_inner_address_is_not_called(address: str) -> None:
+    seen: list[httpx.Request] = []
+    kinds = kinds_over(None, ("good",), answering(seen), names("93.184.215.14", address))
+    with pytest.raises(HandlerError) as refused:
+        call(kinds, "io.fetch", {"url": "http://good/x"})
+    assert refused.value.code == "not_allowed"
+    assert not seen
+
+
+@pytest.mark.parametrize(
+    ("address", "netloc"),
+    [("93.184.215.14", "93.184.215.14:8443"), ("2606:2800::1", "[2606:2800::1]:8443")],
+)
+def test_the_address_that_was_checked_is_the_one_called(address: str, netloc: str) -> None:
+    seen: list[httpx.Request] = []
+    kinds = kinds_over(None, ("good.example",), answering(seen), names(address))
+    call(kinds, "io.fetch", {"url": "https://good.example:8443/x?y=1"})
+    request = seen[0]
+    assert str(request.url) == f"https://{netloc}/x?y=1"
+    assert request.headers["host"] == "good.example:8443"
+    assert request.extensions["sni_hostname"] == "good.example"
+
+
+def test_an_inner_address_that_is_listed_itself_is_called() -> None:
+    seen: list[httpx.Request] = []
+    kinds = kinds_over(None, ("10.1.2.3",), answering(seen), names())
+    assert call(kinds, "io.fetch", {"url": "http://10.1.2.3/x"})["content"] == "reached"
+
+
+class Endless(httpx.AsyncByteStream):
+    async def __aiter__(self):
+        while True:
+            yield bytes(1 << 20)
+
+
+def test_an_endless_answer_is_cut_off() -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Endless()))
+    with pytest.raises(HandlerError) as refused:
+        call(kinds_over(None, ("good",), transport), "io.fetch", {"url": "http://good/x"})
+    assert refused.value.code == "too_large"
+
+
+def test_a_compressed_answer_is_not_unfolded() -> None:
+    packed = gzip.compress(bytes(1 << 20))
+    transport = httpx.MockTransport(
+        lambda _: streamed(packed, headers={"content-encoding": "gzip"})
+    )
+    told = call(
+        kinds_over(None, ("good",), transport),
+        "io.fetch",
+        {"url": "http://good/x", "encoding": "base64"},
+    )
+    assert base64.b64decode(told["content"]) == packed
 
 
 def test_only_plain_files_are_read(tmp_path: Path) -> None:

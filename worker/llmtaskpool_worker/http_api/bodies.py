@@ -17,6 +17,7 @@ import pydantic_core
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from llmtaskpool_worker.http_api.beginnings import its_turn
 from llmtaskpool_worker.http_api.errors import ApiError
 from llmtaskpool_worker.http_api.limits import HttpLimits
 from llmtaskpool_worker.http_api.unpacking import unpacker_of
@@ -195,6 +196,7 @@ class Bodies:
                 close=True,
             ) from None
         unpacker.end()
+        await its_turn(request.scope)
         return read
 
     def give_back(self, request: Request) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from llmtaskpool_worker.http_api.beginnings import Beginnings, InTurns
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
 from llmtaskpool_worker.http_api.connection_states import (
     HALF_CLOSED_SECONDS,
     LINGER_SECONDS,
@@ -53,12 +54,11 @@ def guarded_protocol(limits: HttpLimits, keep_alive_seconds: float = 30.0) -> ty
         "limits": limits,
         "keep_alive_seconds": keep_alive_seconds,
         "crowd": Crowd(limits.connections),
-        "beginnings": Beginnings(),
     }
     return type("GuardedProtocol", (GuardedProtocol,), own)
 
 
-class GuardedProtocol(InTurns):
+class GuardedProtocol(HttpToolsProtocol):
     """uvicorn's httptools protocol with the states and bounds of this module.
 
     llhttp itself takes headers, trailers and chunk framing without end, and uvicorn parses all

@@ -24,6 +24,7 @@ from llmtaskpool_worker.http_api import metrics as metrics_page
 from llmtaskpool_worker.http_api.access import Access
 from llmtaskpool_worker.http_api.auth import Keys, KeysOfTenants, RequireKey
 from llmtaskpool_worker.http_api.batches_api import Batches, BatchRoutes
+from llmtaskpool_worker.http_api.beginnings import InTurns
 from llmtaskpool_worker.http_api.bodies import Bodies, GiveBack
 from llmtaskpool_worker.http_api.browsers import Cors
 from llmtaskpool_worker.http_api.catalog import Catalog
@@ -123,7 +124,8 @@ def assemble(
         exception_handlers=dict.fromkeys(ANSWERED, answer_error) | {HTTPException: _answer_http},
     )
     app.router.redirect_slashes = False
-    return Access(RequireKey(GiveBack(app), keys, open_routes), leaving)
+    in_turns = InTurns(GiveBack(app), open_routes)
+    return Access(RequireKey(in_turns, keys, open_routes), leaving)
 
 
 def data_app(

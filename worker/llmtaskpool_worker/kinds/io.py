@@ -23,6 +23,8 @@ from llmtaskpool_worker.kinds.registry import (
 from llmtaskpool_worker.kinds.threads import PIECE_BYTES, Threads
 
 if TYPE_CHECKING:
+    import httpx
+
     from llmtaskpool_worker.kinds.fetching import Resolve
 
 FILE_THREADS = 4
@@ -35,21 +37,26 @@ def register_io_kinds(
     *,
     data_dir: Path | None,
     fetch_hosts: Collection[str],
+    transport: httpx.AsyncBaseTransport | None = None,
     resolve: Resolve | None = None,
 ) -> None:
     """Register io.fetch, io.read and io.write. What isn't configured refuses with the remedy."""
     objects, allowed = _Objects(data_dir), _Hosts(fetch_hosts)
     kinds.register(Kind("io.read", objects.read, "io", objects.check_read))
     kinds.register(Kind("io.write", objects.write, "io", objects.check_write))
-    kinds.register(Kind("io.fetch", _fetching(fetch_hosts, resolve), "io", allowed.check))
+    kinds.register(
+        Kind("io.fetch", _fetching(fetch_hosts, transport, resolve), "io", allowed.check)
+    )
 
 
-def _fetching(hosts: Collection[str], resolve: Resolve | None) -> AsyncHandler:
-    if not hosts:  # the check refuses all, and aiohttp takes an eighth of a second to import
+def _fetching(
+    hosts: Collection[str], transport: httpx.AsyncBaseTransport | None, resolve: Resolve | None
+) -> AsyncHandler:
+    if not hosts:  # the check refuses all, and httpx takes 70 ms to import
         return _fetch_nothing
     from llmtaskpool_worker.kinds.fetching import Fetcher
 
-    return Fetcher(resolve).fetch
+    return Fetcher(transport, resolve).fetch
 
 
 async def _fetch_nothing(_arguments: dict[str, Any], _: CallContext) -> dict[str, Any]:
@@ -171,7 +178,7 @@ class _Hosts:
             port = parts.port
         except ValueError:
             raise ArgumentsError("arguments.url", "arguments.url is not a URL") from None
-        if parts.scheme not in ("http", "https") or parts.username or not host:
+        if parts.scheme not in ("http", "https") or "@" in parts.netloc or not host:
             raise ArgumentsError("arguments.url", "arguments.url must be http(s)://host/...")
         if host not in self._hosts and f"{host}:{port}" not in self._hosts:
             raise ArgumentsError(
