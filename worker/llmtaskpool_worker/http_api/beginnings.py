@@ -13,7 +13,7 @@ from collections.abc import Collection
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-MOST = 3
+MOST = 2
 """Requests that begin in one turn; one takes half a millisecond until it waits for something."""
 
 

@@ -23,6 +23,10 @@ FETCH_THREADS = 4
 Resolve = Callable[[str], Awaitable[list[str]]]
 """The addresses that a host's name stands for. Raises OSError."""
 
+_SENT = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "llmtaskpool"}
+"""No compression: a small answer must not unfold to a huge one."""
+_TIMEOUT = dict.fromkeys(("connect", "read", "write", "pool"), FETCH_SECONDS)
+
 
 class Fetcher:
     """GET and POST; redirects are answered and not followed.
@@ -45,16 +49,8 @@ class Fetcher:
     async def fetch(self, arguments: dict[str, Any], _: CallContext) -> dict[str, Any]:
         """The kind's handler, of checked arguments. Raises HandlerError."""
         try:
-            async with (
-                asyncio.timeout(FETCH_SECONDS),
-                httpx.AsyncClient(
-                    transport=self._transport,
-                    verify=True if self._transport is not None else await self._context(),
-                    timeout=FETCH_SECONDS,
-                    trust_env=False,
-                ) as client,
-            ):
-                return await self._send(client, arguments)
+            async with asyncio.timeout(FETCH_SECONDS), await self._connections() as connections:
+                return await self._send(connections, arguments)
         except TimeoutError:
             raise HandlerError(
                 "not_fetched", f"the answer took longer than {FETCH_SECONDS:g} seconds"
@@ -62,20 +58,32 @@ class Fetcher:
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise HandlerError("not_fetched", f"fetching failed: {type(error).__name__}") from None
 
-    async def _send(self, client: httpx.AsyncClient, arguments: dict[str, Any]) -> dict[str, Any]:
+    async def _connections(self) -> httpx.AsyncBaseTransport:
+        """Each task's own, as what one site said must not reach another's task.
+
+        No client of httpx's around them: redirects, cookies and proxies are not wanted.
+        """
+        if self._transport is not None:
+            return self._transport
+        return httpx.AsyncHTTPTransport(verify=await self._context(), trust_env=False)
+
+    async def _send(
+        self, connections: httpx.AsyncBaseTransport, arguments: dict[str, Any]
+    ) -> dict[str, Any]:
         url, body = httpx.URL(str(arguments["url"])), arguments.get("body")
-        request = client.build_request(
+        request = httpx.Request(
             arguments.get("method", "GET"),
             url,
             content=body.encode() if body else None,
-            headers={"accept-encoding": "identity"},  # a small answer must not unfold to a huge one
+            headers=_SENT,
+            extensions={"timeout": _TIMEOUT},
         )
         address = await self._address(url.host)
         if address is not None:
             # To the address that was checked: asked again, the name could lead elsewhere.
             request.url = url.copy_with(host=address)
             request.extensions["sni_hostname"] = url.host
-        answer = await client.send(request, stream=True)
+        answer = await connections.handle_async_request(request)
         try:
             size, content = 0, []
             async for part in answer.aiter_raw():
@@ -91,10 +99,7 @@ class Fetcher:
         return {"status": answer.status_code, **await self._threads.run(told, content, encoding)}
 
     async def _context(self) -> ssl.SSLContext:
-        """Whom TLS trusts: read from disk once, in a thread, as it takes tens of milliseconds.
-
-        The client is each task's own: a shared one would keep the cookies of one task for the next.
-        """
+        """Whom TLS trusts: read from disk once, in a thread, as it takes tens of milliseconds."""
         if self._trust is None or _failed(self._trust):
             self._trust = asyncio.ensure_future(self._threads.run(_trusted))
         return await asyncio.shield(self._trust)
