@@ -27,10 +27,11 @@ class Beginnings:
 
     async def turn(self) -> None:
         """At once when few have begun in this turn, else in one of the next."""
+        loop = asyncio.get_running_loop()
         if self._begun < self._most and not self._waiting:
-            self._count(asyncio.get_running_loop())
+            self._count(loop)
             return
-        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting: asyncio.Future[None] = loop.create_future()
         self._waiting.append(waiting)
         await waiting
 
